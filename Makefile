@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Thin: each target is one command of the tools. `make help` lists them.
+
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Only a board that was not asked for may be replaced by `native`: see demo.
+BOARD_GIVEN := $(filter-out undefined,$(origin BOARD))
+BOARD ?= ast1030_evb
+EXAMPLE ?= examples/split_mnist.toml
+JOBS ?= 2
+
+# The environment's own Python first: it starts faster than a wrapper on PATH.
+PYTHON ?= $(shell for python in .venv/bin/python python3.11 python3.12 python3.13 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+
+VENV := .venv/bin
+export PLATFORMIO_CORE_DIR := $(CURDIR)/.venv/platformio
+export PATH := $(CURDIR)/$(VENV):$(PATH)
+
+.PHONY: help setup demo boards test test-slow test-all lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  BOARD=name   the board of demo (default $(BOARD); make boards lists them)"
+	@echo "  PORT=device  the serial port of a real board"
+	@echo "  SEED=number  the seed of demo"
+	@echo "  PYTHON=path  the Python (3.11 or newer) that .venv is made with"
+	@echo "  JOBS=number  tests run at a time (default $(JOBS))"
+	@echo "  SPARCL_NO_APT=1   never install system packages"
+
+setup: ## install what the other targets need (they call this)
+	@python='$(PYTHON)'; \
+	if [ -z "$$python" ]; then \
+		echo 'setup: error: no Python 3.11 or newer found; type:' >&2; \
+		echo '         sudo apt install python3.11 python3.11-venv' >&2; \
+		echo '       or name one: make PYTHON=/path/to/python3 ...' >&2; \
+		exit 1; \
+	fi; \
+	exec "$$python" tools/setup.py $(if $(filter setup,$(MAKECMDGOALS)),--explicit)
+
+demo: setup ## learn five tasks on a board (emulated unless PORT is given) and verify every bit
+	@board='$(BOARD)'; \
+	pick="$(VENV)/python tools/setup.py --port=$(PORT) --pick-board $$board"; \
+	$(if $(BOARD_GIVEN),:,board=$$($$pick)) || exit 1; \
+	$(VENV)/sparcl run $(EXAMPLE) --board "$$board" \
+		$(if $(PORT),--port '$(PORT)') $(if $(SEED),--seed '$(SEED)'); \
+	status=$$?; \
+	[ "$$board" = '$(BOARD)' ] || $$pick >/dev/null; \
+	exit $$status
+
+boards: setup ## list the boards and how each was verified
+	@$(VENV)/sparcl boards
+
+test: setup ## run the tests, without the slow ones
+	@$(VENV)/python -m pytest -n $(JOBS) -m "not slow"
+
+# pytest exits with 5 when no test is selected; having no slow test is no failure.
+test-slow: setup ## run the slow tests only
+	@$(VENV)/python -m pytest -n $(JOBS) -m slow || [ $$? -eq 5 ]
+
+test-all: setup ## run all tests
+	@$(VENV)/python -m pytest -n $(JOBS)
+
+lint: setup ## check style and types
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+
+format: setup ## rewrite the Python files in the project's style
+	@$(VENV)/ruff check --fix .
+	@$(VENV)/ruff format .
+
+clean: ## remove what was built (.venv stays)
+	@rm -rf build .pio .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,362 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Brings a fresh checkout to the point where the demo and the tests run.
+
+    python3.11 tools/setup.py               what `make setup`, `make demo` and `make test` call
+    python3.11 tools/setup.py --pick-board ast1030_evb    print it, or `native` if it cannot be built
+
+Makes .venv, installs the project and its Python packages there, installs compilers
+and the emulator with apt when it may (root, or sudo without a password; never with
+SPARCL_NO_APT set), and prepares PlatformIO. Whatever is there already is skipped.
+It runs before the virtual environment exists: standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+VENV_PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "sparcl-setup.json"
+LOG = VENV / "sparcl-setup.log"
+# What the Python side of the setup depends on: a change of one runs pip again.
+INPUTS = ("pyproject.toml", "requirements-data.txt", "tools/setup.py")
+
+MIN_PYTHON = (3, 11)
+HEARTBEAT_SECONDS = 30
+LOG_TAIL_LINES = 20
+
+HOST_PACKAGES = ("gcc", "libc6-dev")
+ARM_PACKAGES = ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi")
+EMULATOR_PACKAGES = ("qemu-system-arm",)
+
+NO_NETWORK = re.compile(
+    r"NewConnectionError|NameResolutionError|Temporary failure|Network is unreachable"
+    r"|ConnectTimeout|ConnectionResetError|ProxyError|Could not find a version"
+)
+
+
+class SetupError(Exception):
+    """Setup cannot go on; the message says what to do."""
+
+
+def say(text: str) -> None:
+    """A progress message, on standard error: standard output belongs to --pick-board."""
+    print("setup: " + text.replace("\n", "\n       "), file=sys.stderr, flush=True)
+
+
+# --- system packages -----------------------------------------------------------------
+
+
+def finds_file(compiler: str, name: str) -> bool:
+    """Whether `compiler` finds the library file `name`: it answers with a path, else the bare name."""
+    if shutil.which(compiler) is None:
+        return False
+    query = [compiler, f"-print-file-name={name}"]
+    answer = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    return os.path.isabs(os.fsdecode(answer.stdout).strip())
+
+
+def missing_packages() -> list[str]:
+    """Debian names of what is not there; looks for the programs, however they were installed."""
+    present = {
+        "gcc": shutil.which("gcc") is not None,
+        # Only Linux has a C library that comes apart from the compiler.
+        "libc6-dev": sys.platform != "linux" or finds_file("gcc", "crt1.o"),
+        "gcc-arm-none-eabi": shutil.which("arm-none-eabi-gcc") is not None,
+        "libnewlib-arm-none-eabi": finds_file("arm-none-eabi-gcc", "libc.a"),
+        "qemu-system-arm": shutil.which("qemu-system-arm") is not None,
+    }
+    wanted = HOST_PACKAGES + ARM_PACKAGES + EMULATOR_PACKAGES
+    return [package for package in wanted if not present[package]]
+
+
+def apt_prefix() -> list[str] | None:
+    """What to put before apt-get: nothing for root, sudo if it asks nothing; None if it may not."""
+    if shutil.which("apt-get") is None or os.environ.get("SPARCL_NO_APT"):
+        return None
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") is None:
+        return None
+    probe = subprocess.run(
+        ["sudo", "-n", "true"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    return ["sudo", "-n"] if probe.returncode == 0 else None
+
+
+def apt_install(prefix: list[str], packages: list[str], log: Path) -> bool:
+    """Install `packages`; whether that worked. The package lists are fetched if it fails without."""
+    say("installing with apt: " + " ".join(packages))
+    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]
+    apt += ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=1"]
+    install = [*apt, "install", "--no-install-recommends", *packages]
+    return run_logged(install, log) == 0 or (
+        run_logged([*apt, "update"], log) == 0 and run_logged(install, log) == 0
+    )
+
+
+def install_system_packages(failed_before: list[str], explicit: bool) -> list[str]:
+    """Install what is missing if that is allowed; the packages that are still missing.
+
+    What apt could not install the last time is tried again only by an explicit
+    `make setup`, so that without a network `make test` does not wait for apt each time.
+    """
+    missing = missing_packages()
+    if not missing:
+        return []
+    prefix = apt_prefix()
+    if prefix is not None and (explicit or missing != failed_before):
+        if not apt_install(prefix, missing, LOG):
+            say(f"apt failed, the end of {LOG}:\n" + log_tail(LOG))
+        missing = missing_packages()
+    if missing:
+        say(advice(missing))
+    return missing
+
+
+def advice(missing: list[str]) -> str:
+    """What to type, and what works without the missing packages."""
+    names = " ".join(missing)
+    if shutil.which("apt-get"):
+        how = "to install it, type:\n  sudo apt-get install -y --no-install-recommends " + names
+    else:
+        how = "install it with your system's package manager (the names are Debian's)"
+    if set(missing) & set(HOST_PACKAGES):
+        effect = "without a compiler for this machine neither the demo nor the tests can run"
+    elif set(missing) & set(ARM_PACKAGES):
+        effect = "until then firmware is built for `native` only"
+    else:
+        effect = "until then emulated boards cannot run; `native` and real boards can"
+    return f"not installed: {names}\n{how}\n{effect}"
+
+
+def pick_board(board: str, port: str) -> str:
+    """`board`, or `native` when the tools for `board` are missing.
+
+    Raises:
+        SetupError: a port was given, so a real board is meant, but it cannot be built for.
+    """
+    needed = set(ARM_PACKAGES if port else ARM_PACKAGES + EMULATOR_PACKAGES)
+    missing = [package for package in missing_packages() if package in needed]
+    if board == "native" or not missing:
+        return board
+    names = " ".join(missing)
+    if port:
+        raise SetupError(f"cannot build for the board at {port} without: {names}")
+    say(
+        f"NOTE: `{board}` needs {names}, which is not installed.\n"
+        "The demo runs on `native` instead: the same firmware, compiled for this machine.\n"
+        f"BOARD={board} insists on the board."
+    )
+    return "native"
+
+
+# --- running commands ----------------------------------------------------------------
+
+
+def run_logged(command: list[str], log: Path) -> int:
+    """Run `command` with its output added to `log`; its exit status. Says now and then that it runs."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        file.write(f"\n$ {' '.join(command)}\n".encode())
+        file.flush()
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+        )
+        while True:
+            try:
+                return process.wait(timeout=HEARTBEAT_SECONDS)
+            except subprocess.TimeoutExpired:
+                say(f"... still at it after {time.monotonic() - started:.0f} s")
+            except KeyboardInterrupt:
+                process.terminate()
+                raise
+
+
+def log_tail(log: Path) -> str:
+    """The last lines of `log`."""
+    lines = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+# --- Python --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the last complete setup left behind."""
+
+    inputs: str = ""
+    root: str = ""
+    apt_failed: tuple[str, ...] = ()
+
+    @staticmethod
+    def read() -> Stamp:
+        """The stored stamp; an empty one if there is none or it cannot be read."""
+        try:
+            data = json.loads(STAMP.read_text(encoding="utf-8"))
+            return Stamp(data["inputs"], data["root"], tuple(data["apt_failed"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return Stamp()
+
+    def write(self) -> None:
+        """Store the stamp, unless it is there already."""
+        text = json.dumps({**self.__dict__, "apt_failed": list(self.apt_failed)}) + "\n"
+        if not STAMP.is_file() or STAMP.read_text(encoding="utf-8") != text:
+            STAMP.write_text(text, encoding="utf-8")
+
+
+def inputs_digest() -> str:
+    """A hash of INPUTS and of the version of Python."""
+    digest = hashlib.sha256(repr(sys.version_info[:2]).encode())
+    for name in INPUTS:
+        digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def venv_problem(stamp: Stamp) -> str | None:
+    """Why .venv has to be made (anew), or None if it can stay. One made by hand is adopted."""
+    if not VENV_PYTHON.exists():  # also when it points to a Python that was removed
+        return "making"
+    if stamp.root and stamp.root != str(ROOT):
+        return "the checkout was moved; making anew"
+    try:
+        config = (VENV / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        return "its pyvenv.cfg is gone; making anew"
+    found = re.search(r"^version(?:_info)?\s*=\s*(\d+)\.(\d+)", config, re.MULTILINE)
+    if found and tuple(map(int, found.groups())) != sys.version_info[:2]:
+        return f"it holds Python {found[1]}.{found[2]}; making anew"
+    return None
+
+
+def require_venv_module() -> None:
+    """Make sure that this Python can make virtual environments: Debian ships that apart."""
+    if importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip"):
+        return
+    package = "python{}.{}-venv".format(*sys.version_info)
+    prefix = apt_prefix()
+    if prefix is not None:
+        # Not LOG: a folder .venv must not exist before there is an environment in it.
+        log = ROOT / "build" / "setup-apt.log"
+        if apt_install(prefix, [package], log):
+            return
+        say(f"apt failed, the end of {log}:\n" + log_tail(log))
+    raise SetupError(
+        "this Python cannot make virtual environments; type:\n"
+        f"  sudo apt install {package}        (or: sudo apt install python3-venv)"
+    )
+
+
+def make_venv(why: str) -> None:
+    """Make .venv anew with the Python that runs this."""
+    require_venv_module()
+    say(f".venv: {why} (Python {sys.version_info[0]}.{sys.version_info[1]})")
+    # When this runs in the old .venv, that one's Python is about to go.
+    python = getattr(sys, "_base_executable", None) or sys.executable
+    command = [python, "-m", "venv", "--clear", str(VENV)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0:
+        raise SetupError(f"`{' '.join(command)}` failed:\n{done.stdout.strip()}")
+
+
+def pip_install() -> None:
+    """Install the project, its dependencies and the data packages into .venv."""
+    pip = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode != 0:
+        run_logged([str(VENV_PYTHON), "-m", "ensurepip"], LOG)  # some tools leave pip out
+    say("installing Python packages (the first time this takes minutes: TensorFlow is large)")
+    install = [*pip, "install", "--quiet", "--progress-bar", "off"]
+    for arguments in (["--editable", ".[dev]"], ["--no-deps", "-r", "requirements-data.txt"]):
+        if run_logged([*install, *arguments], LOG) != 0:
+            tail = log_tail(LOG)
+            hint = ""
+            if NO_NETWORK.search(tail):
+                hint = "\nIs the network up? If you use a proxy or a mirror, does pip know it?"
+            raise SetupError(f"pip failed, the end of {LOG}:\n{tail}{hint}")
+
+
+def prepare_platformio() -> None:
+    """Settings and build tool of PlatformIO, in .venv/platformio unless the environment says else."""
+    command = [str(VENV_PYTHON), "-m", "host_tools.platformio"]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SetupError(f"`{' '.join(command)}` failed:\n{done.stdout.strip()}")
+    say(done.stdout.strip())
+
+
+def set_up(explicit: bool) -> None:
+    """Do what is left to do. `explicit`: the user asked for it, rather than for demo or test."""
+    started = time.monotonic()
+    stamp = Stamp.read()
+    digest = inputs_digest()
+    problem = venv_problem(stamp)
+    installed = (VENV / "bin" / "sparcl").exists() and stamp.inputs == digest
+    if problem or not installed:
+        if problem:
+            make_venv(problem)
+        LOG.unlink(missing_ok=True)
+        pip_install()
+        prepare_platformio()
+        # In case apt is interrupted below: the Python side is done.
+        Stamp(digest, str(ROOT), stamp.apt_failed).write()
+    missing = install_system_packages(list(stamp.apt_failed), explicit)
+    # Where apt may not run nothing was tried, and what failed earlier stays known.
+    failed = missing if not missing or apt_prefix() is not None else stamp.apt_failed
+    Stamp(digest, str(ROOT), tuple(failed)).write()
+    if problem or not installed:
+        say(f"done in {time.monotonic() - started:.0f} s")
+    elif explicit and not missing:
+        say("nothing left to do")
+
+
+def main() -> int:
+    """The command line; 0 on success, 1 with a message on standard error otherwise."""
+    parser = argparse.ArgumentParser(description="Prepare this checkout.")
+    parser.add_argument("--explicit", action="store_true", help="try again what failed before")
+    parser.add_argument("--pick-board", metavar="BOARD", help="print BOARD, or native")
+    parser.add_argument("--port", default="", help="with --pick-board: where a real board is")
+    options = parser.parse_args()
+    try:
+        if sys.version_info < MIN_PYTHON:
+            raise SetupError("Python 3.11 or newer is needed, this is {}.{}".format(*sys.version_info))
+        if options.pick_board:
+            print(pick_board(options.pick_board, options.port))
+        else:
+            set_up(options.explicit)
+    except SetupError as error:
+        say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted; the next `make setup` goes on")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
