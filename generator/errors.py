@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exceptions a user may see; their messages say what to change."""
+
+
+class SparclError(Exception):
+    """Base of all errors with a message for the user."""
+
+    exit_code = 1
+
+
+class UserError(SparclError):
+    """A mistake in a file, an option or a choice of board (exit status 2)."""
+
+    exit_code = 2
+
+
+class ValidationFailed(SparclError):
+    """The board and the reference disagree (exit status 1)."""
+
+    exit_code = 1
+
+
+class BoardError(SparclError):
+    """The board, its emulator or the line to it failed (exit status 1)."""
+
+    exit_code = 1
