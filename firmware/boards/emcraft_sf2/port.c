@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Emcraft SmartFusion2 SOM (M2S010), Cortex-M3.  Section names are those of
+ * Microsemi UG0331, SmartFusion2 Microcontroller Subsystem.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cortexm/cortexm.h"
+#include "scl_port.h"
+#include "scl_reg.h"
+#include "spi_nor.h"
+#include "uart_16550.h"
+
+#define MMUART0 0x40000000U
+
+/* "System Timer": timer 1, counts down */
+#define TIM1_VAL 0x40004000U
+#define TIM1_LOADVAL 0x40004004U
+#define TIM1_CTRL 0x4000400CU
+#define TIM_ENABLE 1U
+
+/* "Serial Peripheral Interface Controller": MSS SPI 0 */
+#define SPI_CONTROL 0x40001000U
+#define SPI_DFSIZE 0x40001004U
+#define SPI_STATUS 0x40001008U
+#define SPI_RX 0x40001010U
+#define SPI_TX 0x40001014U
+#define CONTROL_ENABLE 0x00000001U
+#define CONTROL_MASTER 0x00000002U
+#define CONTROL_IDLE 0x00000102U      /* master, one frame, disabled: chip not selected */
+#define CONTROL_KEEP_CS 0x04000000U   /* SPS: selected over all frames of a transfer */
+#define CONTROL_BIG_FIFO 0x20000000U  /* 32 frames of 8 bits */
+#define CONTROL_FRAMES_SHIFT 8U
+#define STATUS_RX_EMPTY 0x00000040U
+#define FIFO_FRAMES 16U /* half of the FIFO: never overruns */
+
+/* A poll takes about 20 cycles of the 142 MHz core on the APB: about 20 ms. */
+#define READ_POLLS 142000U
+
+/* S25FL128P: D8h erases 64 KiB.  Its status register has no error bits. */
+static const scl_spi_nor_t flash = {.erase_opcode = 0xD8, .error_bits = 0};
+
+static uint32_t ticks_before_restart;
+static bool byte_since_ticks;
+
+static void timer_start(void)
+{
+  SCL_REG32(TIM1_CTRL) = 0;
+  SCL_REG32(TIM1_LOADVAL) = UINT32_MAX;
+  SCL_REG32(TIM1_CTRL) = TIM_ENABLE;
+}
+
+void scl_port_init(void)
+{
+  uart_16550_init(MMUART0);
+  timer_start();
+  SCL_REG32(SPI_CONTROL) = CONTROL_IDLE;
+  SCL_REG32(SPI_DFSIZE) = 8;
+}
+
+static uint32_t read_timer(void)
+{
+  return ticks_before_restart + (UINT32_MAX - SCL_REG32(TIM1_VAL));
+}
+
+uint32_t scl_port_ticks(void)
+{
+  if (byte_since_ticks) { /* see scl_port.h */
+    byte_since_ticks = false;
+    ticks_before_restart = read_timer();
+    timer_start();
+  }
+  return read_timer();
+}
+
+int32_t scl_port_read_byte(void)
+{
+  const int32_t byte = uart_16550_read(MMUART0, READ_POLLS);
+  byte_since_ticks = byte_since_ticks || byte >= 0;
+  return byte;
+}
+
+void scl_port_write(const uint8_t *data, uint32_t size)
+{
+  uart_16550_write(MMUART0, data, size);
+}
+
+void scl_spi_begin(uint32_t total)
+{
+  SCL_REG32(SPI_CONTROL) = CONTROL_BIG_FIFO | CONTROL_KEEP_CS | CONTROL_MASTER | CONTROL_ENABLE |
+                           total << CONTROL_FRAMES_SHIFT;
+}
+
+void scl_spi_end(void)
+{
+  SCL_REG32(SPI_CONTROL) = CONTROL_IDLE;
+}
+
+/* The controller clocks a frame in for each one it clocks out. */
+static inline uint8_t next_received(void)
+{
+  while (SCL_REG32(SPI_STATUS) & STATUS_RX_EMPTY) {
+  }
+  return (uint8_t)SCL_REG32(SPI_RX);
+}
+
+void scl_spi_write(const uint8_t *data, uint32_t size)
+{
+  while (size > 0) {
+    const uint32_t burst = size < FIFO_FRAMES ? size : FIFO_FRAMES;
+    for (uint32_t i = 0; i < burst; ++i) {
+      SCL_REG32(SPI_TX) = data[i];
+    }
+    for (uint32_t i = 0; i < burst; ++i) {
+      (void)next_received();
+    }
+    data += burst;
+    size -= burst;
+  }
+}
+
+void scl_spi_read(uint8_t *data, uint32_t size)
+{
+  while (size > 0) {
+    const uint32_t burst = size < FIFO_FRAMES ? size : FIFO_FRAMES;
+    for (uint32_t i = 0; i < burst; ++i) {
+      SCL_REG32(SPI_TX) = 0;
+    }
+    for (uint32_t i = 0; i < burst; ++i) {
+      data[i] = next_received();
+    }
+    data += burst;
+    size -= burst;
+  }
+}
+
+int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
+{
+  return scl_spi_nor_read(address, data, size);
+}
+
+int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size)
+{
+  return scl_spi_nor_program(&flash, address, data, size);
+}
+
+int32_t scl_port_flash_erase(uint32_t address)
+{
+  return scl_spi_nor_erase(&flash, address);
+}
+
+scl_reset_reason_t scl_port_reset_reason(void)
+{
+  return scl_cortexm_reset_reason();
+}

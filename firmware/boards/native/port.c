@@ -1,0 +1,480 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The board that is a POSIX process, and the reference for porters.
+ *
+ *   firmware [--tcp PORT | --pty [LINK]] [--flash FILE]
+ *
+ * --tcp PORT   serial line on 127.0.0.1:PORT (0: any free port); one client at
+ *              a time, the next one is accepted when it has gone; the engine's
+ *              state does not depend on clients
+ * --pty LINK   serial line on a pseudo-terminal (the default), LINK points to it
+ * --flash FILE the flash device, created erased when missing (flash.img)
+ *
+ * SIGUSR1 is the reset button.  A restart executes the program again and keeps
+ * the serial line, as a board keeps its UART, so clients stay connected.
+ */
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* posix_openpt */
+#endif
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "scl_board.h"
+#include "scl_port.h"
+
+/* board.toml renames the engine's main so that this file can read arguments. */
+#undef main
+int scl_engine_main(void);
+
+/* Descriptors that survive a restart have fixed numbers, so that the signal
+ * handler has nothing to compute. */
+enum { FD_LISTEN = 100, FD_LINE = 101, FD_FLASH = 102 };
+enum { READ_WAIT_MS = 20, WRITE_WAIT_MS = 1000 };
+enum { ERROR_RANGE = -1, ERROR_IO = -2, ERROR_NOT_ERASED = -3 };
+
+#define RESTART_VARIABLE "SCL_NATIVE_RESTART="
+#define MOST_VARIABLES 1024
+extern char **environ;
+
+static struct {
+  char path[4096];
+  char **argv;
+  const char *environment[MOST_VARIABLES + 2]; /* [0] is RESTART_VARIABLE... */
+  bool tcp;
+  scl_reset_reason_t reason;
+} process;
+
+static struct {
+  uint8_t bytes[4096];
+  size_t used, size;
+} input;
+
+static void fail(const char *what)
+{
+  perror(what);
+  exit(EXIT_FAILURE);
+}
+
+/* ---- restart ------------------------------------------------------------ */
+
+/* Only async-signal-safe calls: also the body of the signal handler. */
+static void execute_again(const char *reason)
+{
+  process.environment[0] = reason;
+  (void)execve(process.path, process.argv, (char *const *)(uintptr_t)process.environment);
+  _exit(EXIT_FAILURE);
+}
+
+static void on_reset_button(int signal_number)
+{
+  (void)signal_number;
+  execute_again(RESTART_VARIABLE "pin");
+}
+
+void scl_port_restart(void)
+{
+  execute_again(RESTART_VARIABLE "software");
+}
+
+static void prepare_restart(char **argv)
+{
+  const ssize_t length = readlink("/proc/self/exe", process.path, sizeof process.path - 1);
+  if (length > 0) {
+    process.path[length] = '\0';
+  } else { /* no /proc: macOS, BSD */
+    char *resolved = realpath(argv[0], NULL);
+    if (resolved == NULL || strlen(resolved) >= sizeof process.path) {
+      fail(argv[0]);
+    }
+    memcpy(process.path, resolved, strlen(resolved) + 1);
+    free(resolved);
+  }
+  process.argv = argv;
+
+  const size_t name_size = strlen(RESTART_VARIABLE);
+  size_t count = 1;
+  process.reason = SCL_RESET_POWER_ON;
+  for (char **entry = environ; *entry != NULL; ++entry) {
+    if (strncmp(*entry, RESTART_VARIABLE, name_size) == 0) {
+      process.reason = strcmp(*entry + name_size, "pin") == 0 ? SCL_RESET_PIN : SCL_RESET_SOFTWARE;
+    } else if (count <= MOST_VARIABLES) {
+      process.environment[count++] = *entry;
+    }
+  }
+  process.environment[count] = NULL;
+}
+
+static void install_signals(void)
+{
+  struct sigaction action;
+  memset(&action, 0, sizeof action);
+  (void)sigemptyset(&action.sa_mask);
+  action.sa_handler = SIG_IGN;
+  (void)sigaction(SIGPIPE, &action, NULL); /* a client that left is no reason to end */
+  action.sa_handler = on_reset_button;
+  (void)sigaction(SIGUSR1, &action, NULL);
+
+  /* Executed out of the handler, the program inherits the signal blocked. */
+  sigset_t unblock;
+  (void)sigemptyset(&unblock);
+  (void)sigaddset(&unblock, SIGUSR1);
+  (void)sigprocmask(SIG_UNBLOCK, &unblock, NULL);
+}
+
+/* ---- serial line --------------------------------------------------------- */
+
+static bool is_open(int fd)
+{
+  return fcntl(fd, F_GETFD) != -1;
+}
+
+static void move_fd(int from, int to)
+{
+  if (from != to) {
+    if (dup2(from, to) < 0) {
+      fail("dup2");
+    }
+    (void)close(from);
+  }
+}
+
+static void set_nonblocking(int fd)
+{
+  (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+}
+
+static void listen_on(unsigned long port)
+{
+  const int on = 1;
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  struct sockaddr_in address;
+  socklen_t size = sizeof address;
+  memset(&address, 0, sizeof address);
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  address.sin_port = htons((uint16_t)port);
+  if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
+      bind(fd, (const struct sockaddr *)&address, sizeof address) != 0 || listen(fd, 4) != 0 ||
+      getsockname(fd, (struct sockaddr *)&address, &size) != 0) {
+    fail("firmware: listening");
+  }
+  move_fd(fd, FD_LISTEN);
+  set_nonblocking(FD_LISTEN);
+  (void)printf("listening on socket://127.0.0.1:%u\n", (unsigned)ntohs(address.sin_port));
+  (void)fflush(stdout);
+}
+
+static void open_pty(const char *link_path)
+{
+  const int fd = posix_openpt(O_RDWR | O_NOCTTY);
+  const char *name = NULL;
+  if (fd < 0 || grantpt(fd) != 0 || unlockpt(fd) != 0 || (name = ptsname(fd)) == NULL) {
+    fail("firmware: pseudo-terminal");
+  }
+  /* Left open, so that the line stays up when a client closes it. */
+  const int slave = open(name, O_RDWR | O_NOCTTY);
+  struct termios settings;
+  if (slave < 0 || tcgetattr(slave, &settings) != 0) {
+    fail(name);
+  }
+  settings.c_iflag = 0;
+  settings.c_oflag = 0;
+  settings.c_lflag = 0;
+  settings.c_cflag = (settings.c_cflag & ~(tcflag_t)(CSIZE | PARENB)) | CS8;
+  if (tcsetattr(slave, TCSANOW, &settings) != 0) {
+    fail(name);
+  }
+  if (link_path != NULL) {
+    (void)unlink(link_path);
+    if (symlink(name, link_path) != 0) {
+      fail(link_path);
+    }
+  }
+  move_fd(fd, FD_LINE);
+  set_nonblocking(FD_LINE);
+  (void)printf("serial line on %s\n", name);
+  (void)fflush(stdout);
+}
+
+static bool wait_for(int fd, short events, int milliseconds)
+{
+  struct pollfd entry = {.fd = fd, .events = events, .revents = 0};
+  return poll(&entry, 1, milliseconds) > 0;
+}
+
+static void drop_client(void)
+{
+  input.used = input.size = 0;
+  if (process.tcp) {
+    (void)close(FD_LINE);
+  }
+}
+
+/* True when there is a client; otherwise waits a little for one. */
+static bool have_client(void)
+{
+  if (!process.tcp || is_open(FD_LINE)) {
+    return true;
+  }
+  if (!wait_for(FD_LISTEN, POLLIN, READ_WAIT_MS)) {
+    return false;
+  }
+  const int client = accept(FD_LISTEN, NULL, NULL);
+  if (client < 0) {
+    return false;
+  }
+  const int on = 1;
+  (void)setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  move_fd(client, FD_LINE);
+  set_nonblocking(FD_LINE);
+  return true;
+}
+
+static bool would_block(void)
+{
+  /* One value on Linux, two names in POSIX. */
+  return errno == EAGAIN || errno == EINTR;
+}
+
+static void fill_input(void)
+{
+  if (!have_client() || !wait_for(FD_LINE, POLLIN, READ_WAIT_MS)) {
+    return;
+  }
+  const ssize_t got = read(FD_LINE, input.bytes, sizeof input.bytes);
+  input.used = 0;
+  input.size = got > 0 ? (size_t)got : 0;
+  if (got == 0 || (got < 0 && !would_block())) {
+    drop_client();
+  }
+}
+
+int32_t scl_port_read_byte(void)
+{
+  if (input.used == input.size) {
+    fill_input();
+  }
+  return input.used < input.size ? (int32_t)input.bytes[input.used++] : -1;
+}
+
+/* Bytes for nobody are lost, as on a UART. */
+void scl_port_write(const uint8_t *data, uint32_t size)
+{
+  if (process.tcp && !is_open(FD_LINE)) {
+    return;
+  }
+  while (size > 0) {
+    const ssize_t sent = write(FD_LINE, data, size);
+    if (sent >= 0) {
+      data += sent;
+      size -= (uint32_t)sent;
+    } else if (!would_block()) {
+      drop_client();
+      return;
+    } else if (!wait_for(FD_LINE, POLLOUT, WRITE_WAIT_MS) && !process.tcp) {
+      return; /* nobody reads the pseudo-terminal */
+    }
+  }
+}
+
+/* ---- timer --------------------------------------------------------------- */
+
+uint32_t scl_port_ticks(void)
+{
+  struct timespec now;
+  (void)clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint32_t)((uint64_t)now.tv_sec * 10000000U + (uint64_t)now.tv_nsec / 100U);
+}
+
+/* ---- flash: NOR semantics on a file -------------------------------------- */
+
+static bool outside(uint32_t address, uint32_t size)
+{
+  return address > SCL_FLASH_SIZE || size > SCL_FLASH_SIZE - address;
+}
+
+/* Every operation reaches the kernel before it returns: a killed process
+ * loses nothing. */
+static bool write_all(off_t offset, const uint8_t *data, size_t size)
+{
+  while (size > 0) {
+    const ssize_t done = pwrite(FD_FLASH, data, size, offset);
+    if (done < 0 && errno != EINTR) {
+      return false;
+    }
+    if (done > 0) {
+      data += done;
+      offset += done;
+      size -= (size_t)done;
+    }
+  }
+  return true;
+}
+
+static bool read_all(off_t offset, uint8_t *data, size_t size)
+{
+  while (size > 0) {
+    const ssize_t done = pread(FD_FLASH, data, size, offset);
+    if (done == 0 || (done < 0 && errno != EINTR)) {
+      return false;
+    }
+    if (done > 0) {
+      data += done;
+      offset += done;
+      size -= (size_t)done;
+    }
+  }
+  return true;
+}
+
+static off_t in_device(uint32_t address)
+{
+  return (off_t)SCL_FLASH_OFFSET + (off_t)address;
+}
+
+static bool erase_sector(uint32_t address)
+{
+  uint8_t erased[SCL_FLASH_SECTOR];
+  memset(erased, 0xFF, sizeof erased);
+  return write_all(in_device(address), erased, sizeof erased);
+}
+
+static void open_flash(const char *path)
+{
+  const int fd = open(path, O_RDWR | O_CREAT, 0644);
+  struct stat status;
+  if (fd < 0 || fstat(fd, &status) != 0) {
+    fail(path);
+  }
+  move_fd(fd, FD_FLASH);
+  const off_t end = in_device(SCL_FLASH_SIZE);
+  if (status.st_size >= end) {
+    return;
+  }
+  if (status.st_size != 0) {
+    (void)fprintf(stderr, "firmware: %s has %lld bytes, the flash has %lld: delete it to begin anew\n",
+                  path, (long long)status.st_size, (long long)end);
+    exit(EXIT_FAILURE);
+  }
+  for (uint32_t address = 0; address < SCL_FLASH_SIZE; address += SCL_FLASH_SECTOR) {
+    if (!erase_sector(address)) {
+      fail(path);
+    }
+  }
+}
+
+int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
+{
+  if (outside(address, size)) {
+    return ERROR_RANGE;
+  }
+  return read_all(in_device(address), data, size) ? 0 : ERROR_IO;
+}
+
+int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size)
+{
+  if (outside(address, size) || (address | size) % SCL_FLASH_PROGRAM_UNIT != 0U) {
+    return ERROR_RANGE;
+  }
+  bool lost_bits = false;
+  while (size > 0) {
+    uint8_t cells[256];
+    const uint32_t part = size < sizeof cells ? size : (uint32_t)sizeof cells;
+    if (!read_all(in_device(address), cells, part)) {
+      return ERROR_IO;
+    }
+    for (uint32_t i = 0; i < part; ++i) { /* programming only clears bits */
+      cells[i] = (uint8_t)(cells[i] & data[i]);
+      lost_bits = lost_bits || cells[i] != data[i];
+    }
+    if (!write_all(in_device(address), cells, part)) {
+      return ERROR_IO;
+    }
+    address += part;
+    data += part;
+    size -= part;
+  }
+  return lost_bits ? ERROR_NOT_ERASED : 0;
+}
+
+int32_t scl_port_flash_erase(uint32_t address)
+{
+  if (outside(address, SCL_FLASH_SECTOR) || address % SCL_FLASH_SECTOR != 0U) {
+    return ERROR_RANGE;
+  }
+  return erase_sector(address) ? 0 : ERROR_IO;
+}
+
+/* ---- the rest of the contract --------------------------------------------- */
+
+void scl_port_init(void)
+{
+}
+
+scl_reset_reason_t scl_port_reset_reason(void)
+{
+  return process.reason;
+}
+
+uint32_t scl_port_stack_used(void)
+{
+  return 0;
+}
+
+static void usage(const char *program)
+{
+  (void)fprintf(stderr, "usage: %s [--tcp PORT | --pty [LINK]] [--flash FILE]\n", program);
+  exit(2);
+}
+
+int main(int argc, char **argv)
+{
+  const char *flash_path = "flash.img", *pty_link = NULL;
+  unsigned long port = 0;
+  for (int i = 1; i < argc; ++i) {
+    const bool has_value = i + 1 < argc && argv[i + 1][0] != '-';
+    if (strcmp(argv[i], "--tcp") == 0 && has_value) {
+      char *end;
+      process.tcp = true;
+      port = strtoul(argv[++i], &end, 10);
+      if (*end != '\0' || port > UINT16_MAX) {
+        usage(argv[0]);
+      }
+    } else if (strcmp(argv[i], "--pty") == 0) {
+      process.tcp = false;
+      pty_link = has_value ? argv[++i] : NULL;
+    } else if (strcmp(argv[i], "--flash") == 0 && has_value) {
+      flash_path = argv[++i];
+    } else {
+      usage(argv[0]);
+    }
+  }
+
+  prepare_restart(argv);
+  install_signals();
+  open_flash(flash_path);
+  const bool restarted = process.reason != SCL_RESET_POWER_ON;
+  if (!restarted || !is_open(process.tcp ? FD_LISTEN : FD_LINE)) {
+    if (process.tcp) {
+      listen_on(port);
+    } else {
+      open_pty(pty_link);
+    }
+  }
+  return scl_engine_main();
+}

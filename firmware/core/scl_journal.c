@@ -1,0 +1,491 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "scl_journal.h"
+
+#include <string.h>
+
+#include "scl_bytes.h"
+#include "scl_crc.h"
+#include "scl_port.h"
+
+#define MAGIC 0x4A4C4353u
+#define VERSION 1u
+#define KIND_DATA 1u
+#define KIND_STATE 2u
+#define ERASED 0xFFu
+#define HEADER_BYTES 48u
+#define STAGE_BYTES (SCL_FLASH_PROGRAM_UNIT > 64u ? SCL_FLASH_PROGRAM_UNIT : 64u)
+
+_Static_assert(SCL_FLASH_SIZE % SCL_FLASH_SECTOR == 0, "whole sectors");
+_Static_assert(SCL_FLASH_SECTOR % SCL_GRANULE == 0 && SCL_GRANULE % SCL_FLASH_PROGRAM_UNIT == 0, "granule");
+_Static_assert(SCL_FLASH_SIZE / SCL_GRANULE <= 65536u, "addresses have 16 bits");
+_Static_assert(64u % SCL_FLASH_PROGRAM_UNIT == 0 || SCL_FLASH_PROGRAM_UNIT % 64u == 0, "staging");
+
+scl_journal_t scl_journal;
+
+typedef struct {
+  uint32_t sequence, erase_count, snapshot, size, crc, tail_sequence;
+  uint16_t part, parts;
+  uint8_t kind;
+  uint8_t ours; /* of this model */
+} header_t;
+
+/* Bytes on their way to the flash: programs whole units, reads back what it wrote. */
+typedef struct {
+  uint32_t address, fill;
+  uint8_t bytes[STAGE_BYTES];
+} stage_t;
+
+static stage_t stage;
+
+/* The snapshot being written or read. */
+static struct {
+  uint32_t crc, size, number;
+  uint16_t part, parts, sector;
+  scl_tail_t tail;
+  uint32_t erase_count;
+} snap;
+
+static const uint8_t model_hash[8] = SCL_MODEL_HASH;
+
+static scl_status_t flash_read(uint32_t address, void *data, uint32_t size) {
+  return scl_port_flash_read(address, data, size) < 0 ? SCL_ERR_STORE : SCL_OK;
+}
+
+static scl_status_t verify(uint32_t address, const uint8_t *data, uint32_t size) {
+  uint8_t back[32];
+  for (uint32_t done = 0; done < size; done += sizeof back) {
+    const uint32_t n = size - done < sizeof back ? size - done : (uint32_t)sizeof back;
+    if (flash_read(address + done, back, n) != SCL_OK || memcmp(back, data + done, n) != 0) {
+      return SCL_ERR_STORE;
+    }
+  }
+  return SCL_OK;
+}
+
+static scl_status_t program(uint32_t address, const uint8_t *data, uint32_t size) {
+  scl_journal.counts.programs++;
+  scl_journal.counts.bytes_written += size;
+  if (scl_port_flash_program(address, data, size) < 0) {
+    return SCL_ERR_STORE;
+  }
+  return verify(address, data, size);
+}
+
+static void stage_begin(uint32_t address) {
+  stage.address = address;
+  stage.fill = 0;
+}
+
+static scl_status_t stage_write(const void *data, uint32_t size) {
+  const uint8_t *from = data;
+  while (size > 0) {
+    const uint32_t room = STAGE_BYTES - stage.fill;
+    const uint32_t n = size < room ? size : room;
+    memcpy(&stage.bytes[stage.fill], from, n);
+    stage.fill += n;
+    from += n;
+    size -= n;
+    if (stage.fill == STAGE_BYTES) {
+      const scl_status_t status = program(stage.address, stage.bytes, STAGE_BYTES);
+      if (status != SCL_OK) {
+        return status;
+      }
+      stage.address += STAGE_BYTES;
+      stage.fill = 0;
+    }
+  }
+  return SCL_OK;
+}
+
+static scl_status_t stage_end(void) {
+  const uint32_t size = SCL_ROUND_UP(stage.fill, SCL_FLASH_PROGRAM_UNIT);
+  if (size == 0) {
+    return SCL_OK;
+  }
+  memset(&stage.bytes[stage.fill], (int)ERASED, size - stage.fill);
+  stage.fill = 0;
+  return program(stage.address, stage.bytes, size);
+}
+
+/* Returns 1 and fills `h` if the sector has a valid header. */
+static int read_header(uint32_t sector, header_t *h) {
+  uint8_t raw[HEADER_BYTES];
+  if (flash_read(sector * SCL_FLASH_SECTOR, raw, HEADER_BYTES) != SCL_OK || scl_get_u32(raw) != MAGIC ||
+      raw[4] != VERSION || scl_get_u32(raw + 44) != scl_crc32(0, raw, 44)) {
+    return 0;
+  }
+  h->kind = raw[5];
+  h->sequence = scl_get_u32(raw + 8);
+  h->erase_count = scl_get_u32(raw + 12);
+  h->snapshot = scl_get_u32(raw + 16);
+  h->part = scl_get_u16(raw + 20);
+  h->parts = scl_get_u16(raw + 22);
+  h->size = scl_get_u32(raw + 24);
+  h->crc = scl_get_u32(raw + 28);
+  h->tail_sequence = scl_get_u32(raw + 40);
+  h->ours = memcmp(raw + 32, model_hash, sizeof model_hash) == 0;
+  return 1;
+}
+
+static scl_status_t write_header(uint32_t sector, const header_t *h) {
+  uint8_t raw[HEADER_BYTES] = {0};
+  scl_put_u32(raw, MAGIC);
+  raw[4] = VERSION;
+  raw[5] = h->kind;
+  scl_put_u32(raw + 8, h->sequence);
+  scl_put_u32(raw + 12, h->erase_count);
+  scl_put_u32(raw + 16, h->snapshot);
+  scl_put_u16(raw + 20, h->part);
+  scl_put_u16(raw + 22, h->parts);
+  scl_put_u32(raw + 24, h->size);
+  scl_put_u32(raw + 28, h->crc);
+  memcpy(raw + 32, model_hash, sizeof model_hash);
+  scl_put_u32(raw + 40, h->tail_sequence);
+  scl_put_u32(raw + 44, scl_crc32(0, raw, 44));
+  stage_begin(sector * SCL_FLASH_SECTOR);
+  const scl_status_t status = stage_write(raw, HEADER_BYTES);
+  return status != SCL_OK ? status : stage_end();
+}
+
+static uint16_t next_sector(uint32_t sector) { return (uint16_t)(sector + 1u < SCL_SECTORS ? sector + 1u : 0u); }
+
+/* Erases the next sector of the ring that works; its erase count goes to *erase_count. */
+static scl_status_t take_sector(uint32_t *erase_count) {
+  while (scl_journal.used < SCL_SECTORS) {
+    header_t old;
+    const uint16_t sector = scl_journal.used == 0 ? scl_journal.tail : next_sector(scl_journal.head);
+    /* Without a valid header (never used, or cut in the middle of an erase) the ring's age tells the count. */
+    const uint32_t count = read_header(sector, &old) ? old.erase_count : scl_journal.sequence / SCL_SECTORS;
+    scl_journal.head = sector;
+    scl_journal.used++;
+    scl_journal.counts.erases++;
+    *erase_count = count + 1u;
+    if (scl_port_flash_erase((uint32_t)sector * SCL_FLASH_SECTOR) >= 0) {
+      scl_journal.sequence++;
+      scl_journal.offset = SCL_SECTOR_HEADER;
+      return SCL_OK;
+    }
+    scl_journal.counts.retired++;
+  }
+  scl_journal.offset = SCL_FLASH_SECTOR;
+  return SCL_ERR_STORE_FULL;
+}
+
+static scl_status_t take_data_sector(void) {
+  header_t h = {.kind = KIND_DATA};
+  const int first = scl_journal.used == 0;
+  scl_status_t status = take_sector(&h.erase_count);
+  if (status != SCL_OK) {
+    return status;
+  }
+  h.sequence = scl_journal.sequence;
+  if (first) {
+    scl_journal.tail = scl_journal.head;
+    scl_journal.tail_sequence = scl_journal.sequence;
+  }
+  return write_header(scl_journal.head, &h);
+}
+
+static scl_status_t make_room(uint32_t size) {
+  const uint32_t padded = SCL_ROUND_UP(size, SCL_GRANULE);
+  if (scl_journal.used > 0 && scl_journal.offset + padded <= SCL_FLASH_SECTOR) {
+    return SCL_OK;
+  }
+  return padded > SCL_SECTOR_ROOM ? SCL_ERR_STORE_FULL : take_data_sector();
+}
+
+/* The address of the next record; its place counts as used even if the write fails. */
+static scl_address_t place(uint32_t size) {
+  const uint32_t at = (uint32_t)scl_journal.head * SCL_FLASH_SECTOR + scl_journal.offset;
+  scl_journal.offset += SCL_ROUND_UP(size, SCL_GRANULE);
+  stage_begin(at);
+  return (scl_address_t)(at / SCL_GRANULE);
+}
+
+scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
+                                scl_address_t *address) {
+  scl_status_t status = make_room(head_size + body_size);
+  if (status != SCL_OK) {
+    return status;
+  }
+  *address = place(head_size + body_size);
+  status = stage_write(head, head_size);
+  if (status == SCL_OK) {
+    status = stage_write(body, body_size);
+  }
+  return status != SCL_OK ? status : stage_end();
+}
+
+scl_status_t scl_journal_read(scl_address_t address, uint32_t offset, void *data, uint32_t size) {
+  return flash_read((uint32_t)address * SCL_GRANULE + offset, data, size);
+}
+
+scl_status_t scl_journal_copy(scl_address_t from, uint32_t size, scl_address_t *to) {
+  scl_status_t status = make_room(size);
+  if (status != SCL_OK) {
+    return status;
+  }
+  *to = place(size);
+  for (uint32_t done = 0; done < size && status == SCL_OK;) {
+    uint8_t chunk[32];
+    const uint32_t n = size - done < sizeof chunk ? size - done : (uint32_t)sizeof chunk;
+    status = scl_journal_read(from, done, chunk, n);
+    if (status == SCL_OK) {
+      status = stage_write(chunk, n);
+    }
+    done += n;
+  }
+  scl_journal.counts.relocated++;
+  return status != SCL_OK ? status : stage_end();
+}
+
+scl_tail_t scl_journal_tail(void) { return (scl_tail_t){scl_journal.tail, scl_journal.tail_sequence}; }
+
+scl_tail_t scl_journal_after(scl_tail_t tail) {
+  header_t h;
+  do {
+    tail.sector = next_sector(tail.sector);
+  } while (tail.sector != scl_journal.head && !(read_header(tail.sector, &h) && h.sequence == tail.sequence + 1u));
+  tail.sequence++;
+  return tail;
+}
+
+static scl_status_t snapshot_sector(void) {
+  const int first = scl_journal.used == 0;
+  const scl_status_t status = take_sector(&snap.erase_count);
+  if (status != SCL_OK) {
+    return status;
+  }
+  if (first) {
+    scl_journal.tail = scl_journal.head;
+    scl_journal.tail_sequence = scl_journal.sequence;
+    snap.tail = scl_journal_tail();
+  }
+  snap.crc = 0;
+  snap.size = 0;
+  stage_begin((uint32_t)scl_journal.head * SCL_FLASH_SECTOR + SCL_SECTOR_HEADER);
+  return SCL_OK;
+}
+
+/* The header goes last: a sector counts only when its payload is complete. */
+static scl_status_t snapshot_close(void) {
+  const header_t h = {.kind = KIND_STATE,
+                      .sequence = scl_journal.sequence,
+                      .erase_count = snap.erase_count,
+                      .snapshot = snap.number,
+                      .part = snap.part,
+                      .parts = snap.parts,
+                      .size = snap.size,
+                      .crc = snap.crc,
+                      .tail_sequence = snap.tail.sequence};
+  const scl_status_t status = stage_end();
+  snap.part++;
+  return status != SCL_OK ? status : write_header(scl_journal.head, &h);
+}
+
+scl_status_t scl_journal_snapshot_begin(uint32_t size, scl_tail_t tail) {
+  snap.number = scl_journal.next_snapshot++;
+  snap.part = 0;
+  snap.parts = (uint16_t)scl_journal_snapshot_sectors(size);
+  snap.tail = tail;
+  return snapshot_sector();
+}
+
+scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size) {
+  const uint8_t *from = data;
+  while (size > 0) {
+    scl_status_t status = SCL_OK;
+    if (snap.size == SCL_SECTOR_ROOM) {
+      status = snapshot_close();
+      if (status == SCL_OK) {
+        status = snapshot_sector();
+      }
+    }
+    const uint32_t room = SCL_SECTOR_ROOM - snap.size;
+    const uint32_t n = size < room ? size : room;
+    if (status == SCL_OK) {
+      status = stage_write(from, n);
+    }
+    if (status != SCL_OK) {
+      return status;
+    }
+    snap.crc = scl_crc32(snap.crc, from, n);
+    snap.size += n;
+    from += n;
+    size -= n;
+  }
+  return SCL_OK;
+}
+
+scl_status_t scl_journal_snapshot_end(void) {
+  const scl_status_t status = snapshot_close();
+  scl_journal.offset = SCL_FLASH_SECTOR; /* data does not share a sector with a snapshot */
+  if (status != SCL_OK) {
+    return status;
+  }
+  scl_journal.snapshot = snap.number;
+  scl_journal.tail = snap.tail.sector;
+  scl_journal.tail_sequence = snap.tail.sequence;
+  scl_journal.used = (uint16_t)((scl_journal.head + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+  scl_journal.counts.checkpoints++;
+  return SCL_OK;
+}
+
+static uint32_t payload_crc(uint32_t sector, uint32_t size) {
+  uint32_t crc = 0;
+  for (uint32_t done = 0; done < size;) {
+    uint8_t chunk[64];
+    const uint32_t n = size - done < sizeof chunk ? size - done : (uint32_t)sizeof chunk;
+    if (flash_read(sector * SCL_FLASH_SECTOR + SCL_SECTOR_HEADER + done, chunk, n) != SCL_OK) {
+      return ~crc;
+    }
+    crc = scl_crc32(crc, chunk, n);
+    done += n;
+  }
+  return crc;
+}
+
+/* All parts of the snapshot are there and pass their checks; *last is its newest sector. */
+static int complete(uint32_t number, uint16_t *last, uint32_t *tail_sequence) {
+  uint32_t found = 0;
+  uint32_t parts = 0;
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    if (!read_header(s, &h) || !h.ours || h.kind != KIND_STATE || h.snapshot != number || h.size > SCL_SECTOR_ROOM ||
+        payload_crc(s, h.size) != h.crc) {
+      continue;
+    }
+    found++;
+    parts = h.parts;
+    if (h.part + 1u == h.parts) {
+      *last = (uint16_t)s;
+      *tail_sequence = h.tail_sequence;
+    }
+  }
+  return parts > 0 && found == parts;
+}
+
+/* The largest snapshot number below `limit`, 0 if there is none; also learns the largest numbers in use. */
+static uint32_t newest_below(uint32_t limit) {
+  uint32_t newest = 0;
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    if (!read_header(s, &h)) {
+      continue;
+    }
+    if (h.sequence > scl_journal.sequence) {
+      scl_journal.sequence = h.sequence;
+    }
+    if (h.kind != KIND_STATE || !h.ours) {
+      continue;
+    }
+    if (h.snapshot >= scl_journal.next_snapshot) {
+      scl_journal.next_snapshot = h.snapshot + 1u;
+    }
+    if (h.snapshot < limit && h.snapshot > newest) {
+      newest = h.snapshot;
+    }
+  }
+  return newest;
+}
+
+static int find_sequence(uint32_t sequence, uint16_t *sector) {
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    if (read_header(s, &h) && h.ours && h.sequence == sequence) {
+      *sector = (uint16_t)s;
+      return 1;
+    }
+  }
+  return 0;
+}
+
+scl_status_t scl_journal_mount(void) {
+  memset(&scl_journal, 0, sizeof scl_journal);
+  scl_journal.next_snapshot = 1;
+  scl_journal.offset = SCL_FLASH_SECTOR;
+  for (uint32_t limit = 0xFFFFFFFFu;;) {
+    const uint32_t number = newest_below(limit);
+    if (number == 0) {
+      /* An empty ring begins where the last one ended, for even wear. */
+      scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS);
+      return SCL_OK;
+    }
+    uint16_t last = 0;
+    uint32_t tail = 0;
+    if (complete(number, &last, &tail) && find_sequence(tail, &scl_journal.tail)) {
+      scl_journal.snapshot = number;
+      scl_journal.head = last;
+      scl_journal.tail_sequence = tail;
+      scl_journal.used = (uint16_t)((last + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+      return SCL_OK;
+    }
+    limit = number;
+  }
+}
+
+scl_status_t scl_journal_format(void) {
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    if (read_header(s, &h) && h.kind == KIND_STATE) {
+      scl_journal.counts.erases++;
+      if (scl_port_flash_erase(s * SCL_FLASH_SECTOR) < 0) {
+        return SCL_ERR_STORE;
+      }
+    }
+  }
+  return scl_journal_mount();
+}
+
+/* Finds the sector of the part to be read next. */
+static scl_status_t restore_part(void) {
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    if (read_header(s, &h) && h.ours && h.kind == KIND_STATE && h.snapshot == scl_journal.snapshot &&
+        h.part == snap.part) {
+      snap.sector = (uint16_t)s;
+      snap.size = 0;
+      return SCL_OK;
+    }
+  }
+  return SCL_ERR_STORE;
+}
+
+scl_status_t scl_journal_restore_begin(void) {
+  snap.part = 0;
+  return restore_part();
+}
+
+scl_status_t scl_journal_restore_read(void *data, uint32_t size) {
+  uint8_t *to = data;
+  while (size > 0) {
+    if (snap.size == SCL_SECTOR_ROOM) {
+      snap.part++;
+      const scl_status_t status = restore_part();
+      if (status != SCL_OK) {
+        return status;
+      }
+    }
+    const uint32_t room = SCL_SECTOR_ROOM - snap.size;
+    const uint32_t n = size < room ? size : room;
+    const uint32_t at = (uint32_t)snap.sector * SCL_FLASH_SECTOR + SCL_SECTOR_HEADER + snap.size;
+    if (flash_read(at, to, n) != SCL_OK) {
+      return SCL_ERR_STORE;
+    }
+    snap.size += n;
+    to += n;
+    size -= n;
+  }
+  return SCL_OK;
+}
+
+void scl_journal_wear(uint32_t *low, uint32_t *high) {
+  *low = 0xFFFFFFFFu;
+  *high = 0;
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    const uint32_t count = read_header(s, &h) ? h.erase_count : 0u;
+    *low = count < *low ? count : *low;
+    *high = count > *high ? count : *high;
+  }
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The ring of flash sectors, docs/flash-format.md: takes sectors in turn,
+ * appends records, writes and finds snapshots.  It knows nothing of what a
+ * record or a snapshot means; scl_store.c does.
+ *
+ * RAM: one scl_journal_t and one staging buffer.  Time: append costs the bytes
+ * written plus, now and then, one erase; mount reads one header per sector.
+ * Power may fail inside any call: the newest complete snapshot and all it
+ * refers to stay intact.
+ */
+#ifndef SCL_JOURNAL_H
+#define SCL_JOURNAL_H
+
+#include "scl_board.h"
+#include "scl_types.h"
+
+#define SCL_SECTORS (SCL_FLASH_SIZE / SCL_FLASH_SECTOR)
+#define SCL_ROUND_UP(size, unit) (((size) + (unit)-1u) / (unit) * (unit))
+#define SCL_SECTOR_HEADER SCL_ROUND_UP(SCL_ROUND_UP(48u, SCL_FLASH_PROGRAM_UNIT), SCL_GRANULE)
+#define SCL_SECTOR_ROOM (SCL_FLASH_SECTOR - SCL_SECTOR_HEADER)
+
+typedef struct {
+  uint32_t programs, erases, relocated, checkpoints;
+  uint64_t bytes_written;
+  uint16_t retired;
+} scl_journal_counts_t;
+
+typedef struct {
+  uint32_t sequence;      /* of the newest sector */
+  uint32_t tail_sequence; /* of the oldest sector still needed */
+  uint32_t snapshot;      /* newest complete one, 0: none */
+  uint32_t next_snapshot; /* never used before */
+  uint32_t offset;        /* next free byte in the head sector */
+  uint16_t head, tail;    /* physical sectors */
+  uint16_t used;          /* sectors from tail to head, both included; 0: empty ring */
+  scl_journal_counts_t counts;
+} scl_journal_t;
+
+extern scl_journal_t scl_journal;
+
+/* Finds the newest complete snapshot; scl_journal.snapshot is 0 if there is none. */
+scl_status_t scl_journal_mount(void);
+
+/* Forgets everything. */
+scl_status_t scl_journal_format(void);
+
+static inline uint32_t scl_journal_free(void) { return SCL_SECTORS - scl_journal.used; }
+
+/* Appends a record made of two parts, takes a sector if need be, and reads it back. */
+scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
+                                scl_address_t *address);
+
+scl_status_t scl_journal_read(scl_address_t address, uint32_t offset, void *data, uint32_t size);
+
+#if SCL_FLASH_MAPPED
+/* Where a record can be read in place. */
+static inline const uint8_t *scl_journal_map(scl_address_t address) {
+  return (const uint8_t *)(uintptr_t)(SCL_FLASH_MAPPED_BASE + (uint32_t)address * SCL_GRANULE);
+}
+#endif
+
+/* Copies a record of `size` bytes to the newest sector. */
+scl_status_t scl_journal_copy(scl_address_t from, uint32_t size, scl_address_t *to);
+
+/* Sector and sequence number that follow `tail` in age, for a checkpoint that walks over the oldest sectors. */
+typedef struct {
+  uint16_t sector;
+  uint32_t sequence;
+} scl_tail_t;
+
+scl_tail_t scl_journal_tail(void);
+scl_tail_t scl_journal_after(scl_tail_t tail);
+
+/* A snapshot: begin, any number of writes that add up to `size`, end.  When end returns SCL_OK it counts. */
+scl_status_t scl_journal_snapshot_begin(uint32_t size, scl_tail_t tail);
+scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size);
+scl_status_t scl_journal_snapshot_end(void);
+
+static inline uint32_t scl_journal_snapshot_sectors(uint32_t size) {
+  return (size + SCL_SECTOR_ROOM - 1u) / SCL_SECTOR_ROOM;
+}
+
+/* Reading the newest snapshot from its beginning. */
+scl_status_t scl_journal_restore_begin(void);
+scl_status_t scl_journal_restore_read(void *data, uint32_t size);
+
+/* Smallest and largest erase count of all sectors ever taken. */
+void scl_journal_wear(uint32_t *low, uint32_t *high);
+
+#endif

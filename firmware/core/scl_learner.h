@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The state of learning besides the weights, docs/algorithm.md "State".  One
+ * learner exists; it is saved to and restored from the journal by scl_state.c.
+ */
+#ifndef SCL_LEARNER_H
+#define SCL_LEARNER_H
+
+#include "scl_types.h"
+
+typedef enum { SCL_PHASE_IDLE = 0, SCL_PHASE_FILLING = 1, SCL_PHASE_TRAINING = 2, SCL_PHASE_TRAINED = 3 } scl_phase_t;
+typedef enum { SCL_MODE_RESIDENT = 0, SCL_MODE_STREAMED = 1 } scl_mode_t;
+
+#define SCL_NO_TASK 255u
+
+/* Values that left their format in training; shown in the report so that a too tight format is seen. */
+typedef struct {
+  uint32_t saturated_activations;
+  uint32_t saturated_errors;
+  uint32_t guard_shifts;
+} scl_counts_t;
+
+typedef struct {
+  uint32_t prng, step, seen, rolling;
+  uint8_t task, phase, mode, grown;
+  uint16_t epoch, pos, n_start, n, filled, received;
+  uint8_t captured_d, captured_m, shuffled;
+  scl_counts_t counts;
+  uint8_t class_task[SCL_N_CLASSES];
+} scl_learner_t;
+
+extern scl_learner_t scl_learner;
+
+#endif

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The network: implemented by the generated scl_model.c, one line per layer
+ * and pass with that layer's constants.  A new kind of layer adds a header
+ * with its kernels and a branch in the template; nothing else changes.
+ */
+#ifndef SCL_NET_H
+#define SCL_NET_H
+
+#include "scl_learner.h"
+#include "scl_sparse.h"
+
+typedef enum { SCL_TERM_CURRENT = 0, SCL_TERM_DISTIL = 1, SCL_TERM_REPLAY = 2 } scl_term_t;
+
+/* Written by forward; read by backward together with scl_logit_error, which the loss writes. */
+extern int16_t scl_logits[SCL_LOGITS_PAD];
+extern int16_t scl_logit_error[SCL_LOGITS_PAD];
+
+#define SCL_NO_CAPTURE (-1)
+
+/* Weights, masks and biases of the model in the firmware. */
+void scl_net_reset(void);
+
+void scl_net_forward(const scl_input_t *x, scl_counts_t *counts);
+
+/* Updates the parameters (batch 1) or adds to the gradients (batch > 1); capture: factor slot or SCL_NO_CAPTURE. */
+void scl_net_backward(const scl_input_t *x, scl_term_t term, int32_t capture);
+
+/* Only carries the error to the layers, for capture. */
+void scl_net_error(const scl_input_t *x, int32_t capture);
+
+/* Batch > 1: applies and clears the gradients. */
+void scl_net_apply(void);
+
+/* Work space: sums during a pass; between passes free for mask updates (scl_mask.c). */
+typedef union {
+  int32_t sums[SCL_MAX_PAD];
+#if SCL_N_MASKED > 0
+  uint32_t histogram[256];
+  struct {
+    int16_t weight[SCL_SPREAD_WEIGHTS];
+    uint16_t grow[SCL_SPREAD_INPUTS];
+    uint8_t flag[256];
+  } spread;
+#endif
+} scl_scratch_t;
+
+extern scl_scratch_t scl_scratch;
+
+/* A masked layer as mask updates see it. */
+typedef struct {
+  const scl_panel_t *panels;
+  const void *factor_x;     /* 2 * SCL_CAPTURE rows of n_in inputs */
+  const int16_t *factor_e;  /* 2 * SCL_CAPTURE rows of n_pad errors */
+  scl_kind_t kind;
+  uint16_t n_panels, n_in, n_pad;
+  uint8_t block, block_log2;
+  int8_t unit_shift;        /* fx + 6 - fw + log2(SCL_CAPTURE) */
+} scl_masked_t;
+
+extern const scl_masked_t scl_masked[SCL_N_MASKED + 1]; /* the last is empty: C has no arrays of none */
+
+/*
+ * The parameters as ranges of memory, in the order of the state digest.  size
+ * bytes, or *entries * size where entries is not NULL (lists of a panel).
+ */
+typedef struct {
+  void *data;
+  const scl_pos_t *entries;
+  uint32_t size;
+} scl_region_t;
+
+extern const scl_region_t scl_regions[SCL_N_REGIONS];
+
+SCL_INLINE uint32_t scl_region_size(const scl_region_t *region) {
+  return region->entries == NULL ? region->size : (uint32_t)*region->entries * region->size;
+}
+
+/* Further memory that a snapshot in the middle of a task needs: captured factors, gradient sums. */
+extern const scl_region_t scl_transient_regions[SCL_N_TRANSIENT + 1];
+
+/* Weights that stand at the limit of their format. */
+uint32_t scl_net_clamped(void);
+
+#endif

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The one random generator, docs/numerics.md "Random numbers". */
+#ifndef SCL_PRNG_H
+#define SCL_PRNG_H
+
+#include "scl_types.h"
+
+/* Numerical Recipes' 32-bit constants: one multiply-add per draw; only the high bits are ever used. */
+SCL_INLINE uint32_t scl_prng_next(uint32_t *state) {
+  *state = *state * 1664525u + 1013904223u;
+  return *state;
+}
+
+/* Uniform in 0 .. n-1. */
+SCL_INLINE uint32_t scl_prng_below(uint32_t *state, uint32_t n) {
+  return (uint32_t)(((uint64_t)scl_prng_next(state) * n) >> 32);
+}
+
+#endif

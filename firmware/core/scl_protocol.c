@@ -1,0 +1,475 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "scl_protocol.h"
+
+#include <string.h>
+
+#include "scl_bytes.h"
+#include "scl_frame.h"
+#include "scl_net.h"
+#include "scl_port.h"
+#include "scl_state.h"
+#include "scl_task.h"
+#include "scl_train.h"
+
+#define PROTOCOL_VERSION 1u
+#define KIND_REQUEST 0x01u
+#define KIND_REPLY 0x81u
+#define CLASS_BYTES (1u + 2u * SCL_N_CLASSES)
+#define TRAIN_HEAD 16u
+#define MAX_STEPS ((SCL_MAX_PAYLOAD - TRAIN_HEAD - 4u) / 4u)
+
+/* Writes a reply's payload step by step; a reply never exceeds SCL_MAX_PAYLOAD (each command checks its counts). */
+typedef struct {
+  uint8_t *bytes;
+  uint32_t size;
+} out_t;
+
+typedef struct {
+  const uint8_t *bytes;
+  uint32_t size;
+} in_t;
+
+static scl_frame_t frame;
+static uint8_t reply[SCL_FRAME_BYTES];
+static uint32_t reply_size; /* 0: nothing was answered yet */
+static uint32_t last_request; /* checksum of the request that `reply` answers */
+static uint8_t restored_state;
+static uint8_t restart_pending;
+
+static const uint8_t model_hash[8] = SCL_MODEL_HASH;
+static const uint8_t version[3] = {SCL_VERSION_MAJOR, SCL_VERSION_MINOR, SCL_VERSION_PATCH};
+
+static void put_u8(out_t *o, uint32_t v) { o->bytes[o->size++] = (uint8_t)v; }
+
+static void put_u16(out_t *o, uint32_t v) {
+  scl_put_u16(o->bytes + o->size, v);
+  o->size += 2u;
+}
+
+static void put_u32(out_t *o, uint32_t v) {
+  scl_put_u32(o->bytes + o->size, v);
+  o->size += 4u;
+}
+
+static void put_u64(out_t *o, uint64_t v) {
+  scl_put_u64(o->bytes + o->size, v);
+  o->size += 8u;
+}
+
+static void put_bytes(out_t *o, const void *data, uint32_t size) {
+  memcpy(o->bytes + o->size, data, size);
+  o->size += size;
+}
+
+static scl_status_t do_hello(in_t in, out_t *o) {
+  static const char board[16] = SCL_BOARD_NAME;
+  const scl_learner_t *l = &scl_learner;
+  if (in.size != 0) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  put_u8(o, PROTOCOL_VERSION);
+  put_bytes(o, version, sizeof version);
+  put_bytes(o, model_hash, sizeof model_hash);
+  put_bytes(o, board, sizeof board);
+  put_u16(o, SCL_N_IN);
+  put_u16(o, SCL_N_CLASSES);
+  put_u8(o, SCL_N_LAYERS);
+  put_u8(o, SCL_INPUT_SIGNED);
+  put_u16(o, SCL_MAX_PAYLOAD);
+  put_u16(o, SCL_STEPS_PER_REQUEST);
+  put_u16(o, SCL_TABLE);
+  put_u16(o, SCL_CAPACITY);
+  put_u32(o, SCL_FLASH_SECTOR);
+  put_u32(o, SCL_FLASH_SIZE);
+  put_u16(o, SCL_FLASH_PROGRAM_UNIT);
+  put_u32(o, l->step);
+  put_u8(o, l->task);
+  put_u8(o, l->phase);
+  put_u8(o, l->mode);
+  put_u8(o, l->shuffled);
+  put_u16(o, l->epoch);
+  put_u16(o, l->pos);
+  put_u16(o, l->n);
+  put_u16(o, l->n_start);
+  put_u16(o, l->received);
+  put_u16(o, l->filled);
+  put_u32(o, scl_journal.snapshot);
+  put_u8(o, restored_state);
+  put_u8(o, (uint32_t)scl_port_reset_reason());
+  return SCL_OK;
+}
+
+static scl_status_t do_task_begin(in_t in, out_t *o) {
+  (void)o;
+  if (in.size < 4u || in.size != 4u + in.bytes[3]) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  return scl_train_begin(in.bytes[0], scl_get_u16(in.bytes + 1), in.bytes + 4, in.bytes[3]);
+}
+
+/* `count` labels, `each` bytes apart. */
+static scl_status_t check_labels(const uint8_t *labels, uint32_t each, uint32_t count) {
+  scl_status_t status = SCL_OK;
+  for (uint32_t k = 0; k < count && status == SCL_OK; k++) {
+    status = scl_train_check_label(labels[k * each]);
+  }
+  return status;
+}
+
+static scl_status_t do_samples(in_t in, out_t *o) {
+  const uint32_t each = 1u + SCL_N_IN;
+  if (in.size < 3u || in.size != 3u + in.bytes[2] * each) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  const uint32_t first = scl_get_u16(in.bytes);
+  const uint32_t count = in.bytes[2];
+  if (scl_learner.phase != SCL_PHASE_FILLING) {
+    return SCL_ERR_BAD_STATE;
+  }
+  if (first != scl_learner.received) {
+    return SCL_ERR_WRONG_ORDER;
+  }
+  if (first + count > scl_learner.n) {
+    return SCL_ERR_TOO_MANY;
+  }
+  /* All labels first: a refused request changes nothing. */
+  scl_status_t status = check_labels(in.bytes + 3, each, count);
+  for (uint32_t k = 0; k < count && status == SCL_OK; k++) {
+    const uint8_t *s = in.bytes + 3 + k * each;
+    status = scl_train_fill(first + k, s[0], (const scl_input_t *)(s + 1));
+  }
+  put_u16(o, scl_learner.received);
+  return status;
+}
+
+/* The head of a training reply goes in front of the rolling digests when all steps are done. */
+static scl_status_t training_reply(out_t *o, uint32_t done, int digest, const scl_progress_t *progress) {
+  const scl_learner_t *l = &scl_learner;
+  uint32_t state = 0;
+  if (digest) {
+    const uint32_t start = scl_port_ticks();
+    const scl_status_t status = scl_state_digest(&state);
+    if (status != SCL_OK) {
+      return status;
+    }
+    scl_meter.ticks[SCL_TICKS_DIGEST] += scl_port_ticks() - start;
+  }
+  out_t head = {o->bytes, 0};
+  put_u16(&head, done);
+  put_u16(&head, l->epoch);
+  put_u16(&head, l->pos);
+  put_u16(&head, l->n);
+  put_u8(&head, l->phase);
+  put_u8(&head, digest ? 1u : 0u);
+  put_u16(&head, progress->wrong);
+  put_u32(&head, progress->loss);
+  if (digest) {
+    put_u32(&head, state);
+  }
+  return SCL_OK;
+}
+
+static scl_status_t do_train(in_t in, out_t *o) {
+  if (in.size != 3u) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  const uint32_t steps = scl_get_u16(in.bytes);
+  const int digest = (in.bytes[2] & 1u) != 0;
+  if (scl_learner.phase != SCL_PHASE_TRAINING || (scl_learner.mode == SCL_MODE_STREAMED && steps != 0)) {
+    return SCL_ERR_BAD_STATE;
+  }
+  if (in.bytes[2] > 1u || steps > MAX_STEPS) {
+    return SCL_ERR_RANGE;
+  }
+  if (steps == 0 && scl_learner.pos == 0) {
+    scl_task_shuffle();
+  }
+  scl_status_t status = scl_train_reserve(steps);
+  scl_progress_t progress = {0, 0};
+  const uint32_t epoch = scl_learner.epoch;
+  uint32_t done = 0;
+  o->size = TRAIN_HEAD + (digest ? 4u : 0u);
+  while (status == SCL_OK && done < steps && scl_learner.epoch == epoch) {
+    status = scl_train_step(&progress);
+    put_u32(o, scl_learner.rolling);
+    done++;
+  }
+  return status != SCL_OK ? status : training_reply(o, done, digest, &progress);
+}
+
+static scl_status_t do_step(in_t in, out_t *o) {
+  const uint32_t each = 3u + SCL_N_IN;
+  if (in.size < 2u || in.size != 2u + in.bytes[0] * each) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  const uint32_t count = in.bytes[0];
+  const int digest = (in.bytes[in.size - 1u] & 1u) != 0;
+  const scl_learner_t *l = &scl_learner;
+  if (l->phase != SCL_PHASE_TRAINING || l->mode != SCL_MODE_STREAMED || !l->shuffled) {
+    return SCL_ERR_BAD_STATE;
+  }
+  /* A request does not cross an epoch. */
+  if (in.bytes[in.size - 1u] > 1u || count > MAX_STEPS || count > (uint32_t)l->n - l->pos) {
+    return SCL_ERR_RANGE;
+  }
+  scl_status_t status = check_labels(in.bytes + 3, each, count);
+  for (uint32_t k = 0; k < count && status == SCL_OK; k++) {
+    if (scl_get_u16(in.bytes + 1 + k * each) != scl_table.id[l->pos + k]) {
+      status = SCL_ERR_WRONG_ORDER;
+    }
+  }
+  if (status == SCL_OK) {
+    status = scl_train_reserve(count);
+  }
+  scl_progress_t progress = {0, 0};
+  o->size = TRAIN_HEAD + (digest ? 4u : 0u);
+  for (uint32_t k = 0; k < count && status == SCL_OK; k++) {
+    const uint8_t *s = in.bytes + 1 + k * each;
+    status = scl_train_step_streamed(scl_get_u16(s), s[2], (const scl_input_t *)(s + 3), &progress);
+    put_u32(o, scl_learner.rolling);
+  }
+  return status != SCL_OK ? status : training_reply(o, count, digest, &progress);
+}
+
+static void put_prediction(out_t *o, uint32_t predicted) {
+  put_u8(o, predicted);
+  put_bytes(o, scl_logits, 2u * SCL_N_CLASSES);
+}
+
+static scl_status_t do_evaluate(in_t in, out_t *o) {
+  const uint32_t each = 1u + SCL_N_IN;
+  if (in.size < 1u || in.size != 1u + in.bytes[0] * each) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  if (1u + in.bytes[0] * CLASS_BYTES > SCL_MAX_PAYLOAD) {
+    return SCL_ERR_RANGE;
+  }
+  for (uint32_t k = 0; k < in.bytes[0]; k++) {
+    if (in.bytes[1 + k * each] >= SCL_N_CLASSES) {
+      return SCL_ERR_BAD_LABEL;
+    }
+  }
+  put_u8(o, 0);
+  for (uint32_t k = 0; k < in.bytes[0]; k++) {
+    const uint8_t *s = in.bytes + 1 + k * each;
+    const uint32_t predicted = scl_train_predict((const scl_input_t *)(s + 1));
+    if (predicted == s[0]) {
+      o->bytes[0]++;
+    }
+    put_prediction(o, predicted);
+  }
+  return SCL_OK;
+}
+
+static scl_status_t do_predict(in_t in, out_t *o) {
+  if (in.size != SCL_N_IN) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  put_prediction(o, scl_train_predict((const scl_input_t *)in.bytes));
+  return SCL_OK;
+}
+
+static scl_status_t do_replay(in_t in, out_t *o) {
+  if (in.size != 8u + SCL_N_IN) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  const scl_sample_t s = {.x = (const scl_input_t *)(in.bytes + 8),
+                          .id = scl_get_u16(in.bytes + 4),
+                          .task = in.bytes[6],
+                          .label = in.bytes[7]};
+  const scl_status_t status = scl_train_replay(scl_get_u32(in.bytes), &s);
+  put_u16(o, scl_learner.filled);
+  return status;
+}
+
+static scl_status_t do_task_end(in_t in, out_t *o) {
+  uint32_t digest;
+  if (in.size != 0) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  scl_status_t status = scl_train_end();
+  if (status == SCL_OK) {
+    status = scl_state_digest(&digest);
+  }
+  if (status == SCL_OK) {
+    put_u32(o, scl_journal.snapshot);
+    put_u32(o, digest);
+  }
+  return status;
+}
+
+static scl_status_t do_digest(in_t in, out_t *o) {
+  uint32_t digest;
+  if (in.size != 0) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  const scl_status_t status = scl_state_digest(&digest);
+  put_u32(o, digest);
+  put_u32(o, scl_learner.rolling);
+  put_u32(o, scl_learner.step);
+  return status;
+}
+
+static scl_status_t do_dump(in_t in, out_t *o) {
+  if (in.size != 7u) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  const uint32_t size = scl_get_u16(in.bytes + 5);
+  if (size > SCL_MAX_PAYLOAD) {
+    return SCL_ERR_RANGE;
+  }
+  o->size = size;
+  return scl_state_dump(in.bytes[0], scl_get_u32(in.bytes + 1), o->bytes, size);
+}
+
+static scl_status_t do_statistics(in_t in, out_t *o) {
+  const scl_journal_counts_t *c = &scl_journal.counts;
+  uint32_t low, high;
+  if (in.size != 0) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  scl_journal_wear(&low, &high);
+  for (uint32_t t = 0; t < SCL_TICKS_COUNT; t++) {
+    put_u64(o, scl_meter.ticks[t]);
+  }
+  put_u32(o, scl_meter.steps);
+  put_u32(o, scl_meter.passes);
+  put_u32(o, c->programs);
+  put_u32(o, c->erases);
+  put_u64(o, c->bytes_written);
+  put_u16(o, SCL_SECTORS);
+  put_u16(o, scl_journal_free());
+  put_u16(o, scl_store_live());
+  put_u32(o, low);
+  put_u32(o, high);
+  put_u32(o, c->relocated);
+  put_u32(o, c->checkpoints);
+  put_u16(o, c->retired);
+  put_u32(o, scl_learner.counts.saturated_activations);
+  put_u32(o, scl_learner.counts.saturated_errors);
+  put_u32(o, scl_learner.counts.guard_shifts);
+  put_u32(o, scl_net_clamped());
+  put_u32(o, scl_port_stack_used());
+  return SCL_OK;
+}
+
+static scl_status_t do_save(in_t in, out_t *o) {
+  if (in.size != 0) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  const scl_status_t status = scl_store_checkpoint(0);
+  put_u32(o, scl_journal.snapshot);
+  return status;
+}
+
+static scl_status_t do_reset(in_t in, out_t *o) {
+  (void)o;
+  if (in.size != 1u) {
+    return SCL_ERR_BAD_LENGTH;
+  }
+  if (in.bytes[0] > 1u) {
+    return SCL_ERR_RANGE;
+  }
+  if (in.bytes[0] == 0) {
+    restart_pending = 1; /* after the reply */
+    return SCL_OK;
+  }
+  const scl_status_t status = scl_journal_format();
+  scl_state_reset();
+  restored_state = 0;
+  return status;
+}
+
+typedef scl_status_t (*command_fn)(in_t in, out_t *o);
+
+/* By command code, docs/protocol.md "Commands". */
+static const command_fn commands[] = {NULL,        do_hello,      do_task_begin, do_samples,    do_train,
+                                      do_step,     do_evaluate,   do_predict,    do_replay,     do_task_end,
+                                      do_digest,   do_dump,       do_statistics, do_save,       do_reset};
+
+static void answer(uint32_t sequence, uint32_t command, scl_status_t status, uint32_t payload) {
+  reply[0] = KIND_REPLY;
+  reply[1] = (uint8_t)sequence;
+  reply[2] = (uint8_t)command;
+  reply[3] = (uint8_t)-status;
+  reply_size = SCL_FRAME_HEAD + (status == SCL_OK ? payload : 0u);
+  scl_frame_send(reply, reply_size);
+}
+
+static void execute(void) {
+  const uint32_t checksum = scl_get_u32(frame.bytes + frame.size); /* covers sequence, command and payload */
+  if (reply_size != 0 && checksum == last_request) {
+    scl_frame_send(reply, reply_size);
+    return;
+  }
+  const uint32_t command = frame.bytes[2];
+  const in_t in = {frame.bytes + SCL_FRAME_HEAD, frame.size - SCL_FRAME_HEAD};
+  out_t out = {reply + SCL_FRAME_HEAD, 0};
+  scl_status_t status = SCL_ERR_UNKNOWN_COMMAND;
+  if (command < sizeof commands / sizeof commands[0] && commands[command] != NULL) {
+    status = commands[command](in, &out);
+  }
+  last_request = checksum;
+  answer(frame.bytes[1], command, status, out.size);
+  if (restart_pending) {
+    scl_port_restart();
+  }
+}
+
+/* A bad frame is answered at once, without touching the reply that a repeated request may ask for again. */
+static void refuse(void) {
+  uint8_t bytes[SCL_FRAME_HEAD + 4u] = {KIND_REPLY, 0, 0, (uint8_t)-SCL_ERR_BAD_FRAME};
+  scl_frame_send(bytes, SCL_FRAME_HEAD);
+}
+
+static void write_text(const char *text) { scl_port_write((const uint8_t *)text, (uint32_t)strlen(text)); }
+
+static void write_number(const char *label, uint32_t v) {
+  char digits[11];
+  uint32_t at = sizeof digits - 1u;
+  digits[at] = '\0';
+  do {
+    digits[--at] = (char)('0' + v % 10u);
+    v /= 10u;
+  } while (v != 0);
+  write_text(label);
+  write_text(&digits[at]);
+}
+
+/* The plain text line for a person at a terminal. */
+static void write_status(void) {
+  static const char *const phases[] = {"idle", "filling", "training", "trained"};
+  write_text("sparcl-mcu " SCL_VERSION_TEXT " on " SCL_BOARD_NAME ", model " SCL_MODEL_HASH_TEXT);
+  write_number(", task ", scl_learner.task);
+  write_text(", ");
+  write_text(phases[scl_learner.phase & 3u]);
+  write_number(", step ", scl_learner.step);
+  write_number(", replay ", scl_learner.filled);
+  write_number(", snapshot ", scl_journal.snapshot);
+  write_text("\r\n");
+}
+
+void scl_protocol_init(int restored) {
+  static const uint8_t end = 0;
+  restored_state = restored ? 1u : 0u;
+  write_status();
+  scl_port_write(&end, 1);
+}
+
+void scl_protocol_take(uint8_t byte) {
+  switch (scl_frame_take(&frame, byte)) {
+    case SCL_FRAME_COMPLETE:
+      if (frame.bytes[0] == KIND_REQUEST) {
+        execute();
+      }
+      break;
+    case SCL_FRAME_DAMAGED:
+      refuse();
+      break;
+    case SCL_FRAME_QUESTION:
+      write_status();
+      break;
+    default:
+      break;
+  }
+}

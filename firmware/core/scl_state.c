@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "scl_state.h"
+
+#include <string.h>
+
+#include "scl_bytes.h"
+#include "scl_crc.h"
+#include "scl_net.h"
+#include "scl_store.h"
+
+#define SCALARS 48u
+#define SLOT_BYTES 12u
+#define FIRST_NET_REGION 16u
+
+scl_learner_t scl_learner;
+
+/* One visitor serves digest, size, save and load: the order of the state's parts stands once, in visit_net and visit_all. */
+typedef scl_status_t (*visit_fn)(void *context, void *data, uint32_t size);
+
+static void pack(uint8_t p[SCALARS]) {
+  const scl_learner_t *l = &scl_learner;
+  memset(p, 0, SCALARS);
+  scl_put_u32(p, l->prng);
+  scl_put_u32(p + 4, l->step);
+  scl_put_u32(p + 8, l->seen);
+  scl_put_u32(p + 12, l->rolling);
+  p[16] = l->task;
+  p[17] = l->phase;
+  p[18] = l->mode;
+  p[19] = l->grown;
+  scl_put_u16(p + 20, l->epoch);
+  scl_put_u16(p + 22, l->pos);
+  scl_put_u16(p + 24, l->n_start);
+  scl_put_u16(p + 26, l->n);
+  scl_put_u16(p + 28, l->filled);
+  scl_put_u16(p + 30, l->received);
+  p[32] = l->captured_d;
+  p[33] = l->captured_m;
+  p[34] = l->shuffled;
+  scl_put_u32(p + 36, l->counts.saturated_activations);
+  scl_put_u32(p + 40, l->counts.saturated_errors);
+  scl_put_u32(p + 44, l->counts.guard_shifts);
+}
+
+static void unpack(const uint8_t p[SCALARS]) {
+  scl_learner_t *l = &scl_learner;
+  l->prng = scl_get_u32(p);
+  l->step = scl_get_u32(p + 4);
+  l->seen = scl_get_u32(p + 8);
+  l->rolling = scl_get_u32(p + 12);
+  l->task = p[16];
+  l->phase = p[17];
+  l->mode = p[18];
+  l->grown = p[19];
+  l->epoch = scl_get_u16(p + 20);
+  l->pos = scl_get_u16(p + 22);
+  l->n_start = scl_get_u16(p + 24);
+  l->n = scl_get_u16(p + 26);
+  l->filled = scl_get_u16(p + 28);
+  l->received = scl_get_u16(p + 30);
+  l->captured_d = p[32];
+  l->captured_m = p[33];
+  l->shuffled = p[34];
+  l->counts.saturated_activations = scl_get_u32(p + 36);
+  l->counts.saturated_errors = scl_get_u32(p + 40);
+  l->counts.guard_shifts = scl_get_u32(p + 44);
+}
+
+static scl_status_t visit_net(visit_fn visit, void *context) {
+  for (uint32_t r = 0; r < SCL_N_REGIONS; r++) {
+    const scl_status_t status = visit(context, scl_regions[r].data, scl_region_size(&scl_regions[r]));
+    if (status != SCL_OK) {
+      return status;
+    }
+  }
+  return SCL_OK;
+}
+
+/* Table and slots; sizes come from the learner, so the scalars are visited (and unpacked) first. */
+static scl_status_t visit_tables(visit_fn visit, void *context) {
+  const uint32_t n = scl_learner.n;
+  const uint32_t filled = scl_learner.filled;
+  const struct {
+    void *data;
+    uint32_t size;
+  } parts[] = {{scl_table.id, n * 2u},
+               {scl_table.score, n},
+               {scl_table.address, n * 2u},
+               {scl_slots.sample, filled * 2u},
+               {scl_slots.logits, filled * 2u}};
+  for (uint32_t k = 0; k < sizeof parts / sizeof parts[0]; k++) {
+    const scl_status_t status = visit(context, parts[k].data, parts[k].size);
+    if (status != SCL_OK) {
+      return status;
+    }
+  }
+  return SCL_OK;
+}
+
+static scl_status_t visit_all(visit_fn visit, void *context) {
+  scl_status_t status = visit(context, scl_learner.class_task, SCL_N_CLASSES);
+  if (status == SCL_OK) {
+    status = visit_tables(visit, context);
+  }
+  if (status == SCL_OK) {
+    status = visit_net(visit, context);
+  }
+  for (uint32_t r = 0; r < SCL_N_TRANSIENT && status == SCL_OK; r++) {
+    status = visit(context, scl_transient_regions[r].data, scl_transient_regions[r].size);
+  }
+  return status;
+}
+
+void scl_state_reset(void) {
+  memset(&scl_learner, 0, sizeof scl_learner);
+  scl_learner.prng = SCL_SEED;
+  memset(scl_learner.class_task, (int)SCL_NO_TASK, SCL_N_CLASSES);
+  scl_net_reset();
+}
+
+static scl_status_t add_crc(void *context, void *data, uint32_t size) {
+  uint32_t *crc = context;
+  *crc = scl_crc32(*crc, data, size);
+  return SCL_OK;
+}
+
+/* id, task, label and the two checksums of a replay slot, as dumped. */
+static scl_status_t slot_bytes(uint32_t slot, uint8_t p[SLOT_BYTES]) {
+  uint8_t head[SCL_RECORD_HEAD];
+  scl_status_t status = scl_store_head(scl_slots.sample[slot], head);
+  memcpy(p, head + 4, 4);
+  memcpy(p + 4, head, 4);
+  memset(p + 8, 0, 4);
+  if (status == SCL_OK && SCL_METHOD == SCL_METHOD_DERPP) {
+    status = scl_store_head(scl_slots.logits[slot], head);
+    memcpy(p + 8, head, 4);
+  }
+  return status;
+}
+
+scl_status_t scl_state_digest(uint32_t *digest) {
+  uint8_t scalars[SCALARS];
+  uint32_t crc;
+  pack(scalars);
+  crc = scl_crc32(0, scalars, SCALARS);
+  crc = scl_crc32(crc, scl_learner.class_task, SCL_N_CLASSES);
+  scl_status_t status = visit_net(add_crc, &crc);
+  crc = scl_crc32(crc, scl_table.id, scl_learner.n * 2u);
+  crc = scl_crc32(crc, scl_table.score, scl_learner.n);
+  for (uint32_t s = 0; s < scl_learner.filled && status == SCL_OK; s++) {
+    uint8_t slot[SLOT_BYTES];
+    status = slot_bytes(s, slot);
+    crc = scl_crc32(crc, slot + 4, 8);
+  }
+  *digest = crc;
+  return status;
+}
+
+static scl_status_t add_size(void *context, void *data, uint32_t size) {
+  (void)data;
+  *(uint32_t *)context += size;
+  return SCL_OK;
+}
+
+static scl_status_t write_part(void *context, void *data, uint32_t size) {
+  (void)context;
+  return scl_journal_snapshot_write(data, size);
+}
+
+static scl_status_t read_part(void *context, void *data, uint32_t size) {
+  (void)context;
+  return scl_journal_restore_read(data, size);
+}
+
+uint32_t scl_state_size(void) {
+  uint32_t size = SCALARS;
+  (void)visit_all(add_size, &size);
+  return size;
+}
+
+scl_status_t scl_state_save(void) {
+  uint8_t scalars[SCALARS];
+  pack(scalars);
+  const scl_status_t status = scl_journal_snapshot_write(scalars, SCALARS);
+  return status != SCL_OK ? status : visit_all(write_part, NULL);
+}
+
+scl_status_t scl_state_load(void) {
+  uint8_t scalars[SCALARS];
+  scl_status_t status = scl_journal_restore_begin();
+  if (status == SCL_OK) {
+    status = scl_journal_restore_read(scalars, SCALARS);
+  }
+  if (status == SCL_OK) {
+    unpack(scalars);
+    if (scl_learner.n > SCL_TABLE || scl_learner.filled > SCL_CAPACITY) {
+      return SCL_ERR_STORE;
+    }
+    status = visit_all(read_part, NULL);
+  }
+  return status;
+}
+
+static scl_status_t dump_memory(const void *from, uint32_t available, uint32_t offset, uint8_t *data, uint32_t size) {
+  if (offset > available || size > available - offset) {
+    return SCL_ERR_RANGE;
+  }
+  memcpy(data, (const uint8_t *)from + offset, size);
+  return SCL_OK;
+}
+
+static scl_status_t dump_scalars(uint32_t offset, uint8_t *data, uint32_t size) {
+  uint8_t bytes[SCALARS + SCL_N_CLASSES];
+  pack(bytes);
+  memcpy(bytes + SCALARS, scl_learner.class_task, SCL_N_CLASSES);
+  return dump_memory(bytes, sizeof bytes, offset, data, size);
+}
+
+static scl_status_t dump_slots(uint32_t offset, uint8_t *data, uint32_t size) {
+  const uint32_t available = scl_learner.filled * SLOT_BYTES;
+  if (offset > available || size > available - offset) {
+    return SCL_ERR_RANGE;
+  }
+  for (uint32_t done = 0; done < size; done++) {
+    uint8_t slot[SLOT_BYTES];
+    const uint32_t at = offset + done;
+    if (done == 0 || at % SLOT_BYTES == 0) {
+      const scl_status_t status = slot_bytes(at / SLOT_BYTES, slot);
+      if (status != SCL_OK) {
+        return status;
+      }
+    }
+    data[done] = slot[at % SLOT_BYTES];
+  }
+  return SCL_OK;
+}
+
+scl_status_t scl_state_dump(uint32_t region, uint32_t offset, uint8_t *data, uint32_t size) {
+  switch (region) {
+    case 0:
+      return dump_scalars(offset, data, size);
+    case 1:
+      return dump_memory(scl_table.id, scl_learner.n * 2u, offset, data, size);
+    case 2:
+      return dump_memory(scl_table.score, scl_learner.n, offset, data, size);
+    case 3:
+      return dump_slots(offset, data, size);
+    default:
+      break;
+  }
+  if (region < FIRST_NET_REGION || region - FIRST_NET_REGION >= SCL_N_REGIONS) {
+    return SCL_ERR_RANGE;
+  }
+  const scl_region_t *r = &scl_regions[region - FIRST_NET_REGION];
+  return dump_memory(r->data, scl_region_size(r), offset, data, size);
+}

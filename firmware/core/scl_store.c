@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "scl_store.h"
+
+#include <string.h>
+
+#include "scl_bytes.h"
+#include "scl_crc.h"
+#include "scl_learner.h"
+#include "scl_state.h"
+
+scl_table_t scl_table;
+scl_slots_t scl_slots;
+
+#if !SCL_FLASH_MAPPED
+static uint8_t sample_bytes[SCL_SAMPLE_BYTES];
+#endif
+
+/* Sectors kept back so that a checkpoint can always move a sector's records and write the snapshot. */
+static uint32_t sectors_kept_back(void) { return scl_journal_snapshot_sectors(scl_state_size()) + 2u; }
+
+static uint32_t sectors_for(uint32_t bytes) {
+  /* Records do not cross sectors: count the worst cut-off at the end of each. */
+  const uint32_t largest = scl_record_room(SCL_SAMPLE_BYTES > SCL_LOGITS_BYTES ? SCL_SAMPLE_BYTES : SCL_LOGITS_BYTES);
+  const uint32_t useful = SCL_SECTOR_ROOM > 2u * largest ? SCL_SECTOR_ROOM - largest : SCL_SECTOR_ROOM / largest * largest;
+  return (bytes + useful - 1u) / useful;
+}
+
+static int enough(uint32_t used, uint32_t bytes) {
+  return used + sectors_for(bytes) + sectors_kept_back() <= SCL_SECTORS;
+}
+
+typedef struct {
+  scl_address_t *list;
+  uint32_t count, record_bytes;
+} live_t;
+
+#define LIVE_LISTS 3u
+
+static void live_lists(live_t lists[LIVE_LISTS]) {
+  const int resident = scl_learner.mode == SCL_MODE_RESIDENT;
+  const uint32_t stored = scl_learner.phase == SCL_PHASE_FILLING ? scl_learner.received : scl_learner.n;
+  lists[0] = (live_t){scl_table.address, resident ? stored : 0u, SCL_SAMPLE_BYTES};
+  lists[1] = (live_t){scl_slots.sample, scl_learner.filled, SCL_SAMPLE_BYTES};
+  lists[2] = (live_t){scl_slots.logits, SCL_METHOD == SCL_METHOD_DERPP ? scl_learner.filled : 0u, SCL_LOGITS_BYTES};
+}
+
+uint32_t scl_store_live(void) {
+  live_t lists[LIVE_LISTS];
+  uint32_t live = 0;
+  live_lists(lists);
+  for (uint32_t l = 0; l < LIVE_LISTS; l++) {
+    live += lists[l].count;
+  }
+  return live;
+}
+
+static int in_sector(scl_address_t address, uint32_t sector) {
+  return (uint32_t)address * SCL_GRANULE / SCL_FLASH_SECTOR == sector;
+}
+
+static int has_live(uint32_t sector) {
+  live_t lists[LIVE_LISTS];
+  live_lists(lists);
+  for (uint32_t l = 0; l < LIVE_LISTS; l++) {
+    for (uint32_t k = 0; k < lists[l].count; k++) {
+      if (in_sector(lists[l].list[k], sector)) {
+        return 1;
+      }
+    }
+  }
+  return 0;
+}
+
+static void readdress(const live_t lists[LIVE_LISTS], scl_address_t from, scl_address_t to) {
+  for (uint32_t l = 0; l < LIVE_LISTS; l++) {
+    for (uint32_t k = 0; k < lists[l].count; k++) {
+      if (lists[l].list[k] == from) {
+        lists[l].list[k] = to;
+      }
+    }
+  }
+}
+
+/* Copies the live records of a sector to the newest one. */
+static scl_status_t evacuate(uint32_t sector) {
+  live_t lists[LIVE_LISTS];
+  live_lists(lists);
+  for (uint32_t l = 0; l < LIVE_LISTS; l++) {
+    for (uint32_t k = 0; k < lists[l].count; k++) {
+      const scl_address_t from = lists[l].list[k];
+      if (!in_sector(from, sector)) {
+        continue;
+      }
+      scl_address_t to;
+      const scl_status_t status = scl_journal_copy(from, lists[l].record_bytes, &to);
+      if (status != SCL_OK) {
+        return status;
+      }
+      readdress(lists, from, to);
+    }
+  }
+  return SCL_OK;
+}
+
+static uint32_t span(scl_tail_t tail) {
+  return scl_journal.used == 0 ? 0u : (scl_journal.head + SCL_SECTORS - tail.sector) % SCL_SECTORS + 1u;
+}
+
+/* One checkpoint; moves the tail as far as needed for `bytes` and as the room at hand allows. */
+static scl_status_t checkpoint_once(uint32_t bytes) {
+  const uint32_t size = scl_state_size();
+  const uint32_t snapshot = scl_journal_snapshot_sectors(size);
+  const uint16_t newest = scl_journal.head;
+  scl_tail_t tail = scl_journal_tail();
+  while (scl_journal.used > 0 && tail.sector != newest) {
+    if (has_live(tail.sector)) {
+      if (enough(span(tail) + snapshot, bytes) || scl_journal_free() <= snapshot + 1u) {
+        break;
+      }
+      const scl_status_t status = evacuate(tail.sector);
+      if (status != SCL_OK) {
+        return status;
+      }
+    }
+    tail = scl_journal_after(tail);
+  }
+  scl_status_t status = scl_journal_snapshot_begin(size, tail);
+  if (status == SCL_OK) {
+    status = scl_state_save();
+  }
+  return status != SCL_OK ? status : scl_journal_snapshot_end();
+}
+
+scl_status_t scl_store_checkpoint(uint32_t bytes) {
+  uint32_t before;
+  do {
+    before = scl_journal.used;
+    const scl_status_t status = checkpoint_once(bytes);
+    if (status != SCL_OK) {
+      return status;
+    }
+  } while (!enough(scl_journal.used, bytes) && scl_journal.used < before);
+  return SCL_OK;
+}
+
+scl_status_t scl_store_reserve(uint32_t bytes) {
+  if (enough(scl_journal.used, bytes)) {
+    return SCL_OK;
+  }
+  const scl_status_t status = scl_store_checkpoint(bytes);
+  if (status != SCL_OK) {
+    return status;
+  }
+  return enough(scl_journal.used, bytes) ? SCL_OK : SCL_ERR_STORE_FULL;
+}
+
+scl_status_t scl_store_mount(int *restored) {
+  *restored = 0;
+  scl_status_t status = scl_journal_mount();
+  if (status == SCL_OK && scl_journal.snapshot != 0) {
+    status = scl_state_load();
+    *restored = status == SCL_OK;
+  }
+  return status;
+}
+
+static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sample, uint8_t last, const void *body,
+                        uint32_t size) {
+  scl_put_u16(head + 4, sample->id);
+  head[6] = sample->task;
+  head[7] = last;
+  scl_put_u32(head, scl_crc32(scl_crc32(0, head + 4, 4), body, size));
+}
+
+scl_status_t scl_store_put_sample(const scl_sample_t *sample, scl_address_t *address) {
+  uint8_t head[SCL_RECORD_HEAD];
+  record_head(head, sample, sample->label, sample->x, SCL_N_IN);
+  return scl_journal_append(head, sizeof head, sample->x, SCL_N_IN, address);
+}
+
+scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample) {
+#if SCL_FLASH_MAPPED
+  const uint8_t *raw = scl_journal_map(address);
+#else
+  const uint8_t *raw = sample_bytes;
+  const scl_status_t status = scl_journal_read(address, 0, sample_bytes, SCL_SAMPLE_BYTES);
+  if (status != SCL_OK) {
+    return status;
+  }
+#endif
+  sample->crc = scl_get_u32(raw);
+  sample->id = scl_get_u16(raw + 4);
+  sample->task = raw[6];
+  sample->label = raw[7];
+  sample->x = (const scl_input_t *)(raw + SCL_RECORD_HEAD);
+  return scl_crc32(0, raw + 4, SCL_SAMPLE_BYTES - 4u) == sample->crc ? SCL_OK : SCL_ERR_STORE;
+}
+
+scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address) {
+  uint8_t head[SCL_RECORD_HEAD];
+  record_head(head, sample, 0, logits, 2u * SCL_N_CLASSES);
+  return scl_journal_append(head, sizeof head, logits, 2u * SCL_N_CLASSES, address);
+}
+
+scl_status_t scl_store_get_logits(scl_address_t address, int16_t *logits) {
+  uint8_t head[SCL_RECORD_HEAD];
+  scl_status_t status = scl_journal_read(address, 0, head, sizeof head);
+  if (status == SCL_OK) {
+    status = scl_journal_read(address, SCL_RECORD_HEAD, logits, 2u * SCL_N_CLASSES);
+  }
+  if (status != SCL_OK) {
+    return status;
+  }
+  const uint32_t crc = scl_crc32(scl_crc32(0, head + 4, 4), logits, 2u * SCL_N_CLASSES);
+  return crc == scl_get_u32(head) ? SCL_OK : SCL_ERR_STORE;
+}
+
+scl_status_t scl_store_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD]) {
+  return scl_journal_read(address, 0, head, SCL_RECORD_HEAD);
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Samples, logits and snapshots of the learner in the journal: what the
+ * records hold, which are live, and when room is made.  docs/flash-format.md.
+ */
+#ifndef SCL_STORE_H
+#define SCL_STORE_H
+
+#include "scl_journal.h"
+
+#define SCL_RECORD_HEAD 8u
+#define SCL_SAMPLE_BYTES (SCL_RECORD_HEAD + SCL_N_IN)
+#define SCL_LOGITS_BYTES (SCL_RECORD_HEAD + 2u * SCL_N_CLASSES)
+
+/* Samples still in the task, in the order of the epoch. */
+typedef struct {
+  scl_address_t address[SCL_TABLE];
+  uint16_t id[SCL_TABLE];
+  uint8_t score[SCL_TABLE];
+} scl_table_t;
+
+/* The replay buffer: where sample and logits of each slot lie. */
+typedef struct {
+  scl_address_t sample[SCL_CAPACITY + 1];
+  scl_address_t logits[SCL_CAPACITY + 1];
+} scl_slots_t;
+
+extern scl_table_t scl_table;
+extern scl_slots_t scl_slots;
+
+typedef struct {
+  const scl_input_t *x; /* in place where flash is memory-mapped, else valid until the next get_sample */
+  uint32_t crc;
+  uint16_t id;
+  uint8_t task, label;
+} scl_sample_t;
+
+/* Finds the journal and, if there is a snapshot, the learner in it; *restored tells which. */
+scl_status_t scl_store_mount(int *restored);
+
+/* Saves the learner; makes room for `bytes` more. */
+scl_status_t scl_store_checkpoint(uint32_t bytes);
+
+/* Makes sure that records of `bytes` in all can be appended, with a checkpoint if need be. */
+scl_status_t scl_store_reserve(uint32_t bytes);
+
+scl_status_t scl_store_put_sample(const scl_sample_t *sample, scl_address_t *address);
+scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample);
+scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address);
+scl_status_t scl_store_get_logits(scl_address_t address, int16_t *logits);
+
+/* The first eight bytes of a record: checksum, id, task, label. */
+scl_status_t scl_store_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD]);
+
+uint32_t scl_store_live(void);
+
+static inline uint32_t scl_record_room(uint32_t bytes) { return SCL_ROUND_UP(bytes, SCL_GRANULE); }
+
+#endif

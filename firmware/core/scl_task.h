@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The task's samples: order of the epoch, scores, dynamic data removal (DDR).  docs/algorithm.md. */
+#ifndef SCL_TASK_H
+#define SCL_TASK_H
+
+#include "scl_types.h"
+
+/* Shuffles the table for this epoch unless that was done. */
+void scl_task_shuffle(void);
+
+/* Notes how hard the sample at the current position was. */
+void scl_task_score(int wrong, uint32_t loss);
+
+/* End of an epoch: removes the easiest samples. */
+void scl_task_remove_easy(void);
+
+#endif

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "scl_train.h"
+
+#include <string.h>
+
+#include "scl_bytes.h"
+#include "scl_crc.h"
+#include "scl_loss.h"
+#include "scl_mask.h"
+#include "scl_net.h"
+#include "scl_port.h"
+#include "scl_replay.h"
+#include "scl_task.h"
+
+#define REPLAYS (SCL_METHOD != SCL_METHOD_FINETUNE)
+
+scl_meter_t scl_meter;
+
+static uint32_t clock_start(void) { return scl_port_ticks(); }
+
+static void clock_stop(scl_ticks_t phase, uint32_t start) { scl_meter.ticks[phase] += scl_port_ticks() - start; }
+
+static void forward(const scl_input_t *x) {
+  const uint32_t start = clock_start();
+  scl_net_forward(x, &scl_learner.counts);
+  scl_learner.rolling = scl_crc32(scl_learner.rolling, scl_logits, 2u * SCL_N_CLASSES);
+  scl_meter.passes++;
+  clock_stop(SCL_TICKS_FORWARD, start);
+}
+
+static void backward(const scl_input_t *x, scl_term_t term, int32_t capture) {
+  const uint32_t start = clock_start();
+  scl_net_backward(x, term, capture);
+  clock_stop(SCL_TICKS_BACKWARD, start);
+}
+
+static int32_t capture_slot(int capturing, uint8_t *captured, uint32_t first) {
+  if (!capturing || *captured >= SCL_CAPTURE) {
+    return SCL_NO_CAPTURE;
+  }
+  return (int32_t)(first + (*captured)++);
+}
+
+/* Current sample: loss, score, capture, update.  Its logits stay in `logits`. */
+static void learn_current(const scl_sample_t *s, int capturing, int16_t *logits, scl_progress_t *progress) {
+  const int32_t task = scl_learner.task;
+  const int32_t loss_classes = SCL_SINGLE_HEAD == SCL_SINGLE_HEAD_LOSS ? task : SCL_ALL_CLASSES;
+  forward(s->x);
+  memcpy(logits, scl_logits, 2u * SCL_N_CLASSES);
+  const int wrong = scl_loss_predict(scl_logits) != s->label;
+  int32_t slot = capture_slot(capturing, &scl_learner.captured_d, 0);
+  if (SCL_SINGLE_HEAD == SCL_SINGLE_HEAD_SCORE && slot != SCL_NO_CAPTURE) {
+    (void)scl_loss_cross_entropy(scl_logits, s->label, scl_learner.class_task, task, scl_logit_error);
+    scl_net_error(s->x, slot);
+    slot = SCL_NO_CAPTURE;
+  }
+  const uint32_t loss =
+      scl_loss_cross_entropy(scl_logits, s->label, scl_learner.class_task, loss_classes, scl_logit_error);
+  scl_task_score(wrong, loss);
+  backward(s->x, SCL_TERM_CURRENT, slot);
+  progress->loss += loss;
+  progress->wrong = (uint16_t)(progress->wrong + (wrong ? 1 : 0));
+}
+
+static scl_status_t draw(scl_sample_t *s, int16_t *logits) {
+  const uint32_t start = clock_start();
+  const uint32_t slot = scl_replay_draw();
+  scl_status_t status = scl_store_get_sample(scl_slots.sample[slot], s);
+  if (status == SCL_OK && logits != NULL) {
+    status = scl_store_get_logits(scl_slots.logits[slot], logits);
+  }
+  clock_stop(SCL_TICKS_REPLAY, start);
+  return status;
+}
+
+static scl_status_t learn_distil(void) {
+  scl_sample_t s;
+  int16_t stored[SCL_N_CLASSES];
+  const scl_status_t status = draw(&s, stored);
+  if (status != SCL_OK) {
+    return status;
+  }
+  forward(s.x);
+  scl_loss_distil(scl_logits, stored, scl_logit_error);
+  backward(s.x, SCL_TERM_DISTIL, SCL_NO_CAPTURE);
+  return SCL_OK;
+}
+
+static scl_status_t learn_replay(int capturing) {
+  scl_sample_t s;
+  const scl_status_t status = draw(&s, NULL);
+  if (status != SCL_OK) {
+    return status;
+  }
+  forward(s.x);
+  (void)scl_loss_cross_entropy(scl_logits, s.label, scl_learner.class_task, SCL_ALL_CLASSES, scl_logit_error);
+  backward(s.x, SCL_TERM_REPLAY, capture_slot(capturing, &scl_learner.captured_m, SCL_CAPTURE));
+  return SCL_OK;
+}
+
+static void seal(uint16_t id) {
+  uint8_t bytes[6];
+  scl_put_u32(bytes, scl_learner.prng);
+  scl_put_u16(bytes + 4, id);
+  scl_learner.rolling = scl_crc32(scl_learner.rolling, bytes, sizeof bytes);
+}
+
+static void end_epoch(void) {
+  scl_task_remove_easy();
+  scl_learner.epoch++;
+  scl_learner.pos = 0;
+  scl_learner.shuffled = 0;
+  if (scl_learner.epoch == SCL_EPOCHS) {
+    scl_learner.phase = SCL_PHASE_TRAINED;
+  }
+}
+
+/* What follows a step: batch, masks, end of the epoch. */
+static void advance(void) {
+  scl_learner.pos++;
+  scl_learner.step++;
+  scl_meter.steps++;
+  const int due = scl_mask_due(scl_learner.pos);
+#if SCL_BATCH > 1
+  if (scl_learner.pos % SCL_BATCH == 0 || scl_learner.pos == scl_learner.n || due) {
+    scl_net_apply();
+  }
+#endif
+  if (due) {
+    const uint32_t start = clock_start();
+    scl_mask_update();
+    scl_learner.captured_d = 0;
+    scl_learner.captured_m = 0;
+    clock_stop(SCL_TICKS_MASK, start);
+  }
+  if (scl_learner.pos == scl_learner.n) {
+    end_epoch();
+  }
+}
+
+/* One training step, docs/algorithm.md steps 2 to 12. */
+static scl_status_t learn(const scl_sample_t *sample, scl_address_t address, scl_progress_t *progress) {
+  int16_t logits[SCL_N_CLASSES];
+  const int capturing = scl_mask_capturing(scl_learner.pos);
+  const uint16_t id = sample->id;
+  scl_sample_t kept = *sample; /* the replay reads below may reuse the sample's memory; its head stays */
+  scl_status_t status = SCL_OK;
+
+  learn_current(sample, capturing, logits, progress);
+  if (REPLAYS && scl_learner.filled > 0) {
+    if (SCL_DISTIL) {
+      status = learn_distil();
+    }
+    if (status == SCL_OK && SCL_REPLAY) {
+      status = learn_replay(capturing);
+    }
+  }
+  if (REPLAYS && status == SCL_OK) {
+    const uint32_t start = clock_start();
+    status = scl_replay_offer(&kept, address, logits);
+    clock_stop(SCL_TICKS_JOURNAL, start);
+  }
+  if (status == SCL_OK) {
+    seal(id);
+    advance();
+  }
+  return status;
+}
+
+scl_status_t scl_train_begin(uint32_t mode, uint32_t n_samples, const uint8_t *classes, uint32_t n_classes) {
+  scl_learner_t *l = &scl_learner;
+  if (l->phase != SCL_PHASE_IDLE) {
+    return SCL_ERR_BAD_STATE;
+  }
+  if (mode > SCL_MODE_STREAMED || n_samples == 0 || l->task >= SCL_NO_TASK) {
+    return SCL_ERR_RANGE;
+  }
+  if (n_samples > SCL_TABLE) {
+    return SCL_ERR_TOO_MANY;
+  }
+  if (n_classes == 0) {
+    return SCL_ERR_RANGE;
+  }
+  for (uint32_t k = 0; k < n_classes; k++) {
+    if (classes[k] >= SCL_N_CLASSES) {
+      return SCL_ERR_BAD_LABEL;
+    }
+  }
+  if (mode == SCL_MODE_RESIDENT) {
+    const scl_status_t status = scl_store_reserve(n_samples * scl_record_room(SCL_SAMPLE_BYTES));
+    if (status != SCL_OK) {
+      return status;
+    }
+  }
+  for (uint32_t k = 0; k < n_classes; k++) {
+    l->class_task[classes[k]] = l->task;
+  }
+  l->mode = (uint8_t)mode;
+  l->n_start = l->n = (uint16_t)n_samples;
+  l->received = l->epoch = l->pos = 0;
+  l->shuffled = l->captured_d = l->captured_m = 0;
+  for (uint32_t i = 0; i < n_samples; i++) {
+    scl_table.id[i] = (uint16_t)i;
+    scl_table.score[i] = 0;
+    scl_table.address[i] = SCL_ADDRESS_NONE;
+  }
+  scl_mask_begin_task();
+  l->phase = mode == SCL_MODE_RESIDENT ? SCL_PHASE_FILLING : SCL_PHASE_TRAINING;
+  return SCL_OK;
+}
+
+scl_status_t scl_train_check_label(uint32_t label) {
+  return label < SCL_N_CLASSES && scl_learner.class_task[label] == scl_learner.task ? SCL_OK : SCL_ERR_BAD_LABEL;
+}
+
+scl_status_t scl_train_fill(uint32_t id, uint32_t label, const scl_input_t *x) {
+  scl_learner_t *l = &scl_learner;
+  const scl_sample_t s = {.x = x, .id = (uint16_t)id, .task = l->task, .label = (uint8_t)label};
+  const scl_status_t status = scl_store_put_sample(&s, &scl_table.address[id]);
+  if (status == SCL_OK && ++l->received == l->n) {
+    l->phase = SCL_PHASE_TRAINING;
+  }
+  return status;
+}
+
+scl_status_t scl_train_reserve(uint32_t steps) {
+  uint32_t each = SCL_METHOD == SCL_METHOD_DERPP ? scl_record_room(SCL_LOGITS_BYTES) : 0u;
+  if (REPLAYS && scl_learner.mode == SCL_MODE_STREAMED) {
+    each += scl_record_room(SCL_SAMPLE_BYTES);
+  }
+  return each == 0 ? SCL_OK : scl_store_reserve(steps * each);
+}
+
+scl_status_t scl_train_step(scl_progress_t *progress) {
+  const uint32_t start = clock_start();
+  scl_sample_t sample;
+  scl_task_shuffle();
+  const scl_address_t address = scl_table.address[scl_learner.pos];
+  const uint32_t read = clock_start();
+  scl_status_t status = scl_store_get_sample(address, &sample);
+  clock_stop(SCL_TICKS_REPLAY, read);
+  if (status == SCL_OK) {
+    status = learn(&sample, address, progress);
+  }
+  clock_stop(SCL_TICKS_STEP, start);
+  return status;
+}
+
+scl_status_t scl_train_step_streamed(uint32_t id, uint32_t label, const scl_input_t *x, scl_progress_t *progress) {
+  const uint32_t start = clock_start();
+  const scl_sample_t sample = {.x = x, .id = (uint16_t)id, .task = scl_learner.task, .label = (uint8_t)label};
+  const scl_status_t status = learn(&sample, SCL_ADDRESS_NONE, progress);
+  clock_stop(SCL_TICKS_STEP, start);
+  return status;
+}
+
+scl_status_t scl_train_replay(uint32_t seen, const scl_sample_t *sample) {
+  scl_learner_t *l = &scl_learner;
+  if (l->phase != SCL_PHASE_IDLE) {
+    return SCL_ERR_BAD_STATE;
+  }
+  if (!REPLAYS || l->filled >= SCL_CAPACITY) {
+    return SCL_ERR_TOO_MANY;
+  }
+  if (sample->task >= SCL_NO_TASK) {
+    return SCL_ERR_RANGE;
+  }
+  if (sample->label >= SCL_N_CLASSES) {
+    return SCL_ERR_BAD_LABEL;
+  }
+  scl_status_t status = scl_store_reserve(scl_record_room(SCL_SAMPLE_BYTES) + scl_record_room(SCL_LOGITS_BYTES));
+  if (status != SCL_OK) {
+    return status;
+  }
+  (void)scl_train_predict(sample->x);
+  status = scl_replay_add(sample, scl_logits);
+  if (status != SCL_OK) {
+    return status;
+  }
+  l->seen = seen;
+  l->class_task[sample->label] = sample->task;
+  if (l->task <= sample->task) {
+    l->task = (uint8_t)(sample->task + 1u);
+  }
+  return SCL_OK;
+}
+
+scl_status_t scl_train_end(void) {
+  scl_learner_t *l = &scl_learner;
+  if (l->phase != SCL_PHASE_TRAINED) {
+    return SCL_ERR_BAD_STATE;
+  }
+  l->task++;
+  l->phase = SCL_PHASE_IDLE;
+  l->mode = SCL_MODE_RESIDENT;
+  l->epoch = l->pos = l->n = l->n_start = l->received = 0;
+  const uint32_t start = clock_start();
+  const scl_status_t status = scl_store_checkpoint(0);
+  clock_stop(SCL_TICKS_JOURNAL, start);
+  return status;
+}
+
+uint32_t scl_train_predict(const scl_input_t *x) {
+  scl_counts_t ignored = {0, 0, 0};
+  scl_net_forward(x, &ignored);
+  return scl_loss_predict(scl_logits);
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Status codes and the types that every module shares. */
+#ifndef SCL_TYPES_H
+#define SCL_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "scl_config.h"
+
+/* Negated, these are the error codes of docs/protocol.md. */
+typedef enum {
+  SCL_OK = 0,
+  SCL_ERR_BAD_FRAME = -1,
+  SCL_ERR_UNKNOWN_COMMAND = -2,
+  SCL_ERR_BAD_LENGTH = -3,
+  SCL_ERR_BAD_STATE = -4,
+  SCL_ERR_RANGE = -5,
+  SCL_ERR_BAD_LABEL = -6,
+  SCL_ERR_WRONG_ORDER = -7,
+  SCL_ERR_STORE_FULL = -8,
+  SCL_ERR_STORE = -9,
+  SCL_ERR_TOO_MANY = -10
+} scl_status_t;
+
+#if SCL_INPUT_SIGNED
+typedef int8_t scl_input_t;
+#else
+typedef uint8_t scl_input_t;
+#endif
+
+/* Number of an entry in a panel (docs/numerics.md). */
+#if SCL_POSITION_BYTES == 2
+typedef uint16_t scl_pos_t;
+#else
+typedef uint32_t scl_pos_t;
+#endif
+
+/* Addresses in the journal are granules; see docs/flash-format.md. */
+typedef uint16_t scl_address_t;
+#define SCL_ADDRESS_NONE 0xFFFFu
+
+/* Kernels are specialised by the compiler: their constants come from the generated call graph. */
+#define SCL_INLINE static inline __attribute__((always_inline))
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "state regions are sent and stored as they lie in memory: little-endian only"
+#endif
+
+#endif

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Start-up of every Cortex-M board: vector table, RAM initialisation, stack
+ * painting, restart.  Armv6-M (Cortex-M0) to Armv7E-M; no vendor code.
+ */
+#include <stdint.h>
+
+#include "cortexm.h"
+#include "scl_port.h"
+#include "scl_reg.h"
+
+/* Application Interrupt and Reset Control Register, Armv7-M ARM B3.2.6
+ * (Armv6-M ARM B3.2.6): writes need the key; SYSRESETREQ is bit 2. */
+#define SCB_AIRCR 0xE000ED0CU
+#define AIRCR_SYSRESETREQ 0x05FA0004U
+
+#define STACK_PAINT 0xA5A5A5A5U
+
+/* Two words each, so that RAM's random content after power-on is not taken
+ * for a mark. */
+#define MARK_CHECK 0x5C1A3C7EU
+#define MARK_RUNNING 0x52554E21U
+#define MARK_RESTART 0x52535421U
+
+/* From cortexm.ld. */
+extern uint32_t scl_stack_bottom[], scl_stack_top[];
+extern uint32_t scl_data_begin[], scl_data_end[];
+extern const uint32_t scl_data_load[];
+extern uint32_t scl_bss_begin[], scl_bss_end[];
+
+int main(void);
+void scl_reset_handler(void) __attribute__((noreturn));
+
+static volatile uint32_t mark[2] __attribute__((section(".noinit")));
+static scl_reset_reason_t reason;
+
+static void set_mark(uint32_t value)
+{
+  mark[0] = value;
+  mark[1] = value ^ MARK_CHECK;
+}
+
+static scl_reset_reason_t read_mark(void)
+{
+  if (mark[1] != (mark[0] ^ MARK_CHECK)) {
+    return SCL_RESET_POWER_ON;
+  }
+  if (mark[0] == MARK_RESTART) {
+    return SCL_RESET_SOFTWARE;
+  }
+  return mark[0] == MARK_RUNNING ? SCL_RESET_PIN : SCL_RESET_POWER_ON;
+}
+
+/* Only below the current stack pointer: the caller's frame is in use.  Volatile
+ * keeps the compiler from calling memset, which would paint its own frame. */
+__attribute__((always_inline)) static inline void paint_stack(void)
+{
+  volatile uint32_t *end;
+  __asm volatile("mov %0, sp" : "=r"(end));
+  for (volatile uint32_t *word = scl_stack_bottom; word < end; ++word) {
+    *word = STACK_PAINT;
+  }
+}
+
+void scl_reset_handler(void)
+{
+  paint_stack();
+
+  /* Where code and data share one RAM (board.toml: shared) the loader has put
+   * the data in place, and this copies it onto itself. */
+  const uint32_t *from = scl_data_load;
+  for (uint32_t *to = scl_data_begin; to < scl_data_end; ++to) {
+    *to = *from++;
+  }
+  for (uint32_t *word = scl_bss_begin; word < scl_bss_end; ++word) {
+    *word = 0;
+  }
+
+  reason = read_mark();
+  set_mark(MARK_RUNNING);
+  (void)main();
+  scl_port_restart();
+  for (;;) {
+  }
+}
+
+void scl_port_restart(void)
+{
+  set_mark(MARK_RESTART);
+  __asm volatile("dsb" ::: "memory");
+  SCL_REG32(SCB_AIRCR) = AIRCR_SYSRESETREQ;
+  for (;;) {
+    __asm volatile("dsb" ::: "memory");
+  }
+}
+
+scl_reset_reason_t scl_cortexm_reset_reason(void)
+{
+  return reason;
+}
+
+uint32_t scl_port_stack_used(void)
+{
+  /* volatile: words that nothing in this program's C semantics ever wrote. */
+  const volatile uint32_t *word = scl_stack_bottom;
+  while (word < scl_stack_top && *word == STACK_PAINT) {
+    ++word;
+  }
+  return (uint32_t)((uintptr_t)scl_stack_top - (uintptr_t)word);
+}
+
+__attribute__((weak)) void scl_cortexm_systick(void)
+{
+}
+
+/* A learning device is left alone for weeks: start again from the journal
+ * rather than hang. */
+static void fault(void)
+{
+  scl_port_restart();
+}
+
+/* Only the system exceptions: no port enables an external interrupt. */
+#define SYSTEM_EXCEPTIONS 16
+typedef void (*vector_t)(void);
+extern const vector_t scl_vectors[SYSTEM_EXCEPTIONS];
+__attribute__((section(".vectors"), used)) const vector_t scl_vectors[SYSTEM_EXCEPTIONS] = {
+    (vector_t)(uintptr_t)scl_stack_top,
+    scl_reset_handler,
+    fault, /* NMI */
+    fault, /* HardFault */
+    fault, /* MemManage; reserved on Armv6-M, as are the next two */
+    fault, /* BusFault */
+    fault, /* UsageFault */
+    0,
+    0,
+    0,
+    0,
+    fault, /* SVCall */
+    fault, /* DebugMonitor */
+    0,
+    fault, /* PendSV */
+    scl_cortexm_systick,
+};

@@ -1,0 +1,568 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Emulated boards: the "hardware" behind the upload target.
+
+An emulated board lives in a state folder: the image it was given (flash.elf),
+its flash device (flash.img), state.json and logs.  It runs in the background,
+as a board that is plugged in would, with its serial line on a TCP port.
+
+    python -m host_tools.emulator --board microbit upload build/.../firmware.elf
+    python -m host_tools.emulator --board microbit status|reset|kill|start|stop
+
+`kill` is a power cut, `start` puts the power back: same image, same flash.
+An emulated board that waits for its serial line keeps one host core busy.
+Only the standard library is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parents[1]
+_PLUGIN_SOURCE = ROOT / "platforms" / "sparcl_cortexm" / "plugin" / "flash_window.c"
+_MOST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
+_START_SECONDS = 15.0
+_STOP_SECONDS = 5.0
+
+
+class EmulatorError(Exception):
+    """The board cannot be run; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What state.json holds."""
+
+    board: str
+    url: str
+    port: int
+    pid: int
+    command: list[str]
+    sha256: str
+    image: str
+    flash: str
+    qmp: str | None
+    persistent: bool
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def free_url() -> str:
+    """A free port as `socket://127.0.0.1:PORT`."""
+    return f"socket://127.0.0.1:{free_port()}"
+
+
+def load_board(name: str, root: Path = ROOT) -> dict[str, Any]:
+    """The facts of firmware/boards/<name>/board.toml."""
+    path = root / "firmware" / "boards" / name / "board.toml"
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        known = sorted(p.parent.name for p in path.parents[1].glob("*/board.toml"))
+        raise EmulatorError(f"no board {name!r}; boards are: {', '.join(known)}") from None
+
+
+def default_state_dir(board: str) -> Path:
+    """build/emulator/<board>; SCL_EMULATOR_DIR replaces build/emulator."""
+    return Path(os.environ.get("SCL_EMULATOR_DIR") or ROOT / "build" / "emulator") / board
+
+
+class Emulator:
+    """One emulated board; all its state is in its folder.
+
+    Any number of objects, in any process, may look at the same folder: the
+    board belongs to the folder, not to the object, and keeps running when the
+    object is gone.
+    """
+
+    def __init__(self, state_dir: Path, board: str, root: Path = ROOT) -> None:
+        self.state_dir = Path(state_dir).resolve()
+        self.board = board
+        self._facts = load_board(board, root)
+        self._process: subprocess.Popen[bytes] | None = None
+        kind = self._facts.get("emulator", {}).get("kind")
+        if kind not in ("qemu", "process"):
+            raise EmulatorError(f"board {board!r} has no emulator: use the real board's port")
+
+    # -- what is recorded ---------------------------------------------------
+
+    @property
+    def image_path(self) -> Path:
+        """The recorded firmware image."""
+        return self.state_dir / "flash.elf"
+
+    @property
+    def flash_path(self) -> Path:
+        """The flash device's content (microbit: of the partition)."""
+        return self.state_dir / "flash.img"
+
+    @property
+    def log_path(self) -> Path:
+        """What the emulator process printed."""
+        return self.state_dir / "emulator.log"
+
+    def state(self) -> Mapping[str, Any] | None:
+        """The content of state.json, or None when nothing was started here."""
+        state = self._read_state()
+        return None if state is None else asdict(state)
+
+    @property
+    def url(self) -> str | None:
+        """`socket://127.0.0.1:PORT` of the recorded board."""
+        state = self._read_state()
+        return None if state is None else state.url
+
+    @property
+    def pid(self) -> int | None:
+        """The running process, or None."""
+        state = self._read_state()
+        return state.pid if state is not None and _is_ours(state) else None
+
+    def is_running(self) -> bool:
+        """Whether the recorded process lives (a reused process id does not count)."""
+        if self._process is not None:
+            self._process.poll()  # collects it when it has ended
+        return self.pid is not None
+
+    # -- what can be done with it ---------------------------------------------
+
+    def start(self, image: Path, url: str | None = None, erase: bool = False) -> str:
+        """Records `image` and boots it; returns the URL of its serial line.
+
+        Stops what ran in this folder.  The flash device keeps its content
+        (what was learnt survives a new image) unless `erase` is set.  Without
+        `url` the recorded one is taken, else any free port.
+        """
+        self.stop()
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        if not Path(image).is_file():
+            raise EmulatorError(f"no image {image}: build it first (pio run -e {self.board})")
+        if Path(image).resolve() != self.image_path:
+            shutil.copy(image, self.image_path)
+        if erase:
+            self.flash_path.unlink(missing_ok=True)
+        return self._boot(url or self.url or free_url())
+
+    def restart(self) -> str:
+        """Powers the board up again: recorded image, same port, same flash."""
+        state = self._read_state()
+        if state is None or not self.image_path.is_file():
+            raise EmulatorError(f"nothing was uploaded to {self.state_dir} yet")
+        self.stop()
+        return self._boot(state.url)
+
+    def reset(self) -> None:
+        """The reset button; serial clients stay connected."""
+        state = self._running_state()
+        if state.qmp is None:
+            os.kill(state.pid, signal.SIGUSR1)
+        else:
+            with _Qmp(state.qmp) as qmp:
+                qmp.execute("system_reset")
+
+    def kill(self, settle: bool = True) -> None:
+        """A power cut: the process is killed, nothing is said to the firmware.
+
+        QEMU writes a flash image some milliseconds after the guest did.  With
+        `settle`, the guest is first frozen between two instructions and the
+        writes it had issued are completed, so that what the firmware believes
+        to be in flash is there, as on a real part.
+        """
+        state = self._read_state()
+        if state is None or not _is_ours(state):
+            return
+        if settle and state.qmp is not None:
+            with contextlib.suppress(OSError, EmulatorError), _Qmp(state.qmp) as qmp:
+                qmp.execute("stop")  # drains and flushes every block device
+        _signal(state, signal.SIGKILL)
+        self._await_end(state)
+
+    def stop(self) -> None:
+        """Ends the board's process in an orderly way; no error when none runs."""
+        state = self._read_state()
+        if state is None or not _is_ours(state):
+            return
+        if state.qmp is not None:
+            with contextlib.suppress(OSError, EmulatorError), _Qmp(state.qmp) as qmp:
+                qmp.execute("stop")
+        _signal(state, signal.SIGTERM)
+        if not self._ended(state, _STOP_SECONDS):
+            _signal(state, signal.SIGKILL)
+        self._await_end(state)
+
+    # -- inside -----------------------------------------------------------------
+
+    def _read_state(self) -> _State | None:
+        try:
+            return _State(**json.loads((self.state_dir / "state.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _write_state(self, state: _State) -> None:
+        text = json.dumps(asdict(state), indent=2) + "\n"
+        temporary = self.state_dir / "state.json.new"
+        temporary.write_text(text)
+        temporary.replace(self.state_dir / "state.json")
+
+    def _running_state(self) -> _State:
+        state = self._read_state()
+        if state is None or not _is_ours(state):
+            raise EmulatorError(f"board {self.board} is not running; see {self.log_path}")
+        return state
+
+    def _boot(self, url: str) -> str:
+        port = _port_of(url)
+        host = urlsplit(url).hostname or "127.0.0.1"
+        if host not in ("localhost", "127.0.0.1"):
+            raise EmulatorError(f"{url}: an emulated board is on localhost only")
+        if self._facts["emulator"]["kind"] == "process":
+            self._launch(url, port, self._process_command(port), qmp=None, persistent=True)
+            return url
+
+        qmp = self._qmp_path()
+        plugin = self._plugin()
+        command = self._qemu_command(port, qmp, plugin)
+        uses_window = self._facts["emulator"]["flash"] == "window"
+        persistent = plugin is not None or not uses_window
+        try:
+            self._launch(url, port, command, qmp, persistent)
+        except EmulatorError as error:
+            if plugin is None or "plugin" not in str(error):
+                raise
+            _warn(f"QEMU refused the flash plugin, its flash will not survive a stop: {error}")
+            self._launch(url, port, self._qemu_command(port, qmp, None), qmp, persistent=False)
+        return url
+
+    def _process_command(self, port: int) -> list[str]:
+        self.image_path.chmod(0o755)
+        return [str(self.image_path), "--tcp", str(port), "--flash", str(self.flash_path)]
+
+    def _qemu_command(self, port: int, qmp: str, plugin: Path | None) -> list[str]:
+        facts = self._facts["emulator"]
+        program = shutil.which(facts["program"])
+        if program is None:
+            raise EmulatorError(
+                f"{facts['program']} is not on PATH. Debian and Ubuntu: "
+                "apt-get install --no-install-recommends qemu-system-arm; "
+                "Fedora: dnf install qemu-system-arm; macOS: brew install qemu."
+            )
+        command = [
+            *(program, "-M", facts["machine"], "-display", "none", "-monitor", "none"),
+            *("-kernel", str(self.image_path)),
+            *("-serial", f"tcp:127.0.0.1:{port},server=on,wait=off,nodelay=on"),
+            *("-qmp", f"unix:{_quoted(qmp)},server=on,wait=off"),
+            # one virtual nanosecond per instruction: repeatable tick counts
+            *("-icount", "shift=0,sleep=off"),
+        ]
+        if facts["flash"] == "mtd":
+            _create_erased(self.flash_path, facts["device_bytes"])
+            command += ["-drive", f"if=mtd,format=raw,file={_quoted(self.flash_path)}"]
+        elif plugin is not None:
+            store = self._facts["store"]
+            _create_erased(self.flash_path, store["size"])
+            command += [
+                "-plugin",
+                f"{_quoted(plugin)},block={facts['ram_block']},image={_quoted(self.flash_path)},"
+                f"offset={store['offset']},size={store['size']}",
+            ]
+        return command
+
+    def _plugin(self) -> Path | None:
+        """The flash plugin, built when needed; None where the board needs none."""
+        if self._facts["emulator"]["flash"] != "window":
+            return None
+        digest = hashlib.sha256(_PLUGIN_SOURCE.read_bytes()).hexdigest()[:12]
+        library = self.state_dir / f"flash_window-{digest}.so"
+        if library.is_file():
+            return library
+        compiler = shutil.which("gcc") or shutil.which("cc")
+        if compiler is None:
+            _warn("no gcc on PATH to build QEMU's flash plugin: flash will not survive a stop")
+            return None
+        temporary = library.with_suffix(".new")
+        command = [compiler, "-std=c11", "-D_DEFAULT_SOURCE", "-O2", "-shared", "-fPIC"]
+        command += ["-o", str(temporary), str(_PLUGIN_SOURCE)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            _warn(f"the flash plugin does not build, flash will not survive:\n{result.stderr}")
+            return None
+        temporary.replace(library)
+        return library
+
+    def _qmp_path(self) -> str:
+        path = str(self.state_dir / "qmp.sock")
+        if len(path) > _MOST_SOCKET_PATH:
+            path = str(Path(tempfile.mkdtemp(prefix="scl-emulator-")) / "qmp.sock")
+        Path(path).unlink(missing_ok=True)
+        return path
+
+    def _launch(self, url: str, port: int, command: Sequence[str], qmp: str | None, persistent: bool) -> None:
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # outlives the terminal and Ctrl-C
+                cwd=self.state_dir,
+            )
+        state = _State(
+            board=self.board,
+            url=url,
+            port=port,
+            pid=self._process.pid,
+            command=list(command),
+            sha256=hashlib.sha256(self.image_path.read_bytes()).hexdigest(),
+            image=str(self.image_path),
+            flash=str(self.flash_path),
+            qmp=qmp,
+            persistent=persistent,
+        )
+        self._write_state(state)
+        self._wait_until_ready(state)
+
+    def _wait_until_ready(self, state: _State) -> None:
+        """Both signs come after the serial port began to listen."""
+        for _ in _polls(_START_SECONDS):
+            assert self._process is not None
+            status = self._process.poll()
+            if status is not None:
+                raise EmulatorError(
+                    f"{Path(state.command[0]).name} ended with {status} when it was started on "
+                    f"port {state.port}: {self._log_tail()}"
+                )
+            if state.qmp is None:
+                if "listening on" in self._log_tail():
+                    return
+            else:
+                with contextlib.suppress(OSError), _Qmp(state.qmp) as qmp:
+                    qmp.execute("query-status")
+                    return
+        self.kill(settle=False)
+        raise EmulatorError(f"{self.board} did not come up in {_START_SECONDS:.0f} s")
+
+    def _log_tail(self) -> str:
+        return self.log_path.read_text(errors="replace").strip()[-2000:]
+
+    def _ended(self, state: _State, seconds: float) -> bool:
+        for _ in _polls(seconds):
+            if self._process is not None and self._process.pid == state.pid:
+                self._process.poll()
+            if not _is_ours(state):
+                return True
+        return False
+
+    def _await_end(self, state: _State) -> None:
+        if not self._ended(state, _STOP_SECONDS):
+            raise EmulatorError(f"process {state.pid} does not end")
+        if state.qmp is not None:
+            Path(state.qmp).unlink(missing_ok=True)
+            if Path(state.qmp).parent != self.state_dir:
+                with contextlib.suppress(OSError):
+                    Path(state.qmp).parent.rmdir()
+
+
+class _Qmp:
+    """QEMU's control socket for one or a few commands."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10)
+        try:
+            self._socket.connect(path)
+            self._file = self._socket.makefile("rwb")
+            self._file.readline()
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def execute(self, command: str, **arguments: object) -> object:
+        request: dict[str, object] = {"execute": command}
+        if arguments:
+            request["arguments"] = arguments
+        self._file.write(json.dumps(request).encode() + b"\n")
+        self._file.flush()
+        while True:
+            line = self._file.readline()
+            if not line:
+                raise EmulatorError(f"QEMU ended during {command}")
+            answer = cast("dict[str, Any]", json.loads(line))
+            if "error" in answer:
+                raise EmulatorError(f"QEMU: {command}: {answer['error'].get('desc')}")
+            if "return" in answer:  # other lines are events
+                return answer["return"]
+
+    def __enter__(self) -> _Qmp:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._socket.close()
+
+
+def _polls(seconds: float) -> Iterator[None]:
+    """Yields about every 10 ms until the time is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.01)
+
+
+def _quoted(value: object) -> str:
+    """A path in a QEMU option list, where a comma is doubled."""
+    return str(value).replace(",", ",,")
+
+
+def _port_of(url: str) -> int:
+    parts = urlsplit(url)
+    if parts.scheme != "socket" or parts.port is None:
+        raise EmulatorError(f"{url}: an emulated board needs socket://127.0.0.1:PORT")
+    return parts.port
+
+
+def _create_erased(path: Path, size: int) -> None:
+    """A flash device full of 0xFF; one of the right size is kept."""
+    if path.is_file():
+        have = path.stat().st_size
+        if have != size:
+            raise EmulatorError(f"{path} has {have} bytes, the device has {size}: upload with --erase")
+        return
+    temporary = path.with_suffix(".new")
+    with temporary.open("wb") as file:
+        block = b"\xff" * 65536
+        for begin in range(0, size, len(block)):
+            file.write(block[: size - begin])
+    temporary.replace(path)
+
+
+def _arguments_of(pid: int) -> list[str]:
+    """The command line of a process; empty when it has ended (or is a zombie)."""
+    if Path("/proc/self/cmdline").exists():
+        try:
+            raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return []
+        return raw.decode(errors="replace").split("\0")[:-1]
+    result = subprocess.run(  # macOS, BSD
+        ["ps", "-ww", "-p", str(pid), "-o", "stat=,command="],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    fields = result.stdout.split()
+    return [] if not fields or fields[0].startswith("Z") else fields[1:]
+
+
+def _is_ours(state: _State) -> bool:
+    """Process ids are reused: believe one only with our image in its arguments."""
+    return state.image in _arguments_of(state.pid)
+
+
+def _signal(state: _State, number: signal.Signals) -> None:
+    if _is_ours(state):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.pid, number)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+# -- command line -------------------------------------------------------------
+
+
+def _upload(emulator: Emulator, options: argparse.Namespace) -> str:
+    port = load_board(options.board)["emulator"]["port"]
+    url = emulator.start(options.image, options.port or f"socket://127.0.0.1:{port}", erase=options.erase)
+    return f"{emulator.board} runs (process {emulator.pid}), serial line on {url}"
+
+
+def _start(emulator: Emulator, options: argparse.Namespace) -> str:
+    return f"{emulator.board} runs, serial line on {emulator.restart()}"
+
+
+def _stop(emulator: Emulator, options: argparse.Namespace) -> str:
+    emulator.stop()
+    return f"{emulator.board} is stopped"
+
+
+def _reset(emulator: Emulator, options: argparse.Namespace) -> str:
+    emulator.reset()
+    return f"{emulator.board} was reset"
+
+
+def _kill(emulator: Emulator, options: argparse.Namespace) -> str:
+    emulator.kill()
+    return f"{emulator.board} has lost its power; `start` puts it back"
+
+
+def _status(emulator: Emulator, options: argparse.Namespace) -> str:
+    state = emulator.state()
+    if state is None:
+        return f"{emulator.board}: nothing uploaded to {emulator.state_dir}"
+    running = f"runs, process {emulator.pid}" if emulator.is_running() else "is stopped"
+    return f"{emulator.board} {running}; {state['url']}, image {state['sha256'][:16]}"
+
+
+_COMMANDS: dict[str, tuple[Callable[[Emulator, argparse.Namespace], str], str]] = {
+    "upload": (_upload, "record an image and boot it"),
+    "start": (_start, "boot the recorded image"),
+    "stop": (_stop, "end the board's process"),
+    "reset": (_reset, "press the reset button"),
+    "kill": (_kill, "cut the power"),
+    "status": (_status, "say what is recorded and whether it runs"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    common = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(prog="python -m host_tools.emulator")
+    for target, default in ((parser, None), (common, argparse.SUPPRESS)):
+        target.add_argument("--board", default=default, help="a folder of firmware/boards")
+        target.add_argument("--state-dir", type=Path, default=default, help="default: build/emulator/<board>")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (_, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, parents=[common])
+        if name == "upload":
+            command.add_argument("image", type=Path)
+            command.add_argument("--port", help="socket://127.0.0.1:N, default: board.toml's")
+            command.add_argument("--erase", action="store_true", help="begin with erased flash")
+    options = parser.parse_args(arguments)
+    if options.board is None:
+        parser.error("--board is needed")
+    try:
+        emulator = Emulator(options.state_dir or default_state_dir(options.board), options.board)
+        print(_COMMANDS[options.command][0](emulator, options), flush=True)
+    except EmulatorError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
