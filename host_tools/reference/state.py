@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learner's state, its digest and its dump regions (docs/algorithm.md, "State", "State digest")."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from generator.artefacts import Model, SingleHead, position_bytes, regions
+from host_tools.reference import network
+from host_tools.reference.dense import DenseLayer
+from host_tools.reference.fixed import Counters, Ints
+from host_tools.reference.layer import LayerState
+from host_tools.reference.mask import Captured
+from host_tools.reference.prng import MASK, Prng
+from host_tools.reference.replay import Replay, Sample
+from host_tools.reference.sparse import SparseLayer
+from host_tools.reference.task import NO_TASK, RESIDENT, Phase, Table
+
+SCALARS = struct.Struct("<IIIIBBBBHHHHHHBBBBIII")
+"""The scalars of the state digest in order (48 bytes)."""
+REPLAY_SLOT = struct.Struct("<HBBII")
+"""One slot of the dump region ``replay``."""
+
+
+@dataclass
+class State:
+    """Everything the device knows.  ``class_task``: (n_classes,) uint8; names as in docs/algorithm.md."""
+
+    model: Model
+    prng: Prng
+    layers: list[LayerState]
+    class_task: NDArray[np.uint8]
+    replay: Replay
+    step: int = 0
+    rolling: int = 0
+    task: int = 0
+    phase: Phase = Phase.IDLE
+    mode: int = RESIDENT
+    epoch: int = 0
+    pos: int = 0
+    shuffled: bool = False
+    received: int = 0
+    n_start: int = 0
+    grown: bool = False
+    counters: Counters = field(default_factory=Counters)
+    captured: Captured = field(default_factory=Captured)
+    table: Table = field(default_factory=Table)
+    samples: list[Sample] = field(default_factory=list)
+    """Samples of a resident task by id."""
+    removed: dict[int, list[int]] = field(default_factory=dict)
+    """Ids DDR removed, by task, in the order of removal."""
+    passes: int = 0
+    """Forward passes in training (not part of the digest)."""
+
+    @classmethod
+    def initial(cls, model: Model) -> Self:
+        """The factory state."""
+        return cls(
+            model=model,
+            prng=Prng(model.learning.seed),
+            layers=network.build(model),
+            class_task=np.full(model.n_classes, NO_TASK, dtype=np.uint8),
+            replay=Replay(model.learning.capacity),
+        )
+
+    def copy(self) -> Self:
+        """Return an independent copy; immutable parts are shared."""
+        return replace(
+            self,
+            prng=Prng(self.prng.state),
+            layers=[layer.copy() for layer in self.layers],
+            class_task=self.class_task.copy(),
+            replay=self.replay.copy(),
+            counters=self.counters.copy(),
+            captured=self.captured.copy(),
+            table=self.table.copy(),
+            samples=list(self.samples),
+            removed={task: list(ids) for task, ids in self.removed.items()},
+        )
+
+    @property
+    def n(self) -> int:
+        """Samples still in the table."""
+        return len(self.table.ids)
+
+    @property
+    def masks_change(self) -> bool:
+        """Whether mask updates take place at all."""
+        learning = self.model.learning
+        return (learning.tdm or learning.dgm) and any(layer.sparse for layer in self.model.layers)
+
+    def classes(self, *heads: SingleHead) -> Ints:
+        """The task's own classes if SINGLE_HEAD is one of ``heads``, else all."""
+        if self.model.learning.single_head in heads:
+            return np.flatnonzero(self.class_task == self.task)
+        return np.arange(self.model.n_classes)
+
+
+def digest(state: State) -> int:
+    """The state digest: CRC-32 over ``parts``."""
+    result = 0
+    for part in parts(state):
+        result = zlib.crc32(part, result)
+    return result
+
+
+def parts(state: State) -> Iterator[bytes]:
+    """The bytes of the state digest in order."""
+    yield scalars(state)
+    yield from _layers(state)
+    yield _table_ids(state)
+    yield _table_scores(state)
+    for slot in state.replay.slots:
+        yield struct.pack("<II", slot.sample.crc, slot.logits_crc)
+
+
+def dump(state: State) -> dict[int, bytes]:
+    """All dump regions by number (docs/protocol.md, "Dump regions")."""
+    contents = [scalars(state), _table_ids(state), _table_scores(state), _replay(state), *_layers(state)]
+    return {region.number: data for region, data in zip(regions(state.model), contents, strict=True)}
+
+
+def scalars(state: State) -> bytes:
+    """The scalars and class_task."""
+    c = state.counters
+    return (
+        SCALARS.pack(
+            *(state.prng.state, state.step & MASK, state.replay.seen, state.rolling),
+            *(state.task, state.phase, state.mode, state.grown),
+            *(state.epoch, state.pos, state.n_start, state.n, state.replay.filled, state.received),
+            *(len(state.captured.current), len(state.captured.replay), state.shuffled, 0),
+            *(c.saturated_activations & MASK, c.saturated_errors & MASK, c.guard_shifts & MASK),
+        )
+        + state.class_task.tobytes()
+    )
+
+
+def _table_ids(state: State) -> bytes:
+    return np.array(state.table.ids, dtype="<u2").tobytes()
+
+
+def _table_scores(state: State) -> bytes:
+    return bytes(state.table.scores)
+
+
+def _replay(state: State) -> bytes:
+    rows = ((s.sample, s.logits_crc) for s in state.replay.slots)
+    return b"".join(REPLAY_SLOT.pack(s.id, s.task, s.label, s.crc, crc) for s, crc in rows)
+
+
+def _layers(state: State) -> Iterator[bytes]:
+    position = f"<u{position_bytes(state.model)}"
+    for layer in state.layers:
+        if isinstance(layer, SparseLayer):
+            for number, panel in enumerate(layer.panels):
+                yield panel.start(layer.layer.n_in).astype(position).tobytes()
+                yield panel.split(layer.layer.n_in).astype(position).tobytes()
+                yield panel.index.astype("<u1").tobytes()
+                yield layer.panel_weights(number).astype("<i2").tobytes()
+        else:
+            assert isinstance(layer, DenseLayer)
+            yield layer.integers().astype("<i2").tobytes()
+        yield layer.bias.astype("<i4").tobytes()

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step (docs/algorithm.md, "One training step"); the numbers in comments are its steps."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from generator.artefacts import DdrScore, LearningRate, Method, SingleHead
+from host_tools.reference import loss, mask, network, task
+from host_tools.reference.fixed import Ints
+from host_tools.reference.prng import MASK
+from host_tools.reference.replay import Sample, Slot
+from host_tools.reference.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step reports: ``loss`` with 8 fractional bits, ``rolling`` after the step."""
+
+    wrong: bool
+    loss: int
+    rolling: int
+
+
+def step(state: State, fetch: Callable[[int], Sample]) -> Step:
+    """Learn from the sample at ``table[pos]``, which ``fetch`` returns by its id."""
+    learning = state.model.learning
+    task.shuffle(state)  # 1
+    sample = fetch(state.table.ids[state.pos])
+    trace = forward(state, sample)  # 2
+    e, cost = _cross_entropy(state, trace, sample, SingleHead.LOSS)
+    wrong = trace.prediction != sample.label
+    if learning.ddr:  # 3
+        _score(state, wrong, cost)
+    if mask.in_window(state):  # 4
+        own, _ = _cross_entropy(state, trace, sample, SingleHead.LOSS, SingleHead.SCORE)
+        mask.capture(state, state.captured.current, trace, own)
+    _backward(state, trace, e, state.model.current)  # 5
+    logits = [trace.z]
+    if learning.method is not Method.FINETUNE:
+        if state.replay.filled:  # 6
+            logits += _replay(state)
+        kept = trace.z if learning.method is Method.DERPP else None
+        state.replay.offer(Slot(sample, kept), state.prng)  # 7
+    _roll(state, logits, sample.id)  # 8
+    state.pos += 1  # 9
+    state.step = (state.step + 1) & MASK
+    due = mask.is_due(state)
+    if learning.batch > 1 and (state.pos % learning.batch == 0 or state.pos == state.n or due):  # 10
+        for layer in state.layers:
+            layer.apply(state.prng)
+    if due:  # 11
+        mask.update(state)
+    if state.pos == state.n:  # 12
+        task.end_epoch(state)
+    return Step(wrong, cost, state.rolling)
+
+
+def forward(state: State, sample: Sample) -> network.Trace:
+    """A forward pass in training."""
+    state.passes += 1
+    return network.forward(state.layers, sample.input(), state.model.n_classes, state.counters)
+
+
+def _replay(state: State) -> list[Ints]:
+    """Step 6: learn from the replay buffer; return the logits of each pass."""
+    learning, replay = state.model.learning, state.replay
+    passes = []
+    if learning.method is Method.DERPP and learning.alpha > 0:
+        slot = replay.pick(state.prng)
+        trace = forward(state, slot.sample)
+        assert slot.logits is not None, "DER++ keeps logits"
+        last = state.model.layers[-1]
+        e = loss.squared_error(trace.z, slot.logits, last.fa, last.n_pad)
+        _backward(state, trace, e, state.model.distil)
+        passes.append(trace.z)
+    if learning.beta > 0:
+        slot = replay.pick(state.prng)
+        trace = forward(state, slot.sample)
+        e, _ = _cross_entropy(state, trace, slot.sample)
+        if mask.in_window(state):
+            mask.capture(state, state.captured.replay, trace, e)
+        _backward(state, trace, e, state.model.replay)
+        passes.append(trace.z)
+    return passes
+
+
+def _cross_entropy(
+    state: State, trace: network.Trace, sample: Sample, *heads: SingleHead
+) -> tuple[Ints, int]:
+    """Error and loss; over the task's own classes if SINGLE_HEAD is one of ``heads``, else over all."""
+    last = state.model.layers[-1]
+    return loss.cross_entropy(trace.z, state.classes(*heads), sample.label, last.fa, last.n_pad)
+
+
+def _backward(state: State, trace: network.Trace, e: Ints, rate: LearningRate) -> None:
+    batch = state.model.learning.batch
+    network.backward(state.layers, trace, e, rate, state.prng, state.counters, batch)
+
+
+def _score(state: State, wrong: bool, cost: int) -> None:
+    scores, pos = state.table.scores, state.pos
+    if state.model.learning.ddr_score is DdrScore.LOSS:
+        scores[pos] = min(255, cost >> 3)
+    else:
+        scores[pos] = min(255, scores[pos] + wrong)
+
+
+def _roll(state: State, logits: list[Ints], sample_id: int) -> None:
+    data = b"".join(z.astype("<i2").tobytes() for z in logits)
+    data += struct.pack("<IH", state.prng.state, sample_id)
+    state.rolling = zlib.crc32(data, state.rolling)
