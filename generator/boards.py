@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Facts about boards, read from ``firmware/boards/<name>/board.toml``."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from generator.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+BOARDS = ROOT / "firmware" / "boards"
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Memory(_Facts):
+    """RAM and code flash in bytes; ``shared``: code lies in the same RAM as data."""
+
+    ram_bytes: int
+    flash_bytes: int
+    shared: bool
+    stack_bytes: int
+
+
+class Store(_Facts):
+    """The journal's flash partition: bytes, erase unit, program unit (docs/flash-format.md)."""
+
+    kind: str
+    size: int
+    sector: int
+    program_unit: int
+    offset: int
+    mapped_base: int = 0
+
+    @property
+    def mapped(self) -> bool:
+        """Whether records can be read in place."""
+        return self.kind == "mapped"
+
+    @property
+    def granule(self) -> int:
+        """Unit of journal addresses in bytes."""
+        granule = max(4, self.program_unit)
+        while self.size // granule > 65536:
+            granule *= 2
+        return granule
+
+
+class Timer(_Facts):
+    """``ticks_per_instruction``: under emulation with ``-icount shift=0``; 0 where it means nothing."""
+
+    unit: str
+    ticks_per_instruction: float
+
+
+class LinkFacts(_Facts):
+    """Serial line: payload limit in bytes, baud rate, training steps in one request."""
+
+    max_payload: int
+    baud: int
+    steps_per_request: int
+
+
+class Emulator(_Facts):
+    """How the board is emulated (host_tools/emulator.py reads the details)."""
+
+    kind: str
+
+
+class Board(_Facts):
+    """One board."""
+
+    name: str
+    title: str
+    core: str
+    verified: str
+    description: str
+    memory: Memory
+    store: Store
+    timer: Timer
+    link: LinkFacts
+    emulator: Emulator | None = None
+
+
+def load_board(name: str) -> Board:
+    """Reads one board; an unknown name is a ``UserError`` with the nearest known one."""
+    path = BOARDS / name / "board.toml"
+    known = board_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"unknown board '{name}'{hint} (known: {', '.join(known)}; see `sparcl boards`)")
+    try:
+        return Board.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def board_names() -> list[str]:
+    """Names of all boards, sorted."""
+    return sorted(p.parent.name for p in BOARDS.glob("*/board.toml"))
+
+
+def boards() -> list[Board]:
+    """All boards."""
+    return [load_board(name) for name in board_names()]

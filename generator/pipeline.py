@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages from an experiment file to rendered firmware, in order.
+
+    config -> data -> train (and prune) -> quantise -> plan -> render
+
+Each stage is a function of the artefacts before it.  Its result lies in the
+build folder, numbered; a stage is skipped when the fingerprint of its inputs is
+the one its result was made from.  What does not depend on the board is made
+once for all boards of an experiment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from generator import artefacts, boards, config, data, plan, prune, quantise, render, store
+from generator.artefacts import Dataset, FloatModel, Model
+from generator.boards import ROOT, Board
+from generator.config import Config
+from generator.plan import Plan
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Project:
+    """One experiment on one board, ready to be built."""
+
+    folder: Path
+    config: Config
+    dataset: Dataset
+    float_model: FloatModel
+    model: Model
+    board: Board
+    plan: Plan
+
+    @property
+    def generated(self) -> Path:
+        """The rendered C sources."""
+        return self.folder / "generated"
+
+
+def generate(
+    experiment: Path,
+    board: str,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> Project:
+    """Runs all stages whose inputs have changed (``force``: all of them).
+
+    Raises ``UserError`` for a bad experiment file, an unknown board, or a model
+    that does not fit the board; nothing is rendered then.
+    """
+    say = progress or (lambda _text: None)
+    facts = boards.load_board(board)
+    settings = config.load(experiment, overrides, seed)
+    shared = build_folder() / settings.experiment.name
+    folder = shared / board
+    cache = _Cache(shared, force)
+
+    (shared).mkdir(parents=True, exist_ok=True)
+    (shared / "01-config.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    dataset = cache.stage(
+        "02-data",
+        Dataset,
+        _fingerprint(settings.data, settings.tasks, settings.initial, settings.experiment, data),
+        lambda: data.load(settings),
+        lambda: say(f"loading {settings.data.set}"),
+    )
+    float_model = cache.stage(
+        "03-initial",
+        FloatModel,
+        _fingerprint(
+            settings.model, settings.initial, settings.sparsity, settings.experiment, store.digest(dataset), prune
+        ),
+        lambda: _train(settings, dataset),
+        lambda: say(_training(settings)),
+    )
+    model = cache.stage(
+        "04-quantised",
+        Model,
+        _fingerprint(settings, store.digest(dataset), store.digest(float_model), quantise, artefacts),
+        lambda: quantise.quantise(settings, dataset, float_model),
+        lambda: say("quantising"),
+    )
+    (shared / "04-overflow-proof.txt").write_text(quantise.proof_text(quantise.overflow_proof(model)), encoding="utf-8")
+    memory = plan.plan(model, facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "05-plan.json").write_text(_plan_json(memory, model), encoding="utf-8")
+    plan.check(memory, facts)
+    project = Project(folder, settings, dataset, float_model, model, facts, memory)
+    _write_sources(project)
+    return project
+
+
+def build_folder() -> Path:
+    """Where artefacts go: ``build/`` of the checkout, or ``$SPARCL_BUILD``."""
+    return Path(os.environ.get("SPARCL_BUILD") or ROOT / "build")
+
+
+class _Cache:
+    """Artefacts on disk with the fingerprint of what they were made from."""
+
+    def __init__(self, folder: Path, force: bool) -> None:
+        self._folder = folder
+        self._force = force
+
+    def stage(self, name: str, kind: type[T], inputs: str, make: Callable[[], T], announce: Callable[[], None]) -> T:
+        path = self._folder / name
+        mark = self._folder / f"{name}.inputs"
+        if not self._force and mark.exists() and mark.read_text(encoding="utf-8") == inputs:
+            return store.load(path, kind)
+        announce()
+        mark.unlink(missing_ok=True)
+        result = make()
+        store.save(path, result)
+        mark.write_text(inputs, encoding="utf-8")
+        return result
+
+
+def _train(settings: Config, dataset: Dataset) -> FloatModel:
+    from generator import train  # TensorFlow is imported only when a model is made
+
+    return train.train(settings, dataset)
+
+
+def _training(settings: Config) -> str:
+    what = {"none": "initialising", "first_task": "training on the first task", "base": "training on the base classes"}
+    return f"{what[settings.initial.train]} and pruning the initial model"
+
+
+def _fingerprint(*parts: object) -> str:
+    """Hash of settings, digests of artefacts, and the source of the modules that make the result."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, bytes):
+            state.update(part)
+        elif isinstance(part, config.BaseModel):
+            state.update(part.model_dump_json().encode())
+            path = getattr(part, "path", None)
+            if isinstance(path, Path) and path.is_file():
+                state.update(path.read_bytes())
+        else:
+            source = getattr(part, "__file__", None)
+            assert isinstance(source, str)
+            state.update(Path(source).read_bytes())
+        state.update(b"|")
+    state.update((ROOT / "generator" / "train.py").read_bytes())
+    return state.hexdigest()
+
+
+def _plan_json(memory: Plan, model: Model) -> str:
+    document = asdict(memory) | {"regions": [asdict(region) for region in artefacts.regions(model)]}
+    return json.dumps(document, indent=2) + "\n"
+
+
+def _write_sources(project: Project) -> None:
+    """Renders; files that come out the same are left alone, so that builds stay incremental."""
+    target = project.generated
+    target.mkdir(parents=True, exist_ok=True)
+    sources = render.render(project.model, project.board)
+    for stray in target.iterdir():
+        if stray.name not in sources:
+            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    for name, text in sources.items():
+        path = target / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    _point_current(project)
+
+
+def _point_current(project: Project) -> None:
+    """``build/current/<board>``: what a plain ``pio run -e <board>`` builds."""
+    link = build_folder() / "current" / project.board.name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(os.path.relpath(project.generated, link.parent))
+    fresh.replace(link)
