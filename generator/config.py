@@ -41,12 +41,8 @@ class _Section(BaseModel):
 class ExperimentSection(_Section):
     """What the experiment is called and its seed."""
 
-    name: str = Field(
-        "experiment", description="Name of the experiment, an identifier; default: the file's name"
-    )
-    seed: int = Field(
-        0, ge=0, le=2**32 - 1, description="Seed of everything random, on the host and on the board"
-    )
+    name: str = Field("experiment", description="Name of the experiment, an identifier; default: the file's name")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random, on the host and on the board")
 
 
 class DataSection(_Section):
@@ -76,9 +72,7 @@ class DataSection(_Section):
 class TasksSection(_Section):
     """How the classes are cut into tasks."""
 
-    classes_per_task: int = Field(
-        2, ge=1, le=MAX_CLASSES, description="Classes of each task, in the data set's order"
-    )
+    classes_per_task: int = Field(2, ge=1, le=MAX_CLASSES, description="Classes of each task, in the data set's order")
     split: tuple[tuple[ClassName, ...], ...] | None = Field(
         None, description="The classes of each task, written out; replaces classes_per_task"
     )
@@ -92,9 +86,7 @@ class TasksSection(_Section):
 class ModelSection(_Section):
     """The network: fully connected layers with ReLU."""
 
-    hidden: tuple[Width, ...] = Field(
-        (512,), min_length=1, max_length=8, description="Widths of the hidden layers"
-    )
+    hidden: tuple[Width, ...] = Field((512,), min_length=1, max_length=8, description="Widths of the hidden layers")
 
 
 class InitialSection(_Section):
@@ -119,13 +111,9 @@ class InitialSection(_Section):
 class SparsitySection(_Section):
     """Sparsity of the weights."""
 
-    weights: float = Field(
-        0.92, ge=0.0, le=0.999, description="Share of the weights that are absent in sparse layers"
-    )
+    weights: float = Field(0.92, ge=0.0, le=0.999, description="Share of the weights that are absent in sparse layers")
     block: Literal[1, 2, 4] = Field(1, description="Consecutive outputs that are present or absent together")
-    scope: Literal["layer", "global"] = Field(
-        "layer", description="The share holds in each layer, or over all of them"
-    )
+    scope: Literal["layer", "global"] = Field("layer", description="The share holds in each layer, or over all of them")
     dense_output: bool = Field(True, description="Keep the output layer dense")
 
 
@@ -135,15 +123,9 @@ class MethodSection(_Section):
     name: Method = Field(Method.DERPP, strict=False, description="Method: finetune, er or der++")
     lr: float = Field(0.03, gt=0.0, le=1.0, description="Learning rate on the board (SGD)")
     epochs: int = Field(5, ge=1, le=1000, description="Epochs of each task")
-    batch: int = Field(
-        1, ge=1, le=256, description="Batch size; 1 updates in place and needs no gradient memory"
-    )
-    alpha: float = Field(
-        1.0, ge=0.0, le=16.0, description="der++: coefficient of the distillation of stored logits"
-    )
-    beta: float = Field(
-        0.5, ge=0.0, le=16.0, description="der++: coefficient of the cross-entropy on the buffer"
-    )
+    batch: int = Field(1, ge=1, le=256, description="Batch size; 1 updates in place and needs no gradient memory")
+    alpha: float = Field(1.0, ge=0.0, le=16.0, description="der++: coefficient of the distillation of stored logits")
+    beta: float = Field(0.5, ge=0.0, le=16.0, description="der++: coefficient of the cross-entropy on the buffer")
     buffer: int = Field(200, ge=0, le=65534, description="Replay slots; finetune has none")
     single_head: SingleHead = Field(
         SingleHead.SCORE,
@@ -155,30 +137,20 @@ class MethodSection(_Section):
         "resident",
         description="The board keeps the task's samples in flash, or the host sends them each epoch",
     )
-    rounding: Literal["stochastic", "nearest"] = Field(
-        "stochastic", description="Rounding of the weight update"
-    )
+    rounding: Literal["stochastic", "nearest"] = Field("stochastic", description="Rounding of the weight update")
 
 
 class TdmSection(_Section):
     """Task-aware dynamic masking: which weights exist."""
 
     enabled: bool = Field(True, description="Move weights while learning")
-    interval: float = Field(
-        0.5, gt=0.0, le=1000.0, description="Epochs between mask updates: a whole number or 1/U"
-    )
+    interval: float = Field(0.5, gt=0.0, le=1000.0, description="Epochs between mask updates: a whole number or 1/U")
     p_intra: Share = Field(0.3, description="Share of the weights that a mask update replaces")
     p_inter: Share = Field(0.0, description="Share of all places grown for a while when a task begins")
-    growth: Growth = Field(
-        Growth.RANDOM, strict=False, description="Where weights grow: random, or largest gradient"
-    )
-    alpha: float = Field(
-        0.5, ge=0.0, le=4.0, description="Importance: coefficient of the current task's gradient"
-    )
+    growth: Growth = Field(Growth.RANDOM, strict=False, description="Where weights grow: random, or largest gradient")
+    alpha: float = Field(0.5, ge=0.0, le=4.0, description="Importance: coefficient of the current task's gradient")
     beta: float = Field(1.0, ge=0.0, le=4.0, description="Importance: coefficient of the replay gradient")
-    capture: Literal[1, 2, 4, 8, 16] = Field(
-        4, description="Samples whose gradients are kept for the importance"
-    )
+    capture: Literal[1, 2, 4, 8, 16] = Field(4, description="Samples whose gradients are kept for the importance")
 
 
 class DgmSection(_Section):
@@ -197,12 +169,8 @@ class DdrSection(_Section):
     """Dynamic data removal: which samples are still looked at."""
 
     enabled: bool = Field(False, description="Remove samples that have become easy")
-    rho: float = Field(
-        0.3, ge=0.0, lt=1.0, description="Share of a task's samples that is removed in the end"
-    )
-    until: int | None = Field(
-        None, ge=1, le=1000, description="Epochs after which nothing is removed; default: 3"
-    )
+    rho: float = Field(0.3, ge=0.0, lt=1.0, description="Share of a task's samples that is removed in the end")
+    until: int | None = Field(None, ge=1, le=1000, description="Epochs after which nothing is removed; default: 3")
     score: DdrScore = Field(
         DdrScore.MISCLASSIFICATION,
         strict=False,
@@ -262,10 +230,7 @@ def _conflicts(c: Config) -> Iterator[_Conflict]:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or keyword.iskeyword(name):
         yield (
             (("experiment", "name"),),
-            (
-                f"experiment.name {name!r} is not an identifier (letters, digits, underscores): "
-                "set [experiment] name"
-            ),
+            (f"experiment.name {name!r} is not an identifier (letters, digits, underscores): set [experiment] name"),
         )
     yield from _data_conflicts(c)
     yield from _method_conflicts(c)
@@ -495,9 +460,7 @@ def _unknown(section: str, key: str) -> str:
         hint = f"did you mean [{near[0]}]?" if near else f"there are {', '.join(known)}"
         return f"unknown section [{section}]; {hint}"
     known = list(_fields(section))
-    near = difflib.get_close_matches(key, known, 1) or difflib.get_close_matches(
-        key, [*known, section], 1, 0.5
-    )
+    near = difflib.get_close_matches(key, known, 1) or difflib.get_close_matches(key, [*known, section], 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
     return f"unknown key {key!r} in [{section}]; {hint}"
 
@@ -510,9 +473,7 @@ def _fields(section: str) -> dict[str, Any]:
 def _expected(detail: ErrorDetails, section: str, key: str) -> str:
     """What the value should have been; pydantic's sentences with the value found."""
     value = detail["input"]
-    shown = (
-        f"{value!r}" if not isinstance(value, tuple) else str(list(value)).replace("(", "[").replace(")", "]")
-    )
+    shown = f"{value!r}" if not isinstance(value, tuple) else str(list(value)).replace("(", "[").replace(")", "]")
     message = detail["msg"]
     message = (
         message.replace("Input should be", "has to be")

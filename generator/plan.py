@@ -217,8 +217,8 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
     return (
         Row("task samples", samples, f"{table} x {sample} B"),
         Row("replay samples and logits", replay, f"{learning.capacity} x {sample + logits} B"),
-        Row("snapshots", 2 * snapshot, "the last one and the next"),
-        Row("garbage collection", 4 * store.sector + min(replay, 8 * store.sector), "sectors kept free"),
+        Row("snapshots", 3 * snapshot, "the last one, the next, and one that is garbage"),
+        Row("garbage collection", replay + 6 * store.sector, "kept free, so that records can be moved"),
     )
 
 

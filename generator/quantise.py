@@ -121,9 +121,7 @@ def quantise(config: Config, dataset: Dataset, float_model: FloatModel) -> Model
     sacc = math.ceil(math.log2(3 * learning.batch)) if learning.batch > 1 else 0
     coefficients = (1.0, learning.alpha, learning.beta)
     fg = _gradient_fraction(config.method.lr / learning.batch * max(coefficients), layers, sacc)
-    current, distil, replay = (
-        _learning_rate(config.method.lr / learning.batch * c, fg) for c in coefficients
-    )
+    current, distil, replay = (_learning_rate(config.method.lr / learning.batch * c, fg) for c in coefficients)
     model = Model(layers, dataset.n_classes, dataset.signed, fg, sacc, current, distil, replay, learning, b"")
     model = replace(model, model_hash=model_hash(model))
     overflow_proof(model)
@@ -347,9 +345,7 @@ def _gradient_fraction(rate: float, layers: Sequence[Layer], sacc: int) -> int:
     small errors.  Then every ``su`` has to stay within 1..30 (and above ``sacc`` for a batch).
     """
     fg = math.floor(math.log2(32767 / (2.0 * rate)))
-    fg = min(
-        [fg, *(30 - layer.fx + layer.fw for layer in layers), *(layer.fw + layer.fx + 30 for layer in layers)]
-    )
+    fg = min([fg, *(30 - layer.fx + layer.fw for layer in layers), *(layer.fw + layer.fx + 30 for layer in layers)])
     for number, layer in enumerate(layers):
         if update_shift(layer, fg) - sacc < 1:
             raise UserError(
@@ -370,9 +366,7 @@ def _learning_rate(rate: float, fg: int) -> LearningRate:
     if multiplier > 32767:
         multiplier, shift = 16384, shift - 1
     if not 0 <= shift <= 30:
-        raise UserError(
-            f"method.lr, alpha, beta: a learning rate of {rate:g} cannot be expressed beside the others"
-        )
+        raise UserError(f"method.lr, alpha, beta: a learning rate of {rate:g} cannot be expressed beside the others")
     return LearningRate(multiplier, shift)
 
 
@@ -474,27 +468,20 @@ def _loss_proof(model: Model) -> Iterator[ProofLine]:
     """Soft-max and mean squared error (docs/numerics.md, "Loss")."""
     fz = model.layers[-1].fa
     classes = model.n_classes
-    yield ProofLine(
-        "loss", "soft-max: (m - z)*log2(e), rounded", 65535 * 23637 + (1 << (fz + 5)), INT32_MAX, "clamp"
-    )
+    yield ProofLine("loss", "soft-max: (m - z)*log2(e), rounded", 65535 * 23637 + (1 << (fz + 5)), INT32_MAX, "clamp")
     total = classes * 32768
     yield ProofLine("loss", "soft-max: sum of powers", total, INT32_MAX, "static")
-    yield ProofLine(
-        "loss", "soft-max: power * 2^14 + sum/2", (32768 << 14) + total // 2, UINT32_MAX, "static"
-    )
+    yield ProofLine("loss", "soft-max: power * 2^14 + sum/2", (32768 << 14) + total // 2, UINT32_MAX, "static")
     yield ProofLine("loss", "cross-entropy: l2*ln(2)", 65535 * 45426, UINT32_MAX, "clamp")
     if model.learning.alpha > 0.0:
         mq = math.floor(2.0 / classes * 32768 + 0.5)
-        yield ProofLine(
-            "loss", "mean squared error: d*2/C, rounded", 32767 * mq + (1 << fz), INT32_MAX, "clamp"
-        )
+        yield ProofLine("loss", "mean squared error: d*2/C, rounded", 32767 * mq + (1 << fz), INT32_MAX, "clamp")
 
 
 def proof_text(lines: Sequence[ProofLine]) -> str:
     """The proof as a table for people."""
     wide = max(len(line.accumulator) for line in lines)
     rows = [
-        f"{line.layer:<10}{line.accumulator:<{wide}}  {line.worst:>11} <= {line.limit:<11}{line.how}"
-        for line in lines
+        f"{line.layer:<10}{line.accumulator:<{wide}}  {line.worst:>11} <= {line.limit:<11}{line.how}" for line in lines
     ]
     return "\n".join(rows) + "\n"

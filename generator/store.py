@@ -181,17 +181,13 @@ def _decode(value: Any, kind: Any, arrays: list[NDArray[Any]], where: str) -> An
     return _decode_scalar(value, kind, where)
 
 
-def _decode_tuple(
-    value: Any, arguments: tuple[Any, ...], arrays: list[NDArray[Any]], where: str
-) -> tuple[Any, ...]:
+def _decode_tuple(value: Any, arguments: tuple[Any, ...], arrays: list[NDArray[Any]], where: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise _Malformed(f"{where} is not a list")
     return tuple(_decode(item, arguments[0], arrays, f"{where}[{k}]") for k, item in enumerate(value))
 
 
-def _decode_array(
-    value: Any, arguments: tuple[Any, ...], arrays: list[NDArray[Any]], where: str
-) -> NDArray[Any]:
+def _decode_array(value: Any, arguments: tuple[Any, ...], arrays: list[NDArray[Any]], where: str) -> NDArray[Any]:
     number = value.get("array") if isinstance(value, dict) else None
     if not isinstance(number, int) or not 0 <= number < len(arrays):
         raise _Malformed(f"{where} is not an array")

@@ -115,9 +115,7 @@ def _accuracy(layers: Sequence[FloatLayer], dataset: Dataset, task: Task) -> flo
     return round(100.0 * float(np.mean(z.argmax(axis=1) == task.y_test)), 4)
 
 
-def _fit(
-    config: Config, dataset: Dataset, known: Task, layers: Sequence[FloatLayer]
-) -> tuple[FloatLayer, ...]:
+def _fit(config: Config, dataset: Dataset, known: Task, layers: Sequence[FloatLayer]) -> tuple[FloatLayer, ...]:
     """Train with Keras on the samples the host knows, masks enforced after every update.
 
     Cross-entropy over all classes, as on the board.  Leaving out the classes that come later looks kinder
@@ -143,9 +141,7 @@ def _fit(
     fitted = []
     for layer, dense in zip(layers, network.layers, strict=True):
         weight, bias = (np.asarray(v, dtype=np.float64) for v in dense.get_weights())
-        fitted.append(
-            FloatLayer(weight * layer.mask, bias, layer.mask, layer.saliency, layer.sparse, layer.relu)
-        )
+        fitted.append(FloatLayer(weight * layer.mask, bias, layer.mask, layer.saliency, layer.sparse, layer.relu))
     return tuple(fitted)
 
 

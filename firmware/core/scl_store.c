@@ -15,14 +15,20 @@ scl_slots_t scl_slots;
 static uint8_t sample_bytes[SCL_SAMPLE_BYTES];
 #endif
 
-/* Sectors kept back so that a checkpoint can always move a sector's records and write the snapshot. */
-static uint32_t sectors_kept_back(void) { return scl_journal_snapshot_sectors(scl_state_size()) + 2u; }
-
 static uint32_t sectors_for(uint32_t bytes) {
   /* Records do not cross sectors: count the worst cut-off at the end of each. */
   const uint32_t largest = scl_record_room(SCL_SAMPLE_BYTES > SCL_LOGITS_BYTES ? SCL_SAMPLE_BYTES : SCL_LOGITS_BYTES);
   const uint32_t useful = SCL_SECTOR_ROOM > 2u * largest ? SCL_SECTOR_ROOM - largest : SCL_SECTOR_ROOM / largest * largest;
   return (bytes + useful - 1u) / useful;
+}
+
+/*
+ * Sectors kept back so that a checkpoint always gets somewhere: it can move the whole replay buffer, should that lie
+ * packed at the tail, and write a snapshot, and still hold the one before.
+ */
+static uint32_t sectors_kept_back(void) {
+  const uint32_t replay = SCL_CAPACITY * (scl_record_room(SCL_SAMPLE_BYTES) + scl_record_room(SCL_LOGITS_BYTES));
+  return 2u * scl_journal_snapshot_sectors(scl_state_size()) + sectors_for(replay) + 2u;
 }
 
 static int enough(uint32_t used, uint32_t bytes) {
@@ -132,14 +138,17 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
 }
 
 scl_status_t scl_store_checkpoint(uint32_t bytes) {
-  uint32_t before;
-  do {
-    before = scl_journal.used;
+  /* A checkpoint frees its room only when it is complete; a second one can use it to go further. */
+  for (uint32_t round = 0; round < 4u; round++) {
+    const uint32_t before = scl_journal.tail_sequence;
     const scl_status_t status = checkpoint_once(bytes);
     if (status != SCL_OK) {
       return status;
     }
-  } while (!enough(scl_journal.used, bytes) && scl_journal.used < before);
+    if (enough(scl_journal.used, bytes) || scl_journal.tail_sequence == before) {
+      break;
+    }
+  }
   return SCL_OK;
 }
 
