@@ -28,9 +28,7 @@ _SCALARS = (
 SCALARS = np.dtype(list(_SCALARS))
 """The scalars of region 0, before class_task."""
 
-REPLAY_SLOT = np.dtype(
-    [("id", "<u2"), ("task", "u1"), ("label", "u1"), ("sample_crc", "<u4"), ("logits_crc", "<u4")]
-)
+REPLAY_SLOT = np.dtype([("id", "<u2"), ("task", "u1"), ("label", "u1"), ("sample_crc", "<u4"), ("logits_crc", "<u4")])
 """One slot of region 3."""
 
 
@@ -66,9 +64,7 @@ def arrays(model: Model, dump: Mapping[int, bytes]) -> dict[str, Array]:
     return result
 
 
-def first_difference(
-    model: Model, device: Mapping[int, bytes], reference: Mapping[int, bytes]
-) -> Difference | None:
+def first_difference(model: Model, device: Mapping[int, bytes], reference: Mapping[int, bytes]) -> Difference | None:
     """Compare the regions both dumps hold, in order; None if they agree."""
     ours, theirs = arrays(model, reference), arrays(model, device)
     for name, expected in ours.items():

@@ -50,9 +50,7 @@ class LayerState(ABC):
         self.su = fg + layer.fx - layer.fw
         self.bias_shift = fg - layer.fw - layer.fx
         if not 1 <= self.su - self.sacc <= self.su <= 30:
-            raise UserError(
-                f"update shift {self.su} (batch: less {self.sacc}) is not in 1..30: change fw, fx or fg"
-            )
+            raise UserError(f"update shift {self.su} (batch: less {self.sacc}) is not in 1..30: change fw, fx or fg")
         self.weight: Matrix = np.zeros((layer.n_in, layer.n_pad))
         self.bias: Ints = layer.bias.astype(np.int64)
         shape = (layer.n_in, layer.n_pad) if batch > 1 else (0, 0)

@@ -185,7 +185,5 @@ def grow_between_tasks(state: State) -> None:
     for layer in state.layers:
         if isinstance(layer, SparseLayer) and any(p.constants.grow_inter for p in layer.panels):
             n_in = layer.layer.n_in
-            layer.set_panels(
-                tuple(grown_random(p, p.constants.grow_inter, n_in, state.prng) for p in layer.panels)
-            )
+            layer.set_panels(tuple(grown_random(p, p.constants.grow_inter, n_in, state.prng) for p in layer.panels))
             state.grown = True

@@ -88,9 +88,7 @@ def _replay(state: State) -> list[Ints]:
     return passes
 
 
-def _cross_entropy(
-    state: State, trace: network.Trace, sample: Sample, *heads: SingleHead
-) -> tuple[Ints, int]:
+def _cross_entropy(state: State, trace: network.Trace, sample: Sample, *heads: SingleHead) -> tuple[Ints, int]:
     """Error and loss; over the task's own classes if SINGLE_HEAD is one of ``heads``, else over all."""
     last = state.model.layers[-1]
     return loss.cross_entropy(trace.z, state.classes(*heads), sample.label, last.fa, last.n_pad)

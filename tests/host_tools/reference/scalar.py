@@ -179,10 +179,7 @@ class Scalar:
         """Error of the outputs."""
         last = self.model.layers[-1]
         mq = round(2 / len(z) * 2**15)
-        e = [
-            sat16(shift(clamp(a - b, -32767, 32767) * mq, last.fa + 1))
-            for a, b in zip(z, stored, strict=True)
-        ]
+        e = [sat16(shift(clamp(a - b, -32767, 32767) * mq, last.fa + 1)) for a, b in zip(z, stored, strict=True)]
         return e + [0] * (last.n_pad - len(e))
 
     def below_error(self, number: int, x: list[int], e: list[int]) -> list[int]:
@@ -202,9 +199,7 @@ class Scalar:
             out.append(sat16(v))
         return out + [0] * (self.nets[number - 1].layer.n_pad - len(x))
 
-    def capture(
-        self, into: list[list[tuple[list[int], list[int]]]], inputs: list[list[int]], e: list[int]
-    ) -> None:
+    def capture(self, into: list[list[tuple[list[int], list[int]]]], inputs: list[list[int]], e: list[int]) -> None:
         """Keep the factors of all layers."""
         if len(into) == self.model.learning.capture:
             return
@@ -397,9 +392,7 @@ class Scalar:
         if (self.epoch + 1) % learning.update_every_epochs:
             return []
         n = len(self.ids)
-        due = [
-            math.floor(j * n / learning.updates_per_epoch) for j in range(1, learning.updates_per_epoch + 1)
-        ]
+        due = [math.floor(j * n / learning.updates_per_epoch) for j in range(1, learning.updates_per_epoch + 1)]
         return [q for q in due if not (q == n and self.epoch + 1 == learning.epochs)]
 
     def train(self, samples: list[Sample]) -> None:

@@ -58,9 +58,7 @@ def stored_and_chosen(state: LayerState) -> NDArray[np.bool_]:
 @pytest.mark.parametrize("seed", range(4))
 def test_update_is_the_gradient(seed: int, batch: int) -> None:
     """With rounding to nearest an update is learning rate times gradient, to within rounding."""
-    model = random_model(
-        seed, sizes=(12, 16, 10, 4), stochastic=False, batch=batch, learning_rate=RATE, fraction=11
-    )
+    model = random_model(seed, sizes=(12, 16, 10, 4), stochastic=False, batch=batch, learning_rate=RATE, fraction=11)
     state = State.initial(model)
     xs, labels = random_samples(model, range(4), batch, seed)
     before = [(s.weight.copy(), s.bias.copy()) for s in state.layers]

@@ -127,9 +127,7 @@ def test_two_panels(growth: Growth, batch: int) -> None:
 
 def test_all_sparse_and_padded() -> None:
     """The output layer sparse too, with sizes that are no multiples of the block."""
-    device, _ = run(
-        random_model(3, sizes=(9, 7, 6, 5), sparse=(True, True, True), block=4, density=0.7), n=10
-    )
+    device, _ = run(random_model(3, sizes=(9, 7, 6, 5), sparse=(True, True, True), block=4, density=0.7), n=10)
     assert device.model.layers[-1].n_pad == 8
 
 

@@ -1,0 +1,504 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `sparcl`.  Imports what a command needs only when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from generator.errors import BoardError, SparclError, UserError, ValidationFailed
+
+if TYPE_CHECKING:
+    from generator.pipeline import Project
+
+    from .emulator import Emulator
+    from .platformio import PioError
+    from .validate import Suspects, ValidationResult
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+_HELP = """
+Continual learning with sparse networks on a microcontroller.
+
+An experiment file says what to learn and how; --board names the board.
+
+\b
+  sparcl run examples/quickstart.toml                    everything, on the host as the board
+  sparcl run examples/quickstart.toml --board microbit   the same on an emulated micro:bit
+  sparcl boards                                          which boards there are
+
+The stages one by one; each first brings the generated project up to date:
+
+  generate -> build -> flash -> stream -> validate -> report
+
+Options of the experiment file can be changed for one command:
+
+\b
+  sparcl run EXP.toml --set sparsity.weights=0.95 --set method.epochs=3 --seed 7
+
+\b
+Exit status: 0 success
+             1 the board failed, or disagrees with the reference
+             2 a mistake in a file or an option
+"""
+
+app = typer.Typer(
+    help=_HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
+    pretty_exceptions_enable=False,
+)
+
+Experiment = Annotated[Path, typer.Argument(metavar="EXP.toml", help="Experiment file.")]
+BoardName = Annotated[str, typer.Option("--board", "-b", help="Board; `sparcl boards` lists them.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change an option of the file; may be repeated."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed in place of the file's.")]
+Port = Annotated[
+    str | None,
+    typer.Option("--port", "-p", help="Serial port or URL of the board; default: its emulator."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a board that has learnt something.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make the board forget what it has learnt first.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of live progress, for logs.")]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What every command that works on an experiment takes."""
+
+    experiment: Path
+    board: str
+    overrides: tuple[str, ...]
+    seed: int | None
+
+    @property
+    def arguments(self) -> str:
+        """These options as typed, to name a next command."""
+        words = [str(self.experiment), "--board", self.board]
+        words += [f"--set {item}" for item in self.overrides]
+        words += [f"--seed {self.seed}"] if self.seed is not None else []
+        return " ".join(words)
+
+    def project(self, *, force: bool = False) -> Project:
+        """Bring the generated project up to date."""
+        from generator.pipeline import generate
+
+        from . import view
+
+        project = generate(
+            self.experiment,
+            self.board,
+            self.overrides,
+            self.seed,
+            progress=view.say,
+            force=force,
+        )
+        _log.folder = project.folder
+        return project
+
+
+class _Log:
+    """Where an unexpected error is written."""
+
+    folder: Path = CHECKOUT / "build"
+
+
+_log = _Log()
+
+
+@app.command()
+def boards() -> None:
+    """List every board, its limits, and how it was verified."""
+    from generator.boards import boards as all_boards
+
+    from . import view
+
+    view.console.print(view.boards_table(all_boards()))
+
+
+@app.command()
+def generate(
+    experiment: Experiment,
+    board: BoardName = "native",
+    overrides: Overrides = None,
+    seed: Seed = None,
+    force: Annotated[bool, typer.Option("--force", help="Run every stage, also those up to date.")] = False,
+) -> None:
+    """Train, prune, quantise, plan and render the firmware; prints the RAM and flash budget.
+
+    Example: sparcl generate examples/quickstart.toml --board microbit
+    """
+    _show_plan(_options(experiment, board, overrides, seed).project(force=force))
+
+
+@app.command()
+def build(experiment: Experiment, board: BoardName = "native", overrides: Overrides = None, seed: Seed = None) -> None:
+    """Generate, then build the firmware with PlatformIO.
+
+    Example: sparcl build examples/quickstart.toml --board microbit
+    """
+    project = _options(experiment, board, overrides, seed).project()
+    _show_plan(project)
+    _build(project)
+
+
+@app.command()
+def flash(
+    experiment: Experiment,
+    board: BoardName = "native",
+    port: Port = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+) -> None:
+    """Build and write the firmware; an emulated board is started and keeps running.
+
+    Example: sparcl flash examples/quickstart.toml --board microbit --port /dev/ttyACM0
+    """
+    _flash(_options(experiment, board, overrides, seed).project(), port)
+
+
+@app.command()
+def stream(
+    experiment: Experiment,
+    board: BoardName = "native",
+    port: Port = None,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    plain: Plain = False,
+    overrides: Overrides = None,
+    seed: Seed = None,
+) -> None:
+    """Stream the tasks over the serial line; the board learns them.
+
+    Example: sparcl stream examples/quickstart.toml --resume
+    """
+    options = _options(experiment, board, overrides, seed)
+    project = options.project()
+    _stream(project, _url(project, port, options), resume=resume, fresh=fresh, plain=plain, options=options)
+
+
+@app.command()
+def validate(
+    experiment: Experiment,
+    board: BoardName = "native",
+    port: Port = None,
+    bisect: Annotated[
+        bool,
+        typer.Option(help="After a difference, repeat the session on the board to find the exact step and weight."),
+    ] = True,
+    plain: Plain = False,
+    overrides: Overrides = None,
+    seed: Seed = None,
+) -> None:
+    """Replay the recorded session on the NumPy reference and compare every byte.
+
+    When a state differs and a board can be reached (a running emulator, or --port), the session is repeated
+    on it, so that the first wrong step, tensor and element are named. The board forgets what it has learnt.
+
+    Example: sparcl validate examples/quickstart.toml --port /dev/ttyACM0
+    """
+    options = _options(experiment, board, overrides, seed)
+    project = options.project()
+    result = _validate(project, _reachable(project, port) if bisect else None, plain=plain)
+    _require_exact(result, options)
+
+
+@app.command()
+def report(experiment: Experiment, board: BoardName = "native", overrides: Overrides = None, seed: Seed = None) -> None:
+    """Write report.json and report.html of the last session.
+
+    Example: sparcl report examples/quickstart.toml
+    """
+    _report(_options(experiment, board, overrides, seed).project())
+
+
+@app.command()
+def run(
+    experiment: Experiment,
+    board: BoardName = "native",
+    port: Port = None,
+    fresh: Fresh = False,
+    plain: Plain = False,
+    overrides: Overrides = None,
+    seed: Seed = None,
+) -> None:
+    """Everything: generate, build, flash, stream, validate, report.
+
+    An emulated board starts from an erased flash and is stopped at the end. A real board is used only with
+    --port, and made to forget what it has learnt only with --fresh.
+
+    Example: sparcl run examples/quickstart.toml --board microbit
+    """
+    options = _options(experiment, board, overrides, seed)
+    from . import view
+
+    view.heading("Generate")
+    project = options.project()
+    _show_plan(project)
+    with _emulated(project, port) as emulator:
+        if emulator is not None:
+            emulator.stop()
+            emulator.flash_path.unlink(missing_ok=True)
+        view.heading("Build and flash")
+        _flash(project, port)
+        url = _url(project, port, options)
+        view.heading("Stream")
+        _stream(project, url, resume=False, fresh=fresh, plain=plain, options=options)
+        view.heading("Validate")
+        result = _validate(project, url if emulator is not None else None, plain=plain)
+    view.heading("Report")
+    _report(project)
+    _require_exact(result, options)
+
+
+# -- stages -------------------------------------------------------------------------------------------
+
+
+def _options(experiment: Path, board: str, overrides: list[str] | None, seed: int | None) -> _Options:
+    return _Options(experiment, board, tuple(overrides or ()), seed)
+
+
+def _show_plan(project: Project) -> None:
+    from generator.plan import table
+
+    from . import view
+
+    view.console.print(table(project.plan))
+
+
+def _pio(project: Project, arguments: list[str]) -> None:
+    """Run PlatformIO on the project."""
+    from .platformio import PioError, run_pio
+
+    folder = project.folder.resolve()
+    environment = {
+        "SCL_GENERATED": str(folder / "generated"),
+        "PLATFORMIO_BUILD_DIR": str(folder / "pio"),
+        "SCL_EMULATOR_DIR": str(folder / "emulator"),
+    }
+    try:
+        run_pio(["run", "-e", project.board.name, *arguments], environment, cwd=CHECKOUT)
+    except PioError as error:
+        raise _build_failed(error, folder) from error
+
+
+def _build_failed(error: PioError, folder: Path) -> BoardError:
+    log = folder / "pio.log"
+    log.write_text(error.output, encoding="utf-8")
+    return BoardError(f"{error}\nPlatformIO's whole output is in {log}")
+
+
+def _build(project: Project) -> None:
+    from . import view
+
+    _pio(project, [])
+    image = project.folder / "pio" / project.board.name / "firmware.elf"
+    view.say(f"built {image}")
+
+
+def _flash(project: Project, port: str | None) -> None:
+    from . import view
+
+    url = port
+    if url is None:
+        emulator = _emulator(project)
+        if emulator is None:
+            raise UserError(
+                f"the board {project.board.name} has no emulator: name the port of a real one with --port "
+                "(`pio device list` shows them)"
+            )
+        from .emulator import free_url
+
+        url = emulator.url or free_url()
+    _pio(project, ["-t", "upload", "--upload-port", url])
+    what = "emulated board runs at" if port is None else "firmware written to"
+    view.say(f"{what} {url}")
+
+
+def _stream(project: Project, url: str, *, resume: bool, fresh: bool, plain: bool, options: _Options) -> None:
+    from . import stream as streaming
+    from . import view
+
+    if resume and fresh:
+        raise UserError("--resume and --fresh exclude each other: go on, or start anew?")
+    observer = view.observer(plain=plain)
+    try:
+        result = streaming.stream(
+            project, url, resume=resume, fresh=fresh, observer=observer, baud=project.board.link.baud
+        )
+    except KeyboardInterrupt:
+        view.warn(f"interrupted; what was recorded is kept. Go on with: sparcl stream {options.arguments} --resume")
+        raise
+    view.say(
+        f"the board has learnt all tasks: {result.steps} steps in {result.wall_seconds:.1f} s, "
+        f"state digest {result.state_digest:08x}"
+    )
+
+
+def _validate(project: Project, url: str | None, *, plain: bool) -> ValidationResult:
+    """Compare, bisect when something differs and a board is there, and keep the result."""
+    from . import view
+    from .stream import RESULT as STREAM_RESULT
+    from .stream import StreamResult
+    from .validate import RESULT, validate
+
+    steps = StreamResult.load(project.folder / STREAM_RESULT).steps
+    with view.comparing(steps, plain=plain) as progress:
+        bar = progress.add_task("", total=steps or None)
+        result, suspects = validate(project, lambda done: progress.update(bar, completed=done))
+    if suspects is not None and url is not None:
+        _bisect(project, url, suspects, result)
+    result.save(project.folder / RESULT)
+    if result.bit_exact:
+        view.say(
+            f"bit-exact with the NumPy reference: {result.steps_compared} steps, "
+            f"{result.predictions_compared} predictions, {result.digests_compared} state digests"
+        )
+    return result
+
+
+def _bisect(project: Project, url: str, suspects: Suspects, result: ValidationResult) -> None:
+    from . import view
+    from .validate import bisect
+
+    view.warn(f"{result.first}\nrepeating the session on the board to find the first wrong step")
+    try:
+        result.divergence, result.differing = bisect(project, url, suspects, baud=project.board.link.baud)
+    except SparclError as error:
+        view.warn(f"that did not find it: {error}")
+
+
+def _require_exact(result: ValidationResult, options: _Options) -> None:
+    from .validate import explain
+
+    if not result.bit_exact:
+        raise ValidationFailed(explain(result, options.arguments))
+
+
+def _report(project: Project) -> None:
+    from . import report as reports
+    from . import view
+
+    made = reports.build(project)
+    json_path, html_path = reports.write(made, project.folder)
+    view.console.print(view.summary_table(made))
+    view.say(f"\n{json_path}\n{html_path}")
+
+
+# -- where the board is -------------------------------------------------------------------------------
+
+
+def _emulator(project: Project) -> Emulator | None:
+    """The project's emulated board; None for a board without emulator."""
+    if project.board.emulator is None:
+        return None
+    from .emulator import Emulator
+
+    name = project.board.name
+    return Emulator(project.folder / "emulator" / name, name)
+
+
+@contextmanager
+def _emulated(project: Project, port: str | None) -> Iterator[Emulator | None]:
+    """The emulator a run may use, stopped at the end; None with a port."""
+    emulator = _emulator(project) if port is None else None
+    try:
+        yield emulator
+    finally:
+        if emulator is not None:
+            emulator.stop()
+
+
+def _url(project: Project, port: str | None, options: _Options) -> str:
+    """Where to reach the board; UserError when its emulator was never started."""
+    url = _reachable(project, port)
+    if url is not None:
+        return url
+    emulator = _emulator(project)
+    if emulator is not None and emulator.image_path.is_file():
+        # Stopped or killed since: the same image and the same flash, as when power comes back.
+        return emulator.restart()
+    raise UserError(
+        f"no board to talk to: start the emulated one with `sparcl flash {options.arguments}`, "
+        "or name a real one's port with --port"
+    )
+
+
+def _reachable(project: Project, port: str | None) -> str | None:
+    """The port given, else that of a running emulator."""
+    if port is not None:
+        return port
+    emulator = _emulator(project)
+    return emulator.url if emulator is not None and emulator.is_running() else None
+
+
+# -- errors -------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `sparcl`; exits with the status the documentation promises."""
+    sys.exit(call(lambda: _dispatch(arguments)))
+
+
+def _dispatch(arguments: list[str] | None) -> int:
+    command = typer.main.get_command(app)
+    status: Any = command.main(arguments, prog_name="sparcl", standalone_mode=False)
+    return status if isinstance(status, int) else 0
+
+
+def call(command: Callable[[], int]) -> int:
+    """Run a command; its exit status, with every error said on stderr in the user's terms."""
+    try:
+        return command()
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except SparclError as error:
+        _say(str(error))
+        return error.exit_code
+    except Exception as error:
+        return _usage_error(error) or _unexpected(error)
+
+
+def _usage_error(error: Exception) -> int:
+    """Show a mistake on the command line; its exit status, 0 when the error is another one.
+
+    Told by what it can do, because newer versions of Typer raise classes of their own copy of Click.
+    """
+    show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if not callable(show) or not isinstance(status, int):
+        return 0
+    show()
+    return status
+
+
+def _unexpected(error: Exception) -> int:
+    from .emulator import EmulatorError
+
+    if isinstance(error, EmulatorError):
+        _say(str(error))
+        return BoardError.exit_code
+    path = _log.folder / "error.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    _say(f"unexpected {type(error).__name__}: {error}\nThis is a bug of sparcl-mcu; report it with {path}")
+    return 1
+
+
+def _say(text: str) -> None:
+    print(f"sparcl: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

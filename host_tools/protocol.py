@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of docs/protocol.md as typed functions over a link.
+
+Packing and unpacking stand apart from sending, so that `validate` decodes
+recorded bytes with the same functions.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from generator.artefacts import Model, position_bytes, regions
+from generator.errors import BoardError
+
+from .link import Link, LinkError
+
+VERSION = 1
+
+
+class Command(IntEnum):
+    """Command codes."""
+
+    HELLO = 0x01
+    TASK_BEGIN = 0x02
+    SAMPLES = 0x03
+    TRAIN = 0x04
+    STEP = 0x05
+    EVALUATE = 0x06
+    PREDICT = 0x07
+    REPLAY = 0x08
+    TASK_END = 0x09
+    DIGEST = 0x0A
+    DUMP = 0x0B
+    STATISTICS = 0x0C
+    SAVE = 0x0D
+    RESET = 0x0E
+
+
+STATE_CHANGING = frozenset(
+    {
+        Command.TASK_BEGIN,
+        Command.SAMPLES,
+        Command.TRAIN,
+        Command.STEP,
+        Command.EVALUATE,
+        Command.PREDICT,
+        Command.REPLAY,
+        Command.TASK_END,
+        Command.SAVE,
+        Command.RESET,
+    }
+)
+"""Commands that may change the state (every forward pass may count saturations)."""
+
+
+class Phase(IntEnum):
+    """Phases of a task (docs/algorithm.md, "State")."""
+
+    IDLE = 0
+    FILLING = 1
+    TRAINING = 2
+    TRAINED = 3
+
+
+RESTART, FACTORY = 0, 1
+DIGEST_FLAG = 1
+
+REPLAY_SLOT = 12
+"""Bytes of a slot in the dump region of the replay buffer."""
+
+SLOW = 120.0
+"""Seconds for commands that train, or that write or erase flash."""
+_SECONDS: dict[int, float] = {
+    Command.TASK_BEGIN: SLOW,
+    Command.SAMPLES: SLOW,
+    Command.TRAIN: SLOW,
+    Command.STEP: SLOW,
+    Command.EVALUATE: 30.0,
+    Command.PREDICT: 10.0,
+    Command.REPLAY: SLOW,
+    Command.TASK_END: SLOW,
+    Command.DIGEST: 30.0,
+    Command.SAVE: SLOW,
+    Command.RESET: SLOW,
+}
+
+_HELLO = struct.Struct("<B3B8s16sHHBBHHHHIIHIBBBBHHHHHHIBB")
+_TRAIN = struct.Struct("<HHHHBBHI")
+_STATISTICS = struct.Struct("<7QIIIIQHHHIIIIHIIIII")
+_U32 = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a board says of itself; the names are those of docs/protocol.md."""
+
+    protocol: int
+    version: str
+    model_hash: bytes
+    board: str
+    n_in: int
+    n_classes: int
+    n_layers: int
+    input: int
+    max_payload: int
+    steps_per_request: int
+    table_capacity: int
+    replay_capacity: int
+    sector: int
+    store_size: int
+    program_unit: int
+    step: int
+    task: int
+    phase: int
+    mode: int
+    shuffled: int
+    epoch: int
+    pos: int
+    n: int
+    n_start: int
+    received: int
+    filled: int
+    snapshot: int
+    restored: bool
+    reset_reason: int
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the board has learnt and received nothing yet."""
+        return not (self.step or self.task or self.phase or self.filled)
+
+    def identity(self) -> tuple[object, ...]:
+        """What does not change while a firmware runs."""
+        return (
+            self.version,
+            self.model_hash.hex(),
+            self.board,
+            self.n_in,
+            self.n_classes,
+            self.n_layers,
+            self.input,
+            self.max_payload,
+            self.steps_per_request,
+            self.table_capacity,
+            self.replay_capacity,
+            self.sector,
+            self.store_size,
+            self.program_unit,
+        )
+
+    def position(self) -> tuple[int, ...]:
+        """Where in the stream the board stands; equal positions of one run are equal states."""
+        return (
+            self.step,
+            self.task,
+            self.phase,
+            self.mode,
+            self.shuffled,
+            self.epoch,
+            self.pos,
+            self.n,
+            self.received,
+            self.filled,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingReply:
+    """Reply to `train` and `step`; ``loss``: summed, in nats; ``rolling``: one digest per step."""
+
+    done: int
+    epoch: int
+    pos: int
+    n: int
+    phase: int
+    wrong: int
+    loss: float
+    digest: int | None
+    rolling: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Reply to `evaluate`; ``predicted``: (count,), ``logits``: (count, n_classes) int16."""
+
+    correct: int
+    predicted: NDArray[np.uint8]
+    logits: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Reply to `digest`."""
+
+    state: int
+    rolling: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Reply to `statistics`: counters since the board started, except the saturation and erase counts."""
+
+    forward: int
+    backward: int
+    replay_read: int
+    mask_update: int
+    journal_write: int
+    digest: int
+    training: int
+    training_steps: int
+    passes: int
+    programs: int
+    erases: int
+    bytes_written: int
+    sectors: int
+    sectors_free: int
+    live_records: int
+    erase_min: int
+    erase_max: int
+    relocated: int
+    checkpoints: int
+    retired_sectors: int
+    saturated_activations: int
+    saturated_errors: int
+    guard_shifts: int
+    weights_at_clamp: int
+    stack_used: int
+
+
+PHASE_TICKS = ("forward", "backward", "replay_read", "mask_update", "journal_write", "digest", "training")
+"""The tick counters of Statistics, in their order."""
+
+
+def unpack_hello(data: bytes) -> Hello:
+    """Decode a hello reply.  Raises BoardError when it is not one of this protocol."""
+    if not data or data[0] != VERSION:
+        found = data[0] if data else "none"
+        raise BoardError(
+            f"the board speaks protocol {found}, these tools speak {VERSION}: "
+            "write matching firmware with `sparcl flash`"
+        )
+    fields: tuple[Any, ...] = _unpack(_HELLO, data, "hello")
+    protocol, major, minor, patch, model_hash, board, *numbers = fields
+    numbers[-2] = bool(numbers[-2])
+    name = board.rstrip(b"\0").decode("ascii", "replace")
+    return Hello(protocol, f"{major}.{minor}.{patch}", model_hash, name, *numbers)
+
+
+def unpack_training(data: bytes) -> TrainingReply:
+    """Decode a training reply."""
+    if len(data) < _TRAIN.size:
+        raise _malformed("training")
+    done, epoch, pos, n, phase, flags, wrong, loss = _TRAIN.unpack_from(data)
+    at = _TRAIN.size
+    digest = None
+    if flags & DIGEST_FLAG and len(data) >= at + 4:
+        digest = _U32.unpack_from(data, at)[0]
+        at += 4
+    if len(data) != at + 4 * done:
+        raise _malformed("training")
+    rolling = struct.unpack_from(f"<{done}I", data, at)
+    return TrainingReply(done, epoch, pos, n, phase, wrong, loss / 256, digest, rolling)
+
+
+def unpack_evaluation(data: bytes, count: int, n_classes: int) -> Evaluation:
+    """Decode the reply to `evaluate` of ``count`` samples."""
+    if len(data) != 1 + count * (1 + 2 * n_classes):
+        raise _malformed("evaluate")
+    rows = np.frombuffer(data, np.dtype([("class", "u1"), ("logits", "<i2", (n_classes,))]), count, offset=1)
+    return Evaluation(data[0], rows["class"], rows["logits"])
+
+
+def unpack_digest(data: bytes) -> Digest:
+    """Decode the reply to `digest`."""
+    return Digest(*_unpack(struct.Struct("<III"), data, "digest"))
+
+
+def unpack_statistics(data: bytes) -> Statistics:
+    """Decode the reply to `statistics`."""
+    return Statistics(*_unpack(_STATISTICS, data, "statistics"))
+
+
+def pack_labelled(labels: Iterable[int], x: NDArray[np.integer]) -> bytes:
+    """``count u8, count x (label u8, x)``; ``x``: (count, n_in) uint8 or int8."""
+    return bytes([len(x)]) + b"".join(bytes([int(label)]) + row.tobytes() for label, row in zip(labels, x, strict=True))
+
+
+def pack_steps(ids: Iterable[int], labels: Iterable[int], x: NDArray[np.integer], flags: int) -> bytes:
+    """The request `step`: samples in the order of the task table."""
+    rows = (
+        struct.pack("<HB", int(number), int(label)) + row.tobytes()
+        for number, label, row in zip(ids, labels, x, strict=True)
+    )
+    return bytes([len(x)]) + b"".join(rows) + bytes([flags])
+
+
+def samples_per_frame(hello: Hello) -> int:
+    """Samples of a task that fit into one request."""
+    return _at_least_one(min(255, (hello.max_payload - 3) // (1 + hello.n_in)))
+
+
+def evaluations_per_frame(hello: Hello) -> int:
+    """Test samples that fit into one request and its reply."""
+    request = (hello.max_payload - 1) // (1 + hello.n_in)
+    reply = (hello.max_payload - 1) // (1 + 2 * hello.n_classes)
+    return _at_least_one(min(255, request, reply))
+
+
+def steps_per_frame(hello: Hello) -> int:
+    """Training samples that fit into one streamed request."""
+    return _at_least_one(min(255, hello.steps_per_request, (hello.max_payload - 2) // (3 + hello.n_in)))
+
+
+def hello(link: Link) -> Hello:
+    """Who is there, and where in the stream it stands."""
+    return unpack_hello(_ask(link, Command.HELLO))
+
+
+def task_begin(link: Link, classes: Sequence[int], n_samples: int, *, streamed: bool) -> None:
+    """Begin a task of ``n_samples`` training samples."""
+    _ask(
+        link,
+        Command.TASK_BEGIN,
+        struct.pack("<BHB", int(streamed), n_samples, len(classes)) + bytes(classes),
+    )
+
+
+def samples(link: Link, first: int, labels: Iterable[int], x: NDArray[np.integer]) -> int:
+    """Store samples ``first``, ``first + 1``, ... on the board; how many it has of this task."""
+    reply = _ask(link, Command.SAMPLES, struct.pack("<H", first) + pack_labelled(labels, x))
+    return int(_unpack(struct.Struct("<H"), reply, "samples")[0])
+
+
+def train(link: Link, steps: int, *, digest: bool = True) -> TrainingReply:
+    """Train up to ``steps`` steps on stored samples; 0 shuffles the table (streamed mode)."""
+    return unpack_training(_ask(link, Command.TRAIN, struct.pack("<HB", steps, int(digest))))
+
+
+def step(
+    link: Link, ids: Iterable[int], labels: Iterable[int], x: NDArray[np.integer], *, digest: bool = True
+) -> TrainingReply:
+    """Train on these samples, which are the next ones of the task table."""
+    return unpack_training(_ask(link, Command.STEP, pack_steps(ids, labels, x, int(digest))))
+
+
+def evaluate(link: Link, labels: Iterable[int], x: NDArray[np.integer], n_classes: int) -> Evaluation:
+    """Classify labelled samples."""
+    reply = _ask(link, Command.EVALUATE, pack_labelled(labels, x))
+    return unpack_evaluation(reply, len(x), n_classes)
+
+
+def predict(link: Link, x: NDArray[np.integer]) -> tuple[int, NDArray[np.int16]]:
+    """Classify one sample (n_in,); the class and the logits (n_classes,)."""
+    reply = _ask(link, Command.PREDICT, x.tobytes())
+    if not reply:
+        raise _malformed("predict")
+    return reply[0], np.frombuffer(reply, "<i2", offset=1)
+
+
+def replay(link: Link, seen: int, number: int, task: int, label: int, x: NDArray[np.integer]) -> int:
+    """Upload one replay record of a task the host trained; slots in use after it."""
+    reply = _ask(link, Command.REPLAY, struct.pack("<IHBB", seen, number, task, label) + x.tobytes())
+    return int(_unpack(struct.Struct("<H"), reply, "replay")[0])
+
+
+def task_end(link: Link) -> tuple[int, int]:
+    """End the task and save; snapshot number and state digest."""
+    snapshot, digest = _unpack(struct.Struct("<II"), _ask(link, Command.TASK_END), "task_end")
+    return snapshot, digest
+
+
+def digest(link: Link) -> Digest:
+    """State digest, rolling digest and step."""
+    return unpack_digest(_ask(link, Command.DIGEST))
+
+
+def dump(link: Link, region: int, size: int, max_payload: int) -> bytes:
+    """The first ``size`` bytes of a dump region, read in pieces."""
+    result = bytearray()
+    while len(result) < size:
+        piece = min(size - len(result), max_payload, 0xFFFF)
+        got = _ask(link, Command.DUMP, struct.pack("<BIH", region, len(result), piece))
+        if len(got) != piece:
+            raise _malformed("dump")
+        result += got
+    return bytes(result)
+
+
+def dump_regions(link: Link, model: Model, state: Hello) -> dict[int, bytes]:
+    """Every dump region of the board, by number.  ``state``: its present hello."""
+    result: dict[int, bytes] = {}
+    sizes = region_sizes(model, state.n, state.filled)
+    entries = 0
+    for region in regions(model):
+        size = sizes[region.number]
+        if size < 0:
+            size *= -entries
+        result[region.number] = dump(link, region.number, size, state.max_payload) if size else b""
+        if region.name.endswith(".start"):
+            entries = int(np.frombuffer(result[region.number], f"<u{region.itemsize}")[-1])
+    return result
+
+
+def region_sizes(model: Model, n: int, filled: int) -> dict[int, int]:
+    """Bytes of each dump region; negative: bytes per entry of the panel, which `start` counts."""
+    sizes = [48 + model.n_classes, 2 * n, n, REPLAY_SLOT * filled]
+    position = position_bytes(model)
+    for layer in model.layers:
+        for panel in layer.panels:
+            sizes += [len(panel.start) * position, len(panel.split) * position, -1, -2 * layer.block]
+        if not layer.sparse:
+            sizes.append(2 * layer.n_in * layer.n_pad)
+        sizes.append(4 * layer.n_pad)
+    return {region.number: size for region, size in zip(regions(model), sizes, strict=True)}
+
+
+def statistics(link: Link) -> Statistics:
+    """Counters."""
+    return unpack_statistics(_ask(link, Command.STATISTICS))
+
+
+def save(link: Link) -> int:
+    """Write a snapshot to flash; its number."""
+    return int(_unpack(_U32, _ask(link, Command.SAVE), "save")[0])
+
+
+def reset(link: Link, kind: int, patience: float = 20.0) -> Hello:
+    """Restart the board (RESTART) or make it forget everything (FACTORY); its hello afterwards."""
+    _ask(link, Command.RESET, bytes([kind]))
+    if kind == FACTORY:
+        return hello(link)
+    return wait_for_hello(link, patience)
+
+
+def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
+    """Ask until the board answers, reopening the line where it breaks; LinkError after ``patience`` s."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return unpack_hello(link.request(Command.HELLO, timeout=1.0))
+        except LinkError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _ask(link: Link, command: Command, payload: bytes = b"") -> bytes:
+    return link.request(command, payload, _SECONDS.get(command, 5.0))
+
+
+def _unpack(layout: struct.Struct, data: bytes, name: str) -> tuple[Any, ...]:
+    if len(data) != layout.size:
+        raise _malformed(name)
+    return layout.unpack(data)
+
+
+def _malformed(name: str) -> BoardError:
+    return BoardError(
+        f"the board's reply to {name} has the wrong length: firmware and host tools differ, run `sparcl flash` again"
+    )
+
+
+def _at_least_one(count: int) -> int:
+    if count < 1:
+        raise BoardError(
+            "one sample does not fit into the board's largest payload: raise link.max_payload of the board"
+        )
+    return count

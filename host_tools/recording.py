@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of everything sent to a board and received from it.
+
+A recording is a file of msgpack objects: a header map, then entries
+``[kind, data]``: ``">"`` a request and ``"<"`` a reply (the bytes of the frame
+before its checksum), ``"~"`` noise as it came, ``"S"`` the start of a session
+and ``"E"`` the end of a complete one (maps).  It only grows, and is written
+out after every entry, so a killed host loses nothing; an entry cut short at
+the end is dropped by the reader.  Reading yields numbers, text and bytes,
+nothing is ever executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
+
+import msgpack
+
+from generator.errors import UserError
+
+from . import frame
+
+FORMAT = 1
+KIND = "sparcl-recording"
+
+SENT, RECEIVED, NOISE, SESSION, END = ">", "<", "~", "S", "E"
+
+_LARGEST = 1 << 17
+"""More bytes than one entry ever has (a frame is below 64 KiB)."""
+
+
+class Entry(NamedTuple):
+    """One entry: ``data`` is bytes for frames and noise, a map for the others."""
+
+    kind: str
+    data: Any
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a recording is of."""
+
+    experiment: str
+    board: str
+    model_hash: bytes
+    seed: int
+    tool_version: str
+
+
+class Transaction(NamedTuple):
+    """One request the board executed and its reply.
+
+    ``status`` is None when the recording ends, or the host was stopped, before
+    the reply came: nobody knows whether the board executed it.
+    """
+
+    command: int
+    request: bytes
+    status: int | None
+    reply: bytes
+
+
+class Recorder:
+    """Writes a recording; every entry is on its way to the disk when the call returns."""
+
+    def __init__(self, path: Path, header: Header, *, append: bool = False) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        resumed = append and path.exists() and path.stat().st_size > 0
+        if resumed:
+            _drop_torn_entry(path, header)
+        self._file = path.open("ab" if resumed else "wb")
+        if not resumed:
+            self._write(
+                {
+                    "kind": KIND,
+                    "format": FORMAT,
+                    "experiment": header.experiment,
+                    "board": header.board,
+                    "model_hash": header.model_hash,
+                    "seed": header.seed,
+                    "tool_version": header.tool_version,
+                }
+            )
+        self.entry(SESSION, {"resumed": resumed, "tool_version": header.tool_version})
+
+    def entry(self, kind: str, data: Any) -> None:
+        """Append one entry."""
+        self._write([kind, data])
+
+    def close(self) -> None:
+        """End writing; further entries are an error."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, value: Any) -> None:
+        self._file.write(msgpack.packb(value, use_bin_type=True))
+        self._file.flush()
+
+
+def read_header(path: Path) -> Header:
+    """The header of a recording.  Raises UserError when the file is none."""
+    return _Reader(path).header
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """All entries in order.  Raises UserError where the file is damaged, with the position."""
+    return iter(_Reader(path))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the last session in the recording came to its end."""
+    last = None
+    for entry in entries(path):
+        last = entry.kind
+    return last == END
+
+
+def transactions(path: Path) -> Iterator[Transaction]:
+    """What the board executed, in order: retries merged, damaged and repeated frames left out."""
+    pending: frame.Frame | None = None
+    for entry in entries(path):
+        if entry.kind == SENT:
+            sent = _frame(path, entry)
+            if pending is not None and sent != pending:
+                yield Transaction(pending.command, pending.payload, None, b"")
+            pending = sent
+        elif entry.kind == RECEIVED and pending is not None:
+            got = _frame(path, entry)
+            if (got.sequence, got.command) == (pending.sequence, pending.command):
+                yield Transaction(pending.command, pending.payload, got.status, got.payload)
+                pending = None
+    if pending is not None:
+        yield Transaction(pending.command, pending.payload, None, b"")
+
+
+def _frame(path: Path, entry: Entry) -> frame.Frame:
+    result = frame.from_body(entry.data)
+    if result is None:
+        raise UserError(f"{path}: a recorded frame is too short; record again with `sparcl stream`")
+    return result
+
+
+class _Reader:
+    """Reads and checks a recording piece by piece, in bounded memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.end = 0
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: record a session first with `sparcl stream`")
+        self.header = self._header(next(self._objects(), None))
+
+    def __iter__(self) -> Iterator[Entry]:
+        objects = self._objects()
+        next(objects)
+        for value in objects:
+            yield self._entry(value)
+
+    def _objects(self) -> Iterator[Any]:
+        with self.path.open("rb") as file:
+            # Limits, so that a damaged length is an error and never a reason to allocate.
+            unpacker = msgpack.Unpacker(
+                file,
+                read_size=1 << 16,
+                raw=False,
+                strict_map_key=True,
+                max_buffer_size=4 * _LARGEST,
+                max_array_len=8,
+                max_map_len=64,
+                max_ext_len=0,
+            )
+            while True:
+                self.end = unpacker.tell()
+                try:
+                    value = unpacker.unpack()
+                except msgpack.OutOfData:
+                    self._check_torn(file)
+                    return
+                except (ValueError, msgpack.UnpackException, RecursionError) as error:
+                    raise self._damaged(str(error) or type(error).__name__) from error
+                yield value
+
+    def _check_torn(self, file: BinaryIO) -> None:
+        """What is left at the end has to be the beginning of an entry, not damage that swallows the rest."""
+        file.seek(self.end)
+        rest = file.read(_LARGEST + 1)
+        kinds = "".join((SENT, RECEIVED, NOISE, SESSION, END)).encode()
+        # [kind, bytes of at most 64 KiB or a small map], as msgpack writes it
+        expected = (b"\x92", b"\xa1", kinds, bytes([0xC4, 0xC5, *range(0x80, 0x90)]))
+        fits = all(byte in allowed for byte, allowed in zip(rest, expected, strict=False))
+        if self.end and not (fits and len(rest) <= _LARGEST):
+            raise self._damaged("an entry has an impossible length")
+
+    def _header(self, value: Any) -> Header:
+        if not isinstance(value, dict) or value.get("kind") != KIND:
+            raise UserError(f"{self.path} is not a sparcl recording; make one with `sparcl stream`")
+        if value.get("format") != FORMAT:
+            raise UserError(
+                f"{self.path} has format {value.get('format')!r}, this version reads {FORMAT}: "
+                "record again with `sparcl stream`"
+            )
+        try:
+            fields = {name: value[name] for name in Header.__dataclass_fields__}
+        except KeyError as error:
+            raise self._damaged(f"the header lacks {error}") from error
+        types = {"model_hash": bytes, "seed": int}
+        for name, item in fields.items():
+            if not isinstance(item, types.get(name, str)):
+                raise self._damaged(f"header field {name} has the wrong type")
+        return Header(**fields)
+
+    def _entry(self, value: Any) -> Entry:
+        if not isinstance(value, list) or len(value) < 2 or not isinstance(value[0], str):
+            raise self._damaged("an entry is not [kind, data]")
+        kind, data = value[0], value[1]
+        if kind in (SENT, RECEIVED, NOISE):
+            if not isinstance(data, bytes):
+                raise self._damaged("a frame is not bytes")
+        elif kind not in (SESSION, END):
+            raise self._damaged(f"unknown kind of entry {kind!r}")
+        return Entry(kind, data)
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(
+            f"{self.path} is damaged near byte {self.end}: {what}. Record again with `sparcl stream --fresh`"
+        )
+
+
+def _drop_torn_entry(path: Path, header: Header) -> None:
+    """Check that the recording is of the same run and cut off an entry that was never finished."""
+    reader = _Reader(path)
+    found = reader.header
+    if (found.model_hash, found.board) != (header.model_hash, header.board):
+        raise UserError(
+            f"{path} records another model or board: start anew with `sparcl stream --fresh` instead of --resume"
+        )
+    for _ in reader:
+        pass
+    with path.open("r+b") as file:
+        file.truncate(reader.end)

@@ -1,0 +1,549 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session with a board: the tasks go over the line, the board learns, the host measures.
+
+The order of work is `Session.run`.  Where it goes on after an interruption is
+decided by the board alone, from its hello; measurements taken so far are kept
+in `stream.json`, everything that crossed the line in `recording.sclr`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import generator
+from generator.artefacts import Dataset, Model, Task, regions
+from generator.errors import BoardError, UserError
+
+from . import metrics, protocol
+from .link import Link
+from .protocol import Hello, Phase, Statistics, TrainingReply
+from .recording import END, Header, Recorder
+
+if TYPE_CHECKING:
+    from generator.pipeline import Project
+
+RECORDING = "recording.sclr"
+RESULT = "stream.json"
+FINAL = "final.npz"
+
+_COUNTERS = ("training_steps", "passes", "programs", "erases", "bytes_written", "relocated", "checkpoints")
+_SINCE_START = frozenset((*protocol.PHASE_TICKS, *_COUNTERS))
+"""Statistics that count since the board started; the others are states."""
+
+
+@dataclass
+class Score:
+    """Correct answers of ``total``: over all classes, and over the task's own classes."""
+
+    class_il: int
+    task_il: int
+    total: int
+
+
+@dataclass
+class Epoch:
+    """One epoch on the board; ``removed``: ids of the samples DDR removed at its end."""
+
+    task: int
+    epoch: int
+    steps: int = 0
+    wrong: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    samples_left: int = 0
+    removed: list[int] = field(default_factory=list)
+
+
+@dataclass
+class StreamResult:
+    """What a session measured.  ``scores[i][j]``: after task i, on task j; None where not measured.
+
+    ``initial``: scores of the model as it was shipped, by task name.  ``base``:
+    on the base classes after each task.  ``statistics``: counters of the board,
+    summed over sessions where they count since its start.
+    """
+
+    experiment: str
+    board: str
+    seed: int
+    model_hash: str
+    tool_version: str
+    task_names: list[str]
+    first_task: int
+    """Index of the first task the board itself learns."""
+    scores: list[list[Score | None]]
+    initial: dict[str, Score] = field(default_factory=dict)
+    base: list[Score | None] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
+    statistics: dict[str, int] = field(default_factory=dict)
+    state_digest: int = 0
+    rolling: int = 0
+    steps: int = 0
+    sessions: int = 0
+    retries: int = 0
+    wall_seconds: float = 0.0
+    complete: bool = False
+
+    def matrix(self, measure: str = "class_il") -> list[list[float | None]]:
+        """Accuracies in percent; ``measure``: class_il or task_il."""
+        return [
+            [None if s is None else metrics.percent(getattr(s, measure), s.total) for s in row] for row in self.scores
+        ]
+
+    @property
+    def samples_removed(self) -> int:
+        """Samples DDR removed, over all tasks."""
+        return sum(len(epoch.removed) for epoch in self.epochs)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, path: Path) -> StreamResult:
+        """Read what `save` wrote.  Raises UserError when there is none or it is damaged."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            data["scores"] = [[_score(item) for item in row] for row in data["scores"]]
+            data["base"] = [_score(item) for item in data["base"]]
+            data["initial"] = {name: Score(**item) for name, item in data["initial"].items()}
+            data["epochs"] = [Epoch(**item) for item in data["epochs"]]
+            return cls(**data)
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist: run `sparcl stream` first") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): run `sparcl stream --fresh` again") from error
+
+
+def _score(item: Any) -> Score | None:
+    return None if item is None else Score(**item)
+
+
+class Observer:
+    """Is told how a session goes; `view` shows it, the base class says nothing."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line."""
+
+    def uploading(self, task: str, sent: int, total: int) -> None:
+        """``sent`` of ``total`` samples or replay records of a task are on the board."""
+
+    def training(self, task: str, epoch: int, epochs: int, reply: TrainingReply) -> None:
+        """A training request was answered; ``epoch`` is the one it belongs to."""
+
+    def epoch_done(self, task: str, epochs: int, record: Epoch) -> None:
+        """An epoch is over."""
+
+    def evaluating(self, task: str, done: int, total: int) -> None:
+        """``done`` of ``total`` test samples of a task are classified."""
+
+    def evaluated(self, task: str, row: list[tuple[str, Score]]) -> None:
+        """Accuracies after ``task`` has been learnt."""
+
+    def close(self) -> None:
+        """The session is over, well or not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tasks the host uploads as replay records, and how task numbers on the board relate.
+
+    ``uploads``: (number on the board, task).  ``first``: first task of the data
+    set that the board learns.  ``offset``: number on the board minus index in
+    the data set.
+    """
+
+    uploads: tuple[tuple[int, Task], ...]
+    first: int
+    offset: int
+
+
+def make_plan(dataset: Dataset, model: Model, *, first_on_host: bool) -> Plan:
+    """Plan a session.  Without a replay buffer nothing is uploaded; the board counts its own tasks only."""
+    has_buffer = model.learning.capacity > 0
+    if first_on_host:
+        return Plan(((0, dataset.tasks[0]),) if has_buffer else (), 1, 0 if has_buffer else -1)
+    if dataset.base is not None and has_buffer:
+        return Plan(((0, dataset.base),), 0, 1)
+    return Plan((), 0, 0)
+
+
+def choose_records(task: Task, capacity: int, seed: int) -> NDArray[np.int64]:
+    """Ids of the samples that fill the replay buffer, as reservoir sampling would: uniformly, any order."""
+    count = min(capacity, len(task.y_train))
+    return np.random.default_rng(seed).choice(len(task.y_train), count, replace=False)
+
+
+def stream(
+    project: Project,
+    url: str,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    observer: Observer | None = None,
+    baud: int = 115200,
+) -> StreamResult:
+    """Stream all tasks to the board at ``url``; the measurements, also saved in the project's folder.
+
+    ``resume``: go on with a board that has learnt something.  ``fresh``: make
+    the board forget first.  Raises UserError when the board is not the one the
+    project was made for, BoardError when it fails.
+    """
+    observer = observer or Observer()
+    with Link(url, baud=baud) as link:
+        try:
+            state = protocol.wait_for_hello(link, patience=10.0)
+            check_board(project, state)
+            if fresh:
+                observer.message("The board forgets what it has learnt (factory reset)")
+                state = protocol.reset(link, protocol.FACTORY)
+            result = _open_result(project, state, resume=resume)
+            (project.folder / "validation.json").unlink(missing_ok=True)
+            with _open_recording(project, state, resume=resume) as recorder:
+                link.recorder = recorder
+                _Session(project, link, observer, result).run()
+                recorder.entry(END, {"complete": True})
+        finally:
+            observer.close()
+    return result
+
+
+def check_board(project: Project, state: Hello) -> None:
+    """Raise UserError when the board runs other firmware than the project's."""
+    name, model = project.board.name, project.model
+    fix = f"write the right one with `sparcl flash {project.config.experiment.name}.toml --board {name}`"
+    if state.board != name[:16]:
+        raise UserError(f"this is the board {state.board!r}, not {name!r}: name it with --board, or {fix}")
+    if state.model_hash != model.model_hash:
+        raise UserError(
+            f"the firmware on the board holds model {state.model_hash.hex()}, "
+            f"this experiment has {model.model_hash.hex()}: {fix}"
+        )
+    largest = max(len(task.y_train) for task in project.dataset.tasks)
+    if largest > state.table_capacity:
+        raise UserError(
+            f"a task has {largest} training samples, the board's table holds {state.table_capacity}: "
+            "lower data.train_per_class"
+        )
+
+
+def _open_result(project: Project, state: Hello, *, resume: bool) -> StreamResult:
+    """The measurements to go on with, or empty ones; UserError when the board is not as it has to be."""
+    path = project.folder / RESULT
+    if not resume:
+        if not state.fresh:
+            raise UserError(
+                f"the board has already learnt something (step {state.step}, task {state.task}): "
+                "`--resume` goes on there, `--fresh` makes it forget and starts anew"
+            )
+        return _new_result(project)
+    recorded = (project.folder / RECORDING).exists() and path.exists()
+    if not recorded:
+        if state.fresh:
+            return _new_result(project)
+        raise UserError(
+            f"the board stands at step {state.step}, but {project.folder} holds no recording of how it "
+            "got there: nothing could be validated. `sparcl stream --fresh` starts anew"
+        )
+    result = StreamResult.load(path)
+    if (result.model_hash, result.board) != (project.model.model_hash.hex(), project.board.name):
+        raise UserError(f"{path} is of another model or board: start anew with `sparcl stream --fresh`")
+    result.complete = False
+    return result
+
+
+def _new_result(project: Project) -> StreamResult:
+    tasks = project.dataset.tasks
+    plan = make_plan(project.dataset, project.model, first_on_host=project.config.tasks.first == "host")
+    return StreamResult(
+        experiment=project.config.experiment.name,
+        board=project.board.name,
+        seed=project.config.experiment.seed,
+        model_hash=project.model.model_hash.hex(),
+        tool_version=generator.__version__,
+        task_names=[task.name for task in tasks],
+        first_task=plan.first,
+        scores=[[None] * len(tasks) for _ in tasks],
+        base=[None] * (len(tasks) if project.dataset.base else 0),
+    )
+
+
+def _open_recording(project: Project, state: Hello, *, resume: bool) -> Recorder:
+    config = project.config.experiment
+    header = Header(config.name, project.board.name, project.model.model_hash, config.seed, generator.__version__)
+    return Recorder(project.folder / RECORDING, header, append=resume)
+
+
+class _Session:
+    """One run over the line, from where the board stands to the end."""
+
+    def __init__(self, project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
+        self.dataset = project.dataset
+        self.model = project.model
+        self.folder = project.folder
+        self.plan = make_plan(project.dataset, project.model, first_on_host=project.config.tasks.first == "host")
+        self.link = link
+        self.observer = observer
+        self.result = result
+        self.started = time.monotonic()
+        self.seconds_before = result.wall_seconds
+        self.retries_before = result.retries
+        self.statistics_before = dict(result.statistics)
+        self.state = protocol.hello(link)
+        # `validate` finds by this digest which of its states a resumed board came back in.
+        protocol.digest(link)
+        self.baseline = protocol.statistics(link)
+
+    def run(self) -> None:
+        """Everything, in order."""
+        self.result.sessions += 1
+        self._forget_undone()
+        try:
+            self._work()
+        except BaseException:
+            # Also Ctrl-C: what was measured is there for --resume.
+            self.result.save(self.folder / RESULT)
+            raise
+
+    def _work(self) -> None:
+        if self.state.phase == Phase.IDLE and self.state.step == 0:
+            self._upload()
+            self._evaluate_initial()
+        for index in range(self._next_task(), len(self.dataset.tasks)):
+            if self.state.phase == Phase.IDLE:
+                self._evaluate_row(index - 1)
+            self._learn(index)
+            self._evaluate_row(index)
+        self._evaluate_row(len(self.dataset.tasks) - 1)
+        self._finish()
+
+    def _next_task(self) -> int:
+        """Index of the task to learn or to go on with."""
+        return max(self.plan.first, self.state.task - self.plan.offset)
+
+    def _forget_undone(self) -> None:
+        """Drop measurements of what the board does not remember (it came back from an older snapshot)."""
+        done = self._next_task()
+        for row in range(done, len(self.result.scores)):
+            self.result.scores[row] = [None] * len(self.dataset.tasks)
+            if self.result.base:
+                self.result.base[row] = None
+        here = (done, self.state.epoch + (self.state.phase == Phase.TRAINED))
+        self.result.epochs = [e for e in self.result.epochs if (e.task, e.epoch) <= here]
+
+    # -- what the host learnt -------------------------------------------------------------------
+
+    def _upload(self) -> None:
+        """Send the replay records of what the host trained; goes on after those the board has."""
+        for number, task in self.plan.uploads:
+            ids = choose_records(task, self.state.replay_capacity, self.model.learning.seed)
+            seen = len(task.y_train) * self.model.learning.epochs
+            for sent, i in enumerate(ids.tolist()):
+                if sent >= self.state.filled:
+                    protocol.replay(self.link, seen, i, number, int(task.y_train[i]), task.x_train[i])
+                    self.observer.uploading(task.name, sent + 1, len(ids))
+        if self.plan.uploads:
+            self.state = protocol.hello(self.link)
+
+    def _evaluate_initial(self) -> None:
+        """Measure the model as shipped on what the host trained it on."""
+        if self.result.initial:
+            return
+        if self.dataset.base is not None:
+            self.result.initial[self.dataset.base.name] = self._evaluate(self.dataset.base)
+        else:
+            self.result.initial[self.dataset.tasks[0].name] = self._evaluate(self.dataset.tasks[0])
+        self._save()
+
+    # -- one task ---------------------------------------------------------------------------------
+
+    def _learn(self, index: int) -> None:
+        task = self.dataset.tasks[index]
+        if self.state.phase == Phase.IDLE:
+            self._begin(index, task)
+        elif self.state.n_start != len(task.y_train):
+            raise UserError(
+                f"the board is in the midst of a task of {self.state.n_start} samples, this one has "
+                f"{len(task.y_train)}: the data have changed, start anew with `sparcl stream --fresh`"
+            )
+        else:
+            self._catch_up(index, len(task.y_train))
+        if self.state.phase == Phase.FILLING:
+            self._fill(task)
+        while self.state.phase == Phase.TRAINING:
+            self._epoch(index, task)
+        protocol.task_end(self.link)
+        self.state = protocol.hello(self.link)
+
+    def _begin(self, index: int, task: Task) -> None:
+        expected = index + self.plan.offset
+        if self.state.task != expected:
+            raise BoardError(
+                f"the board is at task {self.state.task}, expected {expected}: `sparcl stream --fresh` starts anew"
+            )
+        streamed = self.model.learning.streamed
+        protocol.task_begin(self.link, task.classes, len(task.y_train), streamed=streamed)
+        self.state = protocol.hello(self.link)
+
+    def _fill(self, task: Task) -> None:
+        total = len(task.y_train)
+        per_frame = protocol.samples_per_frame(self.state)
+        received = self.state.received
+        while received < total:
+            part = slice(received, received + per_frame)
+            received = protocol.samples(self.link, received, task.y_train[part], task.x_train[part])
+            self.observer.uploading(task.name, received, total)
+        self.state = protocol.hello(self.link)
+
+    def _epoch(self, index: int, task: Task) -> None:
+        """Train to the end of the board's present epoch."""
+        record = self._epoch_record(index, self.state.epoch)
+        epochs = self.model.learning.epochs
+        started = time.monotonic()
+        for reply in self._requests(task):
+            if reply.done == 0:
+                raise BoardError("the board does not train any further; `sparcl stream --resume` asks it again")
+            record.steps += reply.done
+            record.wrong += reply.wrong
+            record.loss += reply.loss
+            self.observer.training(task.name, record.epoch, epochs, reply)
+        record.seconds += time.monotonic() - started
+        self.state = protocol.hello(self.link)
+        record.samples_left = self.state.n
+        if self.model.learning.ddr:
+            record.removed = self._newly_removed(index, len(task.y_train))
+        self.observer.epoch_done(task.name, epochs, record)
+        self._save()
+
+    def _epoch_record(self, task: int, epoch: int) -> Epoch:
+        """The record of this epoch: the one begun before an interruption, or a new one."""
+        old = [e for e in self.result.epochs if (e.task, e.epoch) == (task, epoch)]
+        self.result.epochs = [e for e in self.result.epochs if (e.task, e.epoch) < (task, epoch)]
+        # After a return to an older snapshot the steps of this epoch count anew.
+        goes_on = bool(old) and (epoch < self.state.epoch or old[0].steps <= self.state.pos)
+        record = old[0] if goes_on else Epoch(task, epoch)
+        self.result.epochs.append(record)
+        return record
+
+    def _catch_up(self, index: int, n_start: int) -> None:
+        """Note the samples removed at the end of an epoch whose end the host did not see."""
+        if not self.model.learning.ddr or self.state.epoch == 0:
+            return
+        gone = self._newly_removed(index, n_start)
+        if gone:
+            record = self._epoch_record(index, self.state.epoch - 1)
+            record.removed = gone
+            record.samples_left = self.state.n
+
+    def _requests(self, task: Task) -> Iterator[TrainingReply]:
+        """The training requests of the rest of this epoch."""
+        epoch = self.state.epoch
+        position = self.state.pos
+        order = self._order() if self.model.learning.streamed else None
+        per_frame = protocol.steps_per_frame(self.state)
+        while True:
+            if order is None:
+                reply = protocol.train(self.link, self.state.steps_per_request)
+            else:
+                ids = order[position : position + per_frame]
+                reply = protocol.step(self.link, ids, task.y_train[ids], task.x_train[ids])
+                position += reply.done
+            yield reply
+            if reply.epoch != epoch or reply.phase != Phase.TRAINING:
+                return
+
+    def _order(self) -> NDArray[np.int64]:
+        """Ids of the task table in the order of this epoch (streamed mode)."""
+        if self.state.pos == 0 and not self.state.shuffled:
+            protocol.train(self.link, 0)
+        return self._table(self.state.n)
+
+    def _table(self, n: int) -> NDArray[np.int64]:
+        data = protocol.dump(self.link, 1, 2 * n, self.state.max_payload)
+        return np.frombuffer(data, "<u2").astype(np.int64)
+
+    def _newly_removed(self, index: int, n_start: int) -> list[int]:
+        known = {i for e in self.result.epochs if e.task == index for i in e.removed}
+        gone = set(range(n_start)) - set(self._table(self.state.n).tolist())
+        return sorted(gone - known)
+
+    # -- measuring --------------------------------------------------------------------------------
+
+    def _evaluate_row(self, row: int) -> None:
+        """Measure after task ``row``, on it and all tasks before it, what has not been measured yet."""
+        if row < self._next_task() - 1 or row < 0:
+            return
+        missing = [j for j in range(row + 1) if self.result.scores[row][j] is None]
+        for j in missing:
+            self.result.scores[row][j] = self._evaluate(self.dataset.tasks[j])
+        if self.dataset.base is not None and self.result.base[row] is None:
+            self.result.base[row] = self._evaluate(self.dataset.base)
+        if missing:
+            self._save()
+            names = self.result.task_names
+            scores = self.result.scores[row]
+            self.observer.evaluated(
+                names[row], [(name, s) for name, s in zip(names, scores, strict=True) if s is not None]
+            )
+
+    def _evaluate(self, task: Task) -> Score:
+        score = Score(0, 0, len(task.y_test))
+        per_frame = protocol.evaluations_per_frame(self.state)
+        for first in range(0, score.total, per_frame):
+            labels = task.y_test[first : first + per_frame]
+            x = task.x_test[first : first + per_frame]
+            reply = protocol.evaluate(self.link, labels, x, self.model.n_classes)
+            score.class_il += metrics.class_correct(reply.logits, labels)
+            score.task_il += metrics.task_correct(reply.logits, labels, task.classes)
+            self.observer.evaluating(task.name, first + len(labels), score.total)
+        return score
+
+    def _finish(self) -> None:
+        """Final digest, counters and dumps."""
+        final = protocol.digest(self.link)
+        self.result.state_digest, self.result.rolling, self.result.steps = (
+            final.state,
+            final.rolling,
+            final.step,
+        )
+        data = protocol.dump_regions(self.link, self.model, protocol.hello(self.link))
+        save_regions(self.folder / FINAL, self.model, data)
+        self.result.complete = True
+        self._save()
+
+    def _save(self) -> None:
+        self.result.statistics = _sum_statistics(self.statistics_before, self.baseline, protocol.statistics(self.link))
+        self.result.wall_seconds = self.seconds_before + time.monotonic() - self.started
+        self.result.retries = self.retries_before + self.link.retries
+        self.result.save(self.folder / RESULT)
+
+
+def _sum_statistics(before: dict[str, int], baseline: Statistics, now: Statistics) -> dict[str, int]:
+    result = {}
+    for name in (item.name for item in fields(Statistics)):
+        value = getattr(now, name)
+        if name in _SINCE_START:
+            value += before.get(name, 0) - getattr(baseline, name)
+        result[name] = value
+    return result
+
+
+def save_regions(path: Path, model: Model, data: dict[int, bytes]) -> None:
+    """Write dump regions as arrays, by name."""
+    arrays: dict[str, Any] = {
+        region.name: np.frombuffer(data[region.number], f"<{'i' if region.signed else 'u'}{region.itemsize}")
+        for region in regions(model)
+    }
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)

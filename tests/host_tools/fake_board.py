@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A board made of the NumPy reference behind a TCP port or a pseudo-terminal, with faults on demand."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import threading
+import tty
+from collections.abc import Callable
+from functools import partial
+from typing import Self
+
+from generator.artefacts import Model
+from host_tools import frame
+from host_tools.frame import Frame, Splitter
+from host_tools.protocol import Command
+from host_tools.reference import Device
+
+Fault = Callable[[bytes], list[bytes]]
+
+
+class FakeBoard:
+    """Serves one host at a time until it is closed.
+
+    ``hear``: what becomes of a received chunk (a frame without its zero) before
+    the board looks at it; ``say``: what goes over the line instead of a reply;
+    ``alter``: a fault of the board itself, (command, payload) -> payload.
+    """
+
+    def __init__(self, model: Model, name: str = "native", *, pty: bool = False) -> None:
+        self.model = model
+        self.name = name
+        self.device = Device(model, steps_per_request=100, max_payload=1024)
+        self.hear: Fault = lambda chunk: [chunk]
+        self.say: Fault = lambda reply: [reply]
+        self.alter: Callable[[int, bytes], bytes] = lambda _command, payload: payload
+        self.executed: list[Frame] = []
+        self.model_hash = model.model_hash
+        self.restored = False
+        self._snapshot = self.device.copy()
+        self._snapshots = 0
+        self._last: tuple[bytes, bytes] | None = None
+        self._closing = threading.Event()
+        if pty:
+            self._master, self._slave = os.openpty()
+            tty.setraw(self._slave)
+            self.url = os.ttyname(self._slave)
+            target = self._serve_pty
+        else:
+            self._server = socket.create_server(("127.0.0.1", 0))
+            self.url = f"socket://127.0.0.1:{self._server.getsockname()[1]}"
+            target = self._serve_tcp
+        self._pty = pty
+        self._thread = threading.Thread(target=target, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join(5)
+        if self._pty:
+            os.close(self._master)
+            os.close(self._slave)
+        else:
+            self._server.close()
+
+    def power_cycle(self) -> None:
+        """The board loses power and comes back with its last snapshot."""
+        self.device = self._snapshot.copy()
+        self.restored = self._snapshots > 0
+        self._last = None
+
+    # -- the line ---------------------------------------------------------------------------------
+
+    def _serve_tcp(self) -> None:
+        while not self._closing.is_set():
+            if not select.select([self._server], [], [], 0.05)[0]:
+                continue
+            connection, _ = self._server.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with connection:
+                self._talk(connection.fileno(), partial(connection.recv, 4096), connection.sendall)
+
+    def _serve_pty(self) -> None:
+        self._talk(self._master, partial(os.read, self._master, 4096), partial(os.write, self._master))
+
+    def _talk(self, fd: int, read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
+        splitter = Splitter()
+        while not self._closing.is_set():
+            if not select.select([fd], [], [], 0.05)[0]:
+                continue
+            try:
+                data = read()
+                if not data:
+                    return
+                for chunk in splitter.feed(data):
+                    for heard in self.hear(chunk):
+                        for piece in self.say(self._answer(heard)):
+                            write(piece)
+            except OSError:
+                return
+
+    # -- the board --------------------------------------------------------------------------------
+
+    def _answer(self, chunk: bytes) -> bytes:
+        request = frame.decode(chunk)
+        if request is None or request.kind != frame.REQUEST:
+            return Frame(frame.REPLY, 0, 0, 1, b"").encode()
+        if self._last is not None and self._last[0] == request.body():
+            return self._last[1]
+        self.executed.append(request)
+        status, payload = self._execute(request.command, request.payload)
+        payload = self.alter(request.command, payload)
+        reply = Frame(frame.REPLY, request.sequence, request.command, status, payload).encode()
+        self._last = (request.body(), reply)
+        return reply
+
+    def _execute(self, command: int, request: bytes) -> tuple[int, bytes]:
+        if command == Command.HELLO:
+            return 0, self.hello()
+        if command == Command.STATISTICS:
+            return 0, self.statistics()
+        result = self.device.apply(command, request)
+        if result is None:  # restart
+            self.power_cycle()
+            return 0, b""
+        payload = result.payload
+        if result.status == 0 and command in (Command.TASK_END, Command.SAVE):
+            self._snapshot = self.device.copy()
+            self._snapshots += 1
+            payload = struct.pack("<I", self._snapshots) + payload[4:]
+        if command == Command.RESET and result.status == 0:
+            self._snapshot = self.device.copy()
+            self._snapshots = 0
+        return result.status, payload
+
+    def hello(self) -> bytes:
+        """docs/protocol.md, "Hello reply"."""
+        d, m = self.device, self.model
+        head = struct.pack("<B3B8s16s", 1, 0, 1, 0, self.model_hash, self.name.encode())
+        facts = (m.n_in, m.n_classes, len(m.layers), int(m.signed), 1024, 100)
+        tables = (m.learning.table, m.learning.capacity, 4096, 1 << 20, 4)
+        place = (
+            d.step,
+            d.task,
+            d.phase,
+            d.mode,
+            int(d.shuffled),
+            d.epoch,
+            d.pos,
+            d.n,
+            d.n_start,
+            d.received,
+            d.filled,
+        )
+        return (
+            head
+            + struct.pack("<HHBBHH", *facts)
+            + struct.pack("<HHIIH", *tables)
+            + struct.pack("<IBBBBHHHHHH", *place)
+            + struct.pack("<IBB", self._snapshots, int(self.restored), 1)
+        )
+
+    def statistics(self) -> bytes:
+        """docs/protocol.md, "Statistics reply", with made-up ticks."""
+        d = self.device
+        ticks = tuple(1000 * d.training_steps * k for k in range(1, 8))
+        counts = struct.pack("<IIIIQ", d.training_steps, d.passes, 10, 2, 4096)
+        journal = struct.pack("<HHHIIIIH", 256, 200, d.filled, 0, 1, 0, self._snapshots, 0)
+        state = struct.pack("<IIIII", d.saturated_activations, d.saturated_errors, d.guard_shifts, 0, 512)
+        return struct.pack("<7Q", *ticks) + counts + journal + state
+
+
+def commands(board: FakeBoard) -> list[int]:
+    """The commands a board executed."""
+    return [request.command for request in board.executed]

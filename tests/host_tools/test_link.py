@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames and the link: retries, resynchronisation, duplicates, latency."""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generator.pipeline import Project
+from host_tools import frame, link, protocol
+from host_tools.frame import Frame, Splitter
+from host_tools.link import DeviceError, Link, LinkError
+from host_tools.protocol import Command
+from host_tools.recording import NOISE, Header, Recorder, entries, transactions
+from tests.host_tools.fake_board import FakeBoard, commands
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost frame costs a tenth of a second."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 0.1)
+
+
+@pytest.fixture(params=["tcp", "pty"])
+def any_board(request: pytest.FixtureRequest, project: Project) -> Iterator[FakeBoard]:
+    with FakeBoard(project.model, pty=request.param == "pty") as fake:
+        yield fake
+
+
+# -- frames -------------------------------------------------------------------------------------------
+
+BYTES = st.integers(0, 255)
+
+
+@given(BYTES, BYTES, BYTES, BYTES, st.binary(max_size=600))
+def test_frame_round_trip(kind: int, sequence: int, command: int, status: int, payload: bytes) -> None:
+    original = Frame(kind, sequence, command, status, payload)
+    encoded = original.encode()
+    assert encoded.endswith(b"\0")
+    assert b"\0" not in encoded[:-1]
+    assert frame.decode(encoded[:-1]) == original
+
+
+def test_frame_bytes_are_those_of_the_specification() -> None:
+    body = bytes([0x01, 7, 0x04, 0, 100, 1, 1])
+    data = body + struct.pack("<I", zlib.crc32(body))
+    expected = bytes([4, 1, 7, 4, len(data) - 4 + 1]) + data[4:] + b"\0"
+    assert b"\0" not in data[4:]
+    assert Frame(0x01, 7, 0x04, 0, bytes([100, 1, 1])).encode() == expected
+
+
+@given(st.binary(max_size=100), st.data())
+def test_damaged_frame_is_never_taken(payload: bytes, data: st.DataObject) -> None:
+    encoded = bytearray(Frame(0x81, 1, 2, 0, payload).encode()[:-1])
+    at = data.draw(st.integers(0, len(encoded) - 1))
+    encoded[at] ^= data.draw(st.integers(1, 255))
+    assert frame.decode(bytes(encoded)) is None
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_decode_or_not(chunk: bytes) -> None:
+    frame.decode(chunk)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40).filter(lambda b: 0 not in b)), st.data())
+def test_splitter_does_not_care_how_bytes_arrive(chunks: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(chunk + b"\0" for chunk in chunks)
+    splitter, found, at = Splitter(), [], 0
+    while at < len(stream):
+        size = data.draw(st.integers(1, 30))
+        found += splitter.feed(stream[at : at + size])
+        at += size
+    assert found == chunks
+
+
+def test_splitter_forgets_endless_noise() -> None:
+    splitter = Splitter()
+    for _ in range(20):
+        splitter.feed(b"x" * 100_000)
+    assert len(splitter._rest) <= Splitter.LIMIT
+
+
+# -- the link -----------------------------------------------------------------------------------------
+
+
+def test_hello(any_board: FakeBoard, project: Project) -> None:
+    with Link(any_board.url) as line:
+        hello = protocol.hello(line)
+    assert hello.model_hash == project.model.model_hash
+    assert (hello.board, hello.n_in, hello.max_payload) == ("native", 64, 1024)
+    assert hello.fresh
+
+
+def _nth(count: int, fault: Callable[[bytes], list[bytes]]) -> Callable[[bytes], list[bytes]]:
+    """Apply ``fault`` to the ``count``-th piece only."""
+    calls = 0
+
+    def apply(data: bytes) -> list[bytes]:
+        nonlocal calls
+        calls += 1
+        return fault(data) if calls == count else [data]
+
+    return apply
+
+
+def _damage(data: bytes) -> list[bytes]:
+    middle = len(data) // 2
+    return [data[:middle] + bytes([data[middle] ^ 0x40 or 1]) + data[middle + 1 :]]
+
+
+def _lose(_data: bytes) -> list[bytes]:
+    return []
+
+
+def _twice(data: bytes) -> list[bytes]:
+    return [data, data]
+
+
+def _with_noise(data: bytes) -> list[bytes]:
+    return [b"\x05noise\xff\0\0boot: hello\r\n\0", data]
+
+
+FAULTS = {"damage": _damage, "loss": _lose, "twice": _twice, "noise": _with_noise}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize("way", ["hear", "say"])
+def test_faults_on_the_line_change_nothing(
+    any_board: FakeBoard, project: Project, tmp_path: Path, fault: Callable[[bytes], list[bytes]], way: str
+) -> None:
+    """Whatever happens to a frame, the request is executed once and answered rightly."""
+    task = project.dataset.tasks[0]
+    recorder = Recorder(tmp_path / "r.sclr", Header("tiny", "native", bytes(8), 0, "0"))
+    with Link(any_board.url) as line:
+        protocol.hello(line)
+        line.recorder = recorder
+        protocol.task_begin(line, task.classes, len(task.y_train), streamed=False)
+        line._slowest = dict.fromkeys(Command, 0.0)
+        setattr(any_board, way, _nth(2, fault))
+        received = [protocol.samples(line, i, task.y_train[i : i + 4], task.x_train[i : i + 4]) for i in (0, 4, 8)]
+    assert received == [4, 8, 12]
+    assert any_board.device.received == 12
+    assert commands(any_board) == [Command.HELLO, Command.TASK_BEGIN] + [Command.SAMPLES] * 3
+    recorded = [t.command for t in transactions(tmp_path / "r.sclr")]
+    assert recorded == [Command.TASK_BEGIN] + [Command.SAMPLES] * 3
+    noisy = any(e.kind == NOISE for e in entries(tmp_path / "r.sclr"))
+    assert noisy == (way == "say" and fault in (_damage, _with_noise))
+
+
+def test_random_faults(any_board: FakeBoard, rng: np.random.Generator) -> None:
+    """Three pieces in ten are damaged, lost, doubled or preceded by noise; every answer is right."""
+
+    def fault(data: bytes) -> list[bytes]:
+        return list(FAULTS.values())[rng.integers(4)](data) if rng.random() < 0.3 else [data]
+
+    with Link(any_board.url) as line:
+        protocol.hello(line)
+        any_board.say = fault
+        any_board.hear = fault
+        for k in range(40):
+            try:
+                reply = line.request(Command.DIGEST, timeout=0.1)
+                assert protocol.unpack_digest(reply).state == any_board.device.digest()
+            except LinkError:
+                assert k  # three losses in a row do happen
+        assert line.retries > 0
+
+
+def test_resynchronises_at_any_byte(project: Project) -> None:
+    """An unfinished frame of an earlier session, or half a reply of the board, does no harm."""
+    with FakeBoard(project.model) as board:
+        whole = Frame(frame.REQUEST, 9, Command.DIGEST, 0, b"").encode()
+        for cut in range(1, len(whole)):
+            with Link(board.url) as line:
+                line._write(whole[:cut])
+                line._splitter.feed(b"\x11half a reply"[:cut])
+                line._slowest = {Command.HELLO: 0.0}
+                assert protocol.hello(line).board == "native"
+
+
+def test_silent_board(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        heard: list[bytes] = []
+        board.hear = lambda chunk: heard.append(chunk) or []  # type: ignore[func-returns-value]
+        started = time.monotonic()
+        with pytest.raises(LinkError, match=r"no answer to command 0x0a after 3 tries"):
+            line.request(Command.DIGEST, timeout=0.1)
+        assert 0.25 < time.monotonic() - started < 1.0
+        assert len(heard) == link.TRIES
+        assert len(set(heard)) == 1
+
+
+def test_line_that_only_damages(project: Project) -> None:
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        board.hear = _damage
+        with pytest.raises(LinkError, match="damaged"):
+            line.request(Command.DIGEST, timeout=1.0)
+
+
+def test_sequence_numbers_differ_from_one_request_to_the_next(project: Project) -> None:
+    with FakeBoard(project.model) as board:
+        with Link(board.url) as line:
+            for _ in range(300):
+                protocol.digest(line)
+        numbers = [request.sequence for request in board.executed]
+    assert len(numbers) == 300
+    assert all((b - a) % 256 == 1 for a, b in pairwise(numbers))
+
+
+def test_refusal(project: Project) -> None:
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        with pytest.raises(DeviceError, match=r"bad state.*--resume") as caught:
+            protocol.task_end(line)
+        assert (caught.value.status, caught.value.name) == (4, "bad state")
+        assert caught.value.exit_code == 1
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(LinkError, match=r"cannot open socket://127\.0\.0\.1:1"):
+        Link("socket://127.0.0.1:1")
+    with pytest.raises(LinkError, match="cannot open"):
+        Link("/dev/does-not-exist")
+
+
+def test_board_that_vanishes(project: Project) -> None:
+    with FakeBoard(project.model) as board:
+        line = Link(board.url)
+        protocol.hello(line)
+    with pytest.raises(LinkError):
+        line.request(Command.DIGEST, timeout=0.2)
+    line.close()
+
+
+def test_restart_reconnects(project: Project) -> None:
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        task = project.dataset.tasks[0]
+        protocol.task_begin(line, task.classes, len(task.y_train), streamed=False)
+        assert protocol.hello(line).phase == protocol.Phase.FILLING
+        assert protocol.reset(line, protocol.RESTART).phase == protocol.Phase.IDLE
+
+
+def test_waiting_costs_neither_time_nor_processor(any_board: FakeBoard) -> None:
+    """A round trip takes well below the 20 ms that a polling reader would add."""
+    with Link(any_board.url) as line:
+        protocol.hello(line)
+        started = time.perf_counter()
+        for _ in range(100):
+            protocol.hello(line)
+        each = (time.perf_counter() - started) / 100
+        assert each < 0.01
+        any_board.say = lambda reply: (time.sleep(0.5), [reply])[1]
+        processor = time.thread_time()
+        protocol.hello(line)
+        assert time.thread_time() - processor < 0.1

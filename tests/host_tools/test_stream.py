@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole sessions with a fake board: streaming, refusing, resuming, validating, bisecting."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+
+from generator.errors import BoardError, UserError, ValidationFailed
+from generator.pipeline import Project
+from host_tools import protocol, report, stream, validate
+from host_tools.link import Link
+from host_tools.protocol import Command
+from host_tools.recording import is_complete, transactions
+from host_tools.reference import train
+from host_tools.reference.replay import Sample
+from host_tools.reference.state import State
+from tests.host_tools.conftest import MakeProject
+from tests.host_tools.fake_board import FakeBoard, commands
+
+METHODS = {
+    "der++": {},
+    "streamed": {"method": {"training": "streamed"}},
+    "finetune": {"method": {"name": "finetune", "buffer": 0}},
+    "host first": {"tasks": {"first": "host"}, "initial": {"train": "first_task"}},
+    "host first, finetune": {
+        "tasks": {"first": "host"},
+        "initial": {"train": "first_task"},
+        "method": {"name": "finetune", "buffer": 0},
+    },
+    "base": {"initial": {"train": "base", "base_classes": (6, 7)}},
+    "batches": {"method": {"batch": 4, "name": "er"}},
+    "inter-task growth": {"tdm": {"p_inter": 0.05}, "dgm": {"enabled": True}},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_session_is_bit_exact(make_project: MakeProject, name: str) -> None:
+    project = make_project(**METHODS[name])
+    with FakeBoard(project.model) as board:
+        result = stream.stream(project, board.url)
+    assert result.complete
+    measured = [[cell is not None for cell in row] for row in result.scores]
+    expected = [[j <= i and i >= result.first_task - 1 for j in range(3)] for i in range(3)]
+    assert measured == expected
+    checked, suspects = validate.validate(project)
+    assert checked.bit_exact, checked.first
+    assert suspects is None
+    assert checked.steps_compared == result.steps == board.device.step
+    assert checked.dumped_bytes_compared > 1000
+    assert result.state_digest == board.device.digest()
+    made = report.build(project)
+    assert made.state_digest == f"{board.device.digest():08x}"
+
+
+def test_samples_removed_are_those_of_the_board(project: Project, board: FakeBoard) -> None:
+    result = stream.stream(project, board.url)
+    removed = [sorted(i for e in result.epochs if e.task == t for i in e.removed) for t in range(3)]
+    assert removed == [sorted(board.device.removed(t)) for t in range(3)]
+    assert result.samples_removed > 0
+
+
+def test_final_regions_are_saved_by_name(project: Project, board: FakeBoard) -> None:
+    stream.stream(project, board.url)
+    with np.load(project.folder / stream.FINAL) as arrays:
+        dump = board.device.dump()
+        assert arrays["layer0.bias"].tobytes() == dump[20]
+        assert arrays["layer1.weight"].dtype == np.int16
+
+
+def test_streamed_mode_leaves_removed_samples_out(make_project: MakeProject) -> None:
+    project = make_project(method={"training": "streamed"})
+    with FakeBoard(project.model) as board:
+        result = stream.stream(project, board.url)
+    sent = sum(r.payload[0] for r in board.executed if r.command == Command.STEP)
+    full = 2 * sum(len(task.y_train) for task in project.dataset.tasks)
+    assert sent == result.steps < full
+
+
+# -- refusals -----------------------------------------------------------------------------------------
+
+
+def test_wrong_model_names_the_command_that_helps(project: Project, board: FakeBoard) -> None:
+    board.model_hash = bytes(8)
+    with pytest.raises(UserError, match=r"sparcl flash tiny\.toml --board native"):
+        stream.stream(project, board.url)
+    assert commands(board) == [Command.HELLO]
+
+
+def test_wrong_board(project: Project, board: FakeBoard) -> None:
+    board.name = "microbit"
+    with pytest.raises(UserError, match="'microbit', not 'native'"):
+        stream.stream(project, board.url)
+
+
+def test_wrong_protocol_version(project: Project, board: FakeBoard) -> None:
+    board.alter = lambda command, data: b"\x02" + data[1:] if command == Command.HELLO else data
+    with pytest.raises(BoardError, match="protocol 2"):
+        stream.stream(project, board.url)
+
+
+def test_used_board_needs_resume_or_fresh(project: Project, board: FakeBoard) -> None:
+    first = stream.stream(project, board.url)
+    with pytest.raises(UserError, match=r"--resume.*--fresh"):
+        stream.stream(project, board.url)
+    again = stream.stream(project, board.url, fresh=True)
+    assert again.state_digest == first.state_digest
+    assert validate.validate(project)[0].bit_exact
+
+
+def test_resume_without_recording_is_refused(project: Project, board: FakeBoard) -> None:
+    stream.stream(project, board.url)
+    (project.folder / stream.RECORDING).unlink()
+    with pytest.raises(UserError, match="no recording"):
+        stream.stream(project, board.url, resume=True)
+
+
+def test_resume_of_a_finished_session_only_measures(project: Project, board: FakeBoard) -> None:
+    first = stream.stream(project, board.url)
+    steps = board.device.training_steps
+    again = stream.stream(project, board.url, resume=True)
+    assert board.device.training_steps == steps
+    assert again.scores == first.scores
+    assert validate.validate(project)[0].bit_exact
+
+
+# -- interruptions ------------------------------------------------------------------------------------
+
+
+class _Killed(BaseException):
+    """The host dies."""
+
+
+def _die_at(board: FakeBoard, monkeypatch: pytest.MonkeyPatch, count: int, *, before_reply: bool) -> None:
+    """The host dies at its ``count``-th request: before it sends it, or before it reads the reply."""
+    original, calls = Link._send, 0
+
+    def send(link: Link, request: object) -> None:
+        nonlocal calls
+        calls += link.recorder is not None
+        if calls == count and not before_reply:
+            raise _Killed
+        original(link, request)  # type: ignore[arg-type]
+        if calls == count:
+            while board.executed[-1].sequence != request.sequence:  # type: ignore[attr-defined]
+                pass
+            raise _Killed
+
+    monkeypatch.setattr(Link, "_send", send)
+
+
+@pytest.mark.parametrize("mode", ["resident", "streamed"])
+@pytest.mark.parametrize("power_cut", [False, True])
+@pytest.mark.parametrize("before_reply", [False, True])
+@pytest.mark.parametrize("at", [6, 9, 14, 20, 25, 40])
+def test_resume_after_the_host_died(
+    make_project: MakeProject,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    power_cut: bool,
+    before_reply: bool,
+    at: int,
+) -> None:
+    project = make_project(method={"training": mode})
+    with FakeBoard(project.model) as board, monkeypatch.context() as patch:
+        _die_at(board, patch, at, before_reply=before_reply)
+        with pytest.raises(_Killed):
+            stream.stream(project, board.url)
+        patch.undo()
+        if power_cut:
+            board.power_cycle()
+        result = stream.stream(project, board.url, resume=True)
+        digest = board.device.digest()
+    assert result.complete
+    assert result.state_digest == digest
+    checked, _ = validate.validate(project)
+    assert checked.bit_exact, checked.first
+    report.build(project)
+    with FakeBoard(project.model) as board:
+        undisturbed = stream.stream(project, board.url)
+    assert undisturbed.state_digest == result.state_digest
+    assert undisturbed.scores == result.scores
+    assert undisturbed.samples_removed == result.samples_removed
+
+
+def test_snapshot_within_a_training_request(project: Project, board: FakeBoard) -> None:
+    """A board may save in the middle of a request and come back there."""
+    replay = validate.Replay(project.model)
+    task = project.dataset.tasks[0]
+    for command, request in _first_requests(project):
+        replay.apply(command, request)
+    state = _hello_of(board, replay, steps=7)
+    replay.apply(Command.TRAIN, struct.pack("<HB", 20, 1))
+    assert replay.device.step == 20 < len(task.y_train)
+    assert replay.go_to(state, None)
+    assert replay.device.step == 7
+
+
+def test_state_that_never_was(project: Project, board: FakeBoard) -> None:
+    replay = validate.Replay(project.model)
+    state = replace(protocol.unpack_hello(board.hello()), step=5)
+    with pytest.raises(LookupError):
+        replay.go_to(state, None)
+
+
+def _first_requests(project: Project) -> list[tuple[int, bytes]]:
+    task = project.dataset.tasks[0]
+    requests = [(Command.TASK_BEGIN, struct.pack("<BHB", 0, len(task.y_train), 2) + bytes(task.classes))]
+    for i in range(0, len(task.y_train), 8):
+        part = protocol.pack_labelled(task.y_train[i : i + 8], task.x_train[i : i + 8])
+        requests.append((Command.SAMPLES, struct.pack("<H", i) + part))
+    return requests
+
+
+def _hello_of(board: FakeBoard, replay: validate.Replay, steps: int) -> protocol.Hello:
+    board.device = replay.device.copy()
+    board.device.apply(Command.TRAIN, struct.pack("<HB", steps, 0))
+    return protocol.unpack_hello(board.hello())
+
+
+# -- differences --------------------------------------------------------------------------------------
+
+
+def _change_reply(path: Path, which: Callable[[int], bool], nth: int, offset: int) -> None:
+    """Flip a bit in the ``nth`` recorded reply to commands ``which`` accepts; ``offset`` from its payload."""
+    with path.open("rb") as file:
+        entries = list(msgpack.Unpacker(file))
+    replies = [e for e in entries[1:] if e[0] == "<" and which(e[1][2])]
+    reply = replies[nth]
+    data = bytearray(reply[1])
+    data[4 + offset] ^= 1
+    reply[1] = bytes(data)
+    path.write_bytes(b"".join(msgpack.packb(e) for e in entries))
+
+
+@pytest.mark.parametrize(
+    ("command", "offset", "what"),
+    [
+        (Command.TRAIN, 22 + 4 * 4, "rolling digest"),
+        (Command.TRAIN, 18, "state digest"),
+        (Command.TRAIN, 14, "loss"),
+        (Command.EVALUATE, 2 + 2 * 3, "logit 3 of test sample 0"),
+        (Command.DUMP, 3, "table.id"),
+        (Command.TASK_END, 5, "state digest"),
+        (Command.STATISTICS, -20, "saturated_activations"),
+    ],
+)
+def test_changed_byte_is_found(project: Project, board: FakeBoard, command: int, offset: int, what: str) -> None:
+    stream.stream(project, board.url)
+    path = project.folder / stream.RECORDING
+    if offset < 0:
+        offset += protocol._STATISTICS.size
+    _change_reply(path, lambda c: c == command, 0, offset)
+    result, _ = validate.validate(project)
+    assert not result.bit_exact
+    assert result.mismatches == 1
+    assert result.first is not None
+    assert what in result.first.what
+    if what == "rolling digest":
+        assert result.first.step == 5
+    text = validate.explain(result, "tiny.toml --board native")
+    assert str(result.first) in text
+    assert "sparcl" in text or command == Command.EVALUATE
+
+
+def test_every_byte_of_a_reply_counts(project: Project, board: FakeBoard) -> None:
+    """No byte of a training or evaluation reply may change unnoticed."""
+    stream.stream(project, board.url)
+    path = project.folder / stream.RECORDING
+    original = path.read_bytes()
+    reply = next(t.reply for t in transactions(path) if t.command == Command.TRAIN)
+    for offset in [*range(18), len(reply) - 1]:
+        _change_reply(path, lambda c: c == Command.TRAIN, 0, offset)
+        assert not validate.validate(project)[0].bit_exact, offset
+        path.write_bytes(original)
+
+
+def test_unfinished_session_is_not_bit_exact(project: Project, board: FakeBoard) -> None:
+    stream.stream(project, board.url)
+    path = project.folder / stream.RECORDING
+    path.write_bytes(path.read_bytes()[:-3])
+    assert not is_complete(path)
+    result, _ = validate.validate(project)
+    assert result.mismatches == 0
+    assert not result.bit_exact
+    assert "--resume" in validate.explain(result, "tiny.toml")
+
+
+def _break_weight(board: FakeBoard, step: int, patch: pytest.MonkeyPatch) -> None:
+    """Each time step ``step`` has been done, one weight of the dense layer goes off by one."""
+    original = train.step
+
+    def broken(state: State, fetch: Callable[[int], Sample]) -> train.Step:
+        done = original(state, fetch)
+        if state is board.device.state and state.step == step:
+            state.layers[1].weight[3, 2] += 1
+        return done
+
+    patch.setattr(train, "step", broken)
+
+
+def test_bisect_names_step_tensor_and_element(
+    project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _break_weight(board, 31, monkeypatch)
+    stream.stream(project, board.url)
+    result, suspects = validate.validate(project)
+    assert not result.bit_exact
+    assert suspects is not None
+    difference, regions = validate.bisect(project, board.url, suspects)
+    assert difference.step == 31
+    assert difference.what.startswith("layer1.weight[")
+    assert "input 3, output 2" in difference.what
+    assert int(difference.board) == int(difference.reference) + 1
+    assert regions == ["layer1.weight"]
+
+
+def test_bisect_of_a_changed_recording(project: Project, board: FakeBoard) -> None:
+    stream.stream(project, board.url)
+    _change_reply(project.folder / stream.RECORDING, lambda c: c == Command.TRAIN, 1, 18)
+    _, suspects = validate.validate(project)
+    assert suspects is not None
+    with pytest.raises(ValidationFailed, match="now agree"):
+        validate.bisect(project, board.url, suspects)
+
+
+def test_bisect_of_a_wrong_initial_model(project: Project, board: FakeBoard) -> None:
+    original = board.device.apply
+
+    def factory(command: int, request: bytes) -> object:
+        reply = original(command, request)
+        if command == Command.RESET:
+            board.device.state.layers[1].bias[1] += 5
+        return reply
+
+    board.device.apply = factory  # type: ignore[method-assign, assignment]
+    difference, _ = validate.bisect(project, board.url, validate.Suspects((), 0))
+    assert difference.what.startswith("layer1.bias[1]")
+    assert difference.step == 0
