@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import BaseModel
+
 from generator import artefacts, boards, config, data, plan, prune, quantise, render, store
 from generator.artefacts import Dataset, FloatModel, Model
 from generator.boards import ROOT, Board
@@ -145,7 +147,7 @@ def _fingerprint(*parts: object) -> str:
     for part in parts:
         if isinstance(part, bytes):
             state.update(part)
-        elif isinstance(part, config.BaseModel):
+        elif isinstance(part, BaseModel):
             state.update(part.model_dump_json().encode())
             path = getattr(part, "path", None)
             if isinstance(path, Path) and path.is_file():

@@ -68,7 +68,7 @@ ACTIVATION_FRACTION = 8
 """Most fractional bits of activations and logits (Q7.8)."""
 
 ACTIVATION_SUM_HEADROOM = 1.5
-"""The norm guard acts above this multiple of the largest initial sum of activations (seen: 1.1)."""
+"""The norm guard acts above this multiple of the largest initial sum of activations."""
 
 CALIBRATION_SAMPLES = 512
 """Samples of the initial data that are looked at."""
