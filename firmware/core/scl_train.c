@@ -115,6 +115,17 @@ static void end_epoch(void) {
   }
 }
 
+#ifdef SCL_FLIP_STEP
+/* Debug build only: damages one bit of the parameters after one step, to prove that `sparcl validate` finds it. */
+static void flip_bit(void) {
+  if (scl_learner.step == SCL_FLIP_STEP) {
+    ((uint8_t *)scl_regions[SCL_FLIP_REGION].data)[SCL_FLIP_BYTE] ^= (uint8_t)(1u << SCL_FLIP_BIT);
+  }
+}
+#else
+static void flip_bit(void) {}
+#endif
+
 /* What follows a step: batch, masks, end of the epoch. */
 static void advance(void) {
   scl_learner.pos++;
@@ -136,6 +147,7 @@ static void advance(void) {
   if (scl_learner.pos == scl_learner.n) {
     end_epoch();
   }
+  flip_bit();
 }
 
 /* One training step, docs/algorithm.md steps 2 to 12. */
