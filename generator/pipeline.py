@@ -49,6 +49,11 @@ class Project:
         """The rendered C sources."""
         return self.folder / "generated"
 
+    @property
+    def image(self) -> Path:
+        """The built firmware, once there is one."""
+        return self.folder / "pio" / self.board.name / "firmware.elf"
+
 
 def generate(
     experiment: Path,

@@ -304,7 +304,7 @@ def _build(project: Project) -> None:
     from . import view
 
     _pio(project, [])
-    image = project.folder / "pio" / project.board.name / "firmware.elf"
+    image = project.image
     view.say(f"built {image}")
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from generator.errors import UserError
 
 from . import metrics
+from .image import ImageSizes, measure
 from .protocol import PHASE_TICKS
 from .stream import RESULT as STREAM_RESULT
 from .stream import Score, StreamResult
@@ -21,7 +21,6 @@ from .validate import ValidationResult
 
 if TYPE_CHECKING:
     from generator.pipeline import Project
-    from generator.plan import Row
 
 JSON = "report.json"
 HTML = "report.html"
@@ -183,6 +182,7 @@ def build(project: Project) -> Report:
     validation = _validation(project.folder)
     matrix, task_matrix = result.matrix(), result.matrix("task_il")
     statistics = result.statistics
+    sizes = _sizes(project)
     return Report(
         experiment=result.experiment,
         board=board,
@@ -213,10 +213,10 @@ def build(project: Project) -> Report:
         rolling_digest=f"{result.rolling:08x}",
         steps=result.steps,
         samples_removed=result.samples_removed,
-        ram_bytes=_by_region(project.plan.ram),
-        flash_bytes=_by_region(project.plan.flash),
-        ram_total=project.plan.ram_bytes,
-        flash_total=project.plan.flash_bytes,
+        ram_bytes=sizes.ram,
+        flash_bytes=sizes.flash,
+        ram_total=sum(sizes.ram.values()),
+        flash_total=sum(sizes.flash.values()),
         stack_used=statistics["stack_used"],
         store=Store(**{key: statistics[key] for key in Store.model_fields}),
         saturation=Saturation(
@@ -296,11 +296,12 @@ def _initial(project: Project, result: StreamResult) -> dict[str, Accuracy]:
     }
 
 
-def _by_region(rows: Iterable[Row]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for row in rows:
-        sizes[row.name] = sizes.get(row.name, 0) + row.size
-    return sizes
+def _sizes(project: Project) -> ImageSizes:
+    """Sizes as linked, or as planned where nothing has been built (a board that was flashed elsewhere)."""
+    if project.image.exists():
+        return measure(project.image, project.plan)
+    plan = project.plan
+    return ImageSizes({row.name: row.size for row in plan.ram}, {row.name: row.size for row in plan.flash})
 
 
 def _ticks(project: Project, statistics: dict[str, int]) -> Ticks:
