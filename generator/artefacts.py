@@ -205,6 +205,8 @@ class Learning:
     rho_permille: int
     ddr_score: DdrScore
     streamed: bool
+    lr_q8: tuple[int, ...] = ()
+    """Learning rate of each epoch of a task as a share of the first, 8 fractional bits; empty: always the same."""
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,9 @@ class MethodSection(_Section):
 
     name: Method = Field(Method.DERPP, strict=False, description="Method: finetune, er or der++")
     lr: float = Field(0.03, gt=0.0, le=1.0, description="Learning rate on the board (SGD)")
+    lr_final: float = Field(
+        1.0, gt=0.0, le=1.0, description="Learning rate of a task's last epoch as a share of lr; it falls linearly"
+    )
     epochs: int = Field(5, ge=1, le=1000, description="Epochs of each task")
     batch: int = Field(1, ge=1, le=256, description="Batch size; 1 updates in place and needs no gradient memory")
     alpha: float = Field(1.0, ge=0.0, le=16.0, description="der++: coefficient of the distillation of stored logits")
@@ -145,12 +148,12 @@ class TdmSection(_Section):
 
     enabled: bool = Field(True, description="Move weights while learning")
     interval: float = Field(0.5, gt=0.0, le=1000.0, description="Epochs between mask updates: a whole number or 1/U")
-    p_intra: Share = Field(0.3, description="Share of the weights that a mask update replaces")
+    p_intra: Share = Field(0.1, description="Share of the weights that a mask update replaces")
     p_inter: Share = Field(0.0, description="Share of all places grown for a while when a task begins")
     growth: Growth = Field(Growth.RANDOM, strict=False, description="Where weights grow: random, or largest gradient")
     alpha: float = Field(0.5, ge=0.0, le=4.0, description="Importance: coefficient of the current task's gradient")
     beta: float = Field(1.0, ge=0.0, le=4.0, description="Importance: coefficient of the replay gradient")
-    capture: Literal[1, 2, 4, 8, 16] = Field(4, description="Samples whose gradients are kept for the importance")
+    capture: Literal[1, 2, 4, 8, 16] = Field(2, description="Samples whose gradients are kept for the importance")
 
 
 class DgmSection(_Section):

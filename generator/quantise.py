@@ -330,7 +330,15 @@ def _learning(config: Config, dataset: Dataset, float_model: FloatModel) -> Lear
         rho_permille=math.floor(1000 * ddr.rho + 0.5),
         ddr_score=ddr.score,
         streamed=m.training == "streamed",
+        lr_q8=_lr_q8(m.lr_final, m.epochs),
     )
+
+
+def _lr_q8(final: float, epochs: int) -> tuple[int, ...]:
+    """Shares of the learning rate, falling linearly from 1 to ``final`` over the epochs of a task."""
+    if final == 1.0 or epochs == 1:
+        return ()
+    return tuple(max(1, round(256 * (1 - (1 - final) * t / (epochs - 1)))) for t in range(epochs))
 
 
 def update_shift(layer: Layer, fg: int) -> int:

@@ -107,9 +107,7 @@ def apt_install(prefix: list[str], packages: list[str], log: Path) -> bool:
     apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]
     apt += ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=1"]
     install = [*apt, "install", "--no-install-recommends", *packages]
-    return run_logged(install, log) == 0 or (
-        run_logged([*apt, "update"], log) == 0 and run_logged(install, log) == 0
-    )
+    return run_logged(install, log) == 0 or (run_logged([*apt, "update"], log) == 0 and run_logged(install, log) == 0)
 
 
 def install_system_packages(failed_before: list[str], explicit: bool) -> list[str]:
@@ -178,9 +176,7 @@ def run_logged(command: list[str], log: Path) -> int:
         file.write(f"\n$ {' '.join(command)}\n".encode())
         file.flush()
         started = time.monotonic()
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
         while True:
             try:
                 return process.wait(timeout=HEARTBEAT_SECONDS)

@@ -18,6 +18,7 @@ SCL_INLINE void scl_dense_forward(const int16_t *weight, const void *x, scl_kind
       continue;
     }
     const int16_t *w = weight + i * n_out;
+    SCL_UNROLL
     for (uint32_t o = 0; o < n_out; o++) {
       acc[o] += w[o] * xi;
     }
@@ -31,7 +32,8 @@ SCL_INLINE void scl_dense_error(const int16_t *weight, const void *x, scl_kind_t
     int32_t sum = 0;
     if (scl_load(x, kind, i) > 0) {
       const int16_t *w = weight + i * n_out;
-      for (uint32_t o = 0; o < n_out; o++) {
+      SCL_UNROLL
+    for (uint32_t o = 0; o < n_out; o++) {
         sum += w[o] * e[o];
       }
     }
@@ -48,6 +50,7 @@ SCL_INLINE void scl_dense_update(int16_t *weight, const void *x, scl_kind_t kind
       continue;
     }
     int16_t *w = weight + i * n_out;
+    SCL_UNROLL
     for (uint32_t o = 0; o < n_out; o++) {
       scl_weight_step(&w[o], g[o] * xi, shift, wlog, &random);
     }
@@ -62,6 +65,7 @@ SCL_INLINE void scl_dense_accumulate(int32_t *gradient, const void *x, scl_kind_
     if (xi == 0) {
       continue;
     }
+    SCL_UNROLL
     for (uint32_t o = 0; o < n_out; o++) {
       gradient[i * n_out + o] += scl_shift(g[o] * xi, SCL_SACC);
     }

@@ -20,11 +20,23 @@ SCL_INLINE int32_t scl_clamp(int32_t v, int32_t low, int32_t high) {
   return v < low ? low : (v > high ? high : v);
 }
 
-SCL_INLINE int16_t scl_sat16(int32_t v) { return (int16_t)scl_clamp(v, -32768, 32767); }
-
-SCL_INLINE int16_t scl_clamp_weight(int32_t v, uint32_t wlog) {
-  return (int16_t)scl_clamp(v, -(int32_t)(1u << wlog), (int32_t)(1u << wlog) - 1);
+/*
+ * To [-2^log, 2^log - 1], log a constant of the layer.  ARMv7-M and later have an instruction for it that GCC does not
+ * find by itself; the bits are the same.
+ */
+SCL_INLINE int32_t scl_saturate(int32_t v, const uint32_t log) {
+#if defined(__ARM_FEATURE_SAT) && defined(__OPTIMIZE__)
+  int32_t saturated;
+  __asm__("ssat %0, %1, %2" : "=r"(saturated) : "I"(log + 1u), "r"(v));
+  return saturated;
+#else
+  return scl_clamp(v, -(int32_t)(1u << log), (int32_t)(1u << log) - 1);
+#endif
 }
+
+SCL_INLINE int16_t scl_sat16(int32_t v) { return (int16_t)scl_saturate(v, 15); }
+
+SCL_INLINE int16_t scl_clamp_weight(int32_t v, const uint32_t wlog) { return (int16_t)scl_saturate(v, wlog); }
 
 SCL_INLINE uint32_t scl_abs(int32_t v) { return v < 0 ? 0u - (uint32_t)v : (uint32_t)v; }
 

@@ -243,10 +243,14 @@ scl_tail_t scl_journal_tail(void) { return (scl_tail_t){scl_journal.tail, scl_jo
 
 scl_tail_t scl_journal_after(scl_tail_t tail) {
   header_t h;
+  /* Numbers grow along the ring, but not always by one: a board that fell back to its last save skips those it forgot. */
   do {
     tail.sector = next_sector(tail.sector);
-  } while (tail.sector != scl_journal.head && !(read_header(tail.sector, &h) && h.sequence == tail.sequence + 1u));
-  tail.sequence++;
+    if (read_header(tail.sector, &h) && h.ours && h.sequence > tail.sequence) {
+      return (scl_tail_t){tail.sector, h.sequence};
+    }
+  } while (tail.sector != scl_journal.head);
+  tail.sequence = scl_journal.sequence;
   return tail;
 }
 

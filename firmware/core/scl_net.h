@@ -76,7 +76,7 @@ SCL_INLINE uint32_t scl_region_size(const scl_region_t *region) {
   return region->entries == NULL ? region->size : (uint32_t)*region->entries * region->size;
 }
 
-/* Further memory that a snapshot in the middle of a task needs: captured factors, gradient sums. */
+/* Further memory that a snapshot in the middle of a task needs: captured factors, gradient sums; the last has no data. */
 extern const scl_region_t scl_transient_regions[SCL_N_TRANSIENT + 1];
 
 /* Weights that stand at the limit of their format. */

@@ -16,7 +16,9 @@
 #define KIND_REPLY 0x81u
 #define CLASS_BYTES (1u + 2u * SCL_N_CLASSES)
 #define TRAIN_HEAD 16u
-#define MAX_STEPS ((SCL_MAX_PAYLOAD - TRAIN_HEAD - 4u) / 4u)
+#define MAX_STEPS SCL_STEPS_PER_REQUEST
+
+_Static_assert(TRAIN_HEAD + 4u + 4u * MAX_STEPS <= SCL_MAX_PAYLOAD, "the reply has a digest of each step");
 
 /* Writes a reply's payload step by step; a reply never exceeds SCL_MAX_PAYLOAD (each command checks its counts). */
 typedef struct {

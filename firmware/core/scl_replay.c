@@ -28,14 +28,14 @@ static scl_status_t put(uint32_t slot, const scl_sample_t *sample, scl_address_t
 scl_status_t scl_replay_offer(const scl_sample_t *sample, scl_address_t address, const int16_t *logits) {
   uint32_t slot = scl_learner.filled;
   scl_learner.seen++;
-  if (slot >= SCL_CAPACITY) {
+  if (slot >= scl_replay_capacity()) {
     slot = scl_prng_below(&scl_learner.prng, scl_learner.seen);
   }
-  return slot < SCL_CAPACITY ? put(slot, sample, address, logits) : SCL_OK;
+  return slot < scl_replay_capacity() ? put(slot, sample, address, logits) : SCL_OK;
 }
 
 scl_status_t scl_replay_add(const scl_sample_t *sample, const int16_t *logits) {
-  if (scl_learner.filled >= SCL_CAPACITY) {
+  if (scl_learner.filled >= scl_replay_capacity()) {
     return SCL_ERR_TOO_MANY;
   }
   return put(scl_learner.filled, sample, SCL_ADDRESS_NONE, logits);

@@ -35,6 +35,7 @@ SCL_INLINE void scl_sparse_forward(const scl_panel_t *panel, const void *x, scl_
       continue;
     }
     const uint32_t end = start[i + 1];
+    SCL_UNROLL
     for (uint32_t k = start[i]; k < end; k++) {
       int32_t *a = acc + index[k] * block;
       for (uint32_t j = 0; j < block; j++) {
@@ -54,6 +55,7 @@ SCL_INLINE void scl_sparse_error(const scl_panel_t *panel, const void *x, scl_ki
     }
     int32_t sum = 0;
     const uint32_t end = panel->start[i + 1];
+    SCL_UNROLL
     for (uint32_t k = panel->start[i]; k < end; k++) {
       for (uint32_t j = 0; j < block; j++) {
         sum += panel->weight[k * block + j] * e[panel->index[k] * block + j];
@@ -78,6 +80,7 @@ SCL_INLINE void scl_sparse_update(const scl_panel_t *panel, const void *x, scl_k
       continue;
     }
     const uint32_t end = split[i];
+    SCL_UNROLL
     for (uint32_t k = start[i]; k < end; k++) {
       const int16_t *gk = g + index[k] * block;
       for (uint32_t j = 0; j < block; j++) {

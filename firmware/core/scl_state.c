@@ -105,8 +105,8 @@ static scl_status_t visit_all(visit_fn visit, void *context) {
   if (status == SCL_OK) {
     status = visit_net(visit, context);
   }
-  for (uint32_t r = 0; r < SCL_N_TRANSIENT && status == SCL_OK; r++) {
-    status = visit(context, scl_transient_regions[r].data, scl_transient_regions[r].size);
+  for (const scl_region_t *r = scl_transient_regions; r->data != NULL && status == SCL_OK; r++) {
+    status = visit(context, r->data, r->size);
   }
   return status;
 }

@@ -271,7 +271,7 @@ scl_status_t scl_train_replay(uint32_t seen, const scl_sample_t *sample) {
   if (l->phase != SCL_PHASE_IDLE) {
     return SCL_ERR_BAD_STATE;
   }
-  if (!REPLAYS || l->filled >= SCL_CAPACITY) {
+  if (!REPLAYS || l->filled >= scl_replay_capacity()) {
     return SCL_ERR_TOO_MANY;
   }
   if (sample->task >= SCL_NO_TASK) {

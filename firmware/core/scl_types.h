@@ -43,6 +43,9 @@ typedef uint16_t scl_address_t;
 /* Kernels are specialised by the compiler: their constants come from the generated call graph. */
 #define SCL_INLINE static inline __attribute__((always_inline))
 
+/* Inner loops run over a handful of weights: the loop's own instructions would cost as much as the work. */
+#define SCL_UNROLL _Pragma("GCC unroll 4")
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "state regions are sent and stored as they lie in memory: little-endian only"
 #endif

@@ -95,7 +95,9 @@ def _cross_entropy(state: State, trace: network.Trace, sample: Sample, *heads: S
 
 
 def _backward(state: State, trace: network.Trace, e: Ints, rate: LearningRate) -> None:
-    batch = state.model.learning.batch
+    batch, shares = state.model.learning.batch, state.model.learning.lr_q8
+    if shares:
+        rate = LearningRate((rate.multiplier * shares[state.epoch]) >> 8, rate.shift)
     network.backward(state.layers, trace, e, rate, state.prng, state.counters, batch)
 
 
