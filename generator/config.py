@@ -516,3 +516,15 @@ def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return str(list(value))
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def write_options_page() -> Path:
+    """Rewrites the table in docs/experiment.md; its introduction stays."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "experiment.md"
+    introduction, _, _ = page.read_text(encoding="utf-8").partition("## [experiment]")
+    page.write_text(introduction + options_table(), encoding="utf-8")
+    return page
+
+
+if __name__ == "__main__":
+    print(write_options_page())

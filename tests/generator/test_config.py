@@ -168,3 +168,10 @@ def test_every_option_is_described() -> None:
         assert f"## [{section}]" in table
         for key, field in info.annotation.model_fields.items():  # type: ignore[union-attr]
             assert field.description, f"{section}.{key}"
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "experiment.md"
+    assert page.read_text(encoding="utf-8").endswith(config.options_table()), (
+        "run: python -m generator.config, which rewrites the table in docs/experiment.md"
+    )

@@ -185,6 +185,8 @@ def changed(value: Any) -> Any:
         return value + 1
     if isinstance(value, LearningRate):
         return LearningRate(value.multiplier, value.shift + 1)
+    if isinstance(value, tuple):
+        return (*value, 1)
     if value is None:
         return np.zeros(1, dtype=np.int16)
     return next(m for m in type(value) if m is not value)
@@ -226,3 +228,9 @@ def test_sparsity_of_the_recipe() -> None:
     model = make(n_in=256, model={"hidden": (512,)}, dgm={"enabled": True})
     nnz = sum(p.nnz for p in model.layers[0].panels)
     assert nnz == prune.entries_kept(0.92, 256, 512) == 10486
+
+
+def test_falling_learning_rate() -> None:
+    """Linear from 1 to lr_final over the epochs; no table when it stays the same."""
+    assert make(method={"epochs": 5, "lr_final": 0.25}).learning.lr_q8 == (256, 208, 160, 112, 64)
+    assert make(method={"epochs": 5}).learning.lr_q8 == ()

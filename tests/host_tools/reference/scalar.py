@@ -222,7 +222,8 @@ class Scalar:
             c = net.layer
             if number > 0:
                 e = self.guard(e, c.l1_err)
-            g = [sat16(shift(v * rate.multiplier, rate.shift)) for v in e]
+            share = self.model.learning.lr_q8[self.epoch] if self.model.learning.lr_q8 else 256
+            g = [sat16(shift(v * (rate.multiplier * share >> 8), rate.shift)) for v in e]
             below = self.below_error(number, x, e) if number > 0 else []
             su = model.fg + c.fx - c.fw
             for p, panel in enumerate(net.panels):
@@ -447,7 +448,8 @@ class Scalar:
         due = self.updates()
         self.pos += 1
         self.step += 1
-        if learning.batch > 1 and (self.pos % learning.batch == 0 or self.pos == len(self.ids)):
+        end = self.pos % learning.batch == 0 or self.pos == len(self.ids) or self.pos in due
+        if learning.batch > 1 and end:
             self.apply_batch()
         if self.pos in due:
             self.mask_update()

@@ -93,13 +93,16 @@ def test_streamed_equals_resident() -> None:
     good(streamed, Command.TASK_BEGIN, task_begin((0, 1), N, 1))
     assert streamed.phase == 2
     guess = streamed.copy()
+    size = struct.pack("<BIH", 1, 0, 2 * N)
+    before = good(guess, Command.DUMP, size)
     train(streamed, 0)
     assert streamed.shuffled
-    size = struct.pack("<BIH", 1, 0, 2 * N)
     order = np.frombuffer(good(streamed, Command.DUMP, size), dtype="<u2").tolist()
     rows = [struct.pack("<HB", k, y[k]) + x[k].tobytes() for k in order]
     assert status(streamed, Command.STEP, b"\x02" + rows[1] + rows[0] + b"\0") == Status.WRONG_ORDER
-    assert status(guess, Command.STEP, b"\x02" + rows[1] + rows[0] + b"\0") == Status.WRONG_ORDER
+    assert status(guess, Command.STEP, b"\x01" + rows[0] + b"\0") == Status.BAD_STATE  # not shuffled yet
+    assert good(guess, Command.DUMP, size) == before
+    train(guess, 0)
     assert status(streamed, Command.TRAIN, b"\x01\0\0") == Status.BAD_STATE
     for device in (streamed, guess):
         good(device, Command.STEP, bytes([7]) + b"".join(rows[:7]) + b"\0")

@@ -138,3 +138,8 @@ def test_saturation_and_guard_are_reached() -> None:
     assert device.saturated_activations > 0
     assert device.saturated_errors > 0
     assert device.guard_shifts > 0
+
+
+def test_falling_learning_rate() -> None:
+    """Each epoch has its own share of the learning rate."""
+    run(random_model(5, epochs=2, lr_q8=(256, 77)), n=8)
