@@ -358,9 +358,15 @@ def _cut(quantised: tuple[_Raw, bool, int], base: list[int], tasks: list[list[in
         shape=tuple(int(n) for n in raw.shape),
         signed=signed,
         fraction=fraction,
-        tasks=tuple(_task(raw, f"task{k}", classes, number) for k, classes in enumerate(tasks)),
+        tasks=tuple(_task(raw, _task_name(raw, classes), classes, number) for classes in tasks),
         base=_task(raw, "base", base, number) if base else None,
     )
+
+
+def _task_name(raw: _Raw, classes: Sequence[int]) -> str:
+    """The names of the classes, shortened when there are many."""
+    names = [raw.class_names[c] for c in classes]
+    return "/".join(names if len(names) <= 6 else [*names[:2], "...", names[-1]])
 
 
 def _task(raw: _Raw, name: str, classes: Sequence[int], number: dict[int, int]) -> Task:

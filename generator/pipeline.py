@@ -104,7 +104,7 @@ def generate(
     memory = plan.plan(model, facts)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "05-plan.json").write_text(_plan_json(memory, model), encoding="utf-8")
-    plan.check(memory, facts)
+    plan.check(memory)
     project = Project(folder, settings, dataset, float_model, model, facts, memory)
     _write_sources(project)
     return project

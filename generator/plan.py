@@ -21,6 +21,14 @@ CODE_PER_PASS = 900
 """Code of one panel or dense layer over all passes, in bytes; kernels are specialised for each."""
 
 
+class DoesNotFit(UserError):
+    """The model needs more of the board than there is; ``plan`` shows where it goes."""
+
+    def __init__(self, message: str, plan: Plan) -> None:
+        super().__init__(message)
+        self.plan = plan
+
+
 @dataclass(frozen=True)
 class Row:
     """One region: ``size`` bytes."""
@@ -222,33 +230,16 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
     )
 
 
-def check(p: Plan, board: Board) -> None:
-    """Raises a ``UserError`` that says what is too large and what to try."""
-    _check(
-        "RAM",
-        p.board,
-        p.ram,
-        p.ram_limit,
-        "a higher [sparsity] weights, a narrower [model] hidden, fewer samples in a task",
-    )
+def check(p: Plan) -> None:
+    """Raises :class:`DoesNotFit`, which says what is too large and what to try."""
+    model = "a higher [sparsity] weights or a narrower [model] hidden"
+    _check("RAM", p, p.ram, p.ram_limit, f"{model}, or fewer samples in a task")
     if p.shared:
-        both = (*p.ram, *p.flash)
-        _check(
-            "RAM for code and data",
-            p.board,
-            both,
-            p.ram_limit,
-            "a higher [sparsity] weights or a narrower [model] hidden",
-        )
+        _check("RAM for code and data", p, (*p.ram, *p.flash), p.ram_limit, model)
     else:
-        _check("flash", p.board, p.flash, p.flash_limit, "a higher [sparsity] weights or a narrower [model] hidden")
-    _check(
-        "flash for the journal",
-        p.board,
-        p.store,
-        p.store_limit,
-        'a smaller [method] buffer, fewer samples in a task, training = "streamed"',
-    )
+        _check("flash", p, p.flash, p.flash_limit, model)
+    smaller = 'a smaller [method] buffer, fewer samples in a task, or training = "streamed"'
+    _check("flash for the journal", p, p.store, p.store_limit, smaller)
 
 
 def kib(size: int) -> str:
@@ -256,14 +247,15 @@ def kib(size: int) -> str:
     return f"{size / 1024:.1f} KiB"
 
 
-def _check(what: str, board: str, rows: tuple[Row, ...], limit: int, advice: str) -> None:
+def _check(what: str, p: Plan, rows: tuple[Row, ...], limit: int, advice: str) -> None:
     need = sum(row.size for row in rows)
     if need <= limit:
         return
     largest = ", ".join(f"{r.name} {kib(r.size)}" for r in sorted(rows, key=lambda r: -r.size)[:3])
-    raise UserError(
-        f"does not fit: needs {kib(need)} {what}, {board} has {kib(limit)}; largest: {largest}; "
-        f"try {advice}, or a larger board (`sparcl boards`)"
+    raise DoesNotFit(
+        f"does not fit: needs {kib(need)} {what}, {p.board} has {kib(limit)}; largest: {largest}; "
+        f"try {advice}, or a larger board (`sparcl boards`)",
+        p,
     )
 
 

@@ -465,10 +465,21 @@ def call(command: Callable[[], int]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except SparclError as error:
+        _show_plan_of(error)
         _say(str(error))
         return error.exit_code
     except Exception as error:
         return _usage_error(error) or _unexpected(error)
+
+
+def _show_plan_of(error: SparclError) -> None:
+    """Show where the memory would go when a model does not fit its board."""
+    from generator.plan import DoesNotFit, table
+
+    from . import view
+
+    if isinstance(error, DoesNotFit):
+        view.console.print(table(error.plan))
 
 
 def _usage_error(error: Exception) -> int:

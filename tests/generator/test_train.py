@@ -29,7 +29,7 @@ c = Config.model_validate({
     "experiment": {"seed": int(sys.argv[2])},
 })
 model = train.train(c, data.load(c))
-print(store.digest(model).hex(), "tensorflow" in sys.modules, model.accuracy["task0"])
+print(store.digest(model).hex(), "tensorflow" in sys.modules, model.accuracy["0/1"])
 assert all((y.weight[~y.mask] == 0).all() for y in model.layers)
 """
 
@@ -89,4 +89,4 @@ def test_accuracy_is_reported_per_task_and_for_the_base() -> None:
     c = Config.model_validate(
         {"data": {"set": "digits"}, "initial": {"train": "none"}, "tasks": {"split": ((0, 1), (2, 3, 4))}}
     )
-    assert set(train.train(c, data.load(c)).accuracy) == {"task0", "task1"}
+    assert set(train.train(c, data.load(c)).accuracy) == {"0/1", "2/3/4"}
