@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random models on the emulated Cortex-M boards, request by request against the reference.
+
+The weights are large and the norm guards tight, so that values saturate: the
+cores compute that with instructions of their own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from generator import boards
+from generator.artefacts import Growth, Method, Model, SingleHead
+from generator.boards import ROOT
+from host_tools import protocol
+from host_tools.emulator import Emulator
+from host_tools.protocol import Command
+from tests.firmware.native import Teacher, Twin, board_build, compile_c, generate
+from tests.host_tools.reference.models import random_model
+
+pytestmark = pytest.mark.board
+
+MODELS = [
+    random_model(
+        1,
+        sizes=(13, 18, 9, 4),
+        block=4,
+        scale=15.0,
+        fraction=12,
+        tight=True,
+        stochastic=True,
+        growth=Growth.GRADIENT,
+        learning_rate=0.4,
+    ),
+    random_model(
+        2,
+        sizes=(15, 14, 4),
+        block=1,
+        scale=15.0,
+        fraction=12,
+        sparse=[True, True],
+        signed=True,
+        batch=3,
+        stochastic=False,
+        method=Method.ER,
+        single_head=SingleHead.SCORE,
+        learning_rate=0.4,
+    ),
+]
+
+
+class EmulatedBoard:
+    """What `Twin` needs of a process."""
+
+    def __init__(self, emulator: Emulator, image: Path) -> None:
+        self.emulator = emulator
+        self.url = emulator.start(image)
+
+    def start(self) -> str:
+        """Power on."""
+        return self.emulator.restart()
+
+    def kill(self) -> None:
+        """Power off."""
+        self.emulator.kill()
+
+    def alive(self) -> bool:
+        """Whether the emulator runs."""
+        return self.emulator.is_running()
+
+    def errors(self) -> str:
+        """What it said."""
+        return self.emulator.log_path.read_text(errors="replace")
+
+
+def cross_build(model: Model, board: str, folder: Path) -> Path:
+    """As the platform's builder does it."""
+    facts = board_build.load_board(board)
+    if shutil.which(board_build.tool(facts, "gcc")) is None or shutil.which(facts["emulator"]["program"]) is None:
+        pytest.skip("no cross compiler or no emulator")
+    generated = generate(model, boards.load_board(board), folder)
+    (folder / "memory.ld").write_text(board_build.memory_ld(facts))
+    sources = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
+    sources += [ROOT / "firmware" / source for source in board_build.board_sources(facts)]
+    image = folder / "firmware.elf"
+    include = [f"-I{path}" for path in board_build.include_folders(generated)]
+    flags = [*board_build.compile_flags(facts), *include]
+    compile_c(
+        [*flags, *sources, *board_build.link_flags(facts, str(folder)), "-o", image], board_build.tool(facts, "gcc")
+    )
+    assert board_build.check_image(facts, str(image)) is None
+    return image
+
+
+@pytest.mark.parametrize("number", range(len(MODELS)))
+@pytest.mark.parametrize("board", ["microbit", "emcraft_sf2", "ast1030_evb"])
+def test_random_models(board: str, number: int, tmp_path: Path) -> None:
+    """Two tasks, a save and a power cut; values saturate and weights reach their limits."""
+    model = MODELS[number]
+    emulator = Emulator(tmp_path / "board", board)
+    try:
+        twin = Twin(model, EmulatedBoard(emulator, cross_build(model, board, tmp_path)))
+        teacher = Teacher(twin, number)
+        for task, classes in enumerate([(0, 1), (2, 3)]):
+            teacher.begin(classes, 14, streamed=task == number, seed=task)
+            teacher.advance()
+            teacher.mistakes()
+            twin.good(Command.SAVE)
+            assert (twin.power_cut() if task else twin.restart()).restored
+            teacher.evaluate()
+            teacher.finish()
+            twin.check_dump()
+        device = twin.device
+        assert min(device.saturated_activations, device.saturated_errors, device.guard_shifts) > 0
+        assert protocol.statistics(twin.link).weights_at_clamp > 0
+        twin.close()
+    finally:
+        emulator.stop()

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from serial.urlhandler import protocol_socket
+
+
+class _Time:
+    """``time`` for pyserial, without the 0.3 s it sleeps when it closes a socket."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        """Sleep, unless it is that."""
+        if seconds != 0.3:
+            time.sleep(seconds)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_close() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol_socket, "time", _Time())
+        yield

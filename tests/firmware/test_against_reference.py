@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C engine and the NumPy reference, request by request, on random models.
+
+Every program is built with the address and undefined behaviour sanitizers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from generator.artefacts import DdrScore, Growth, Method, Model, SingleHead
+from host_tools import protocol
+from host_tools.protocol import Command
+from tests.firmware.native import Teacher, Twin, build, running
+from tests.host_tools.reference.models import random_model
+
+Case = Mapping[str, Any]
+
+FACTORS: dict[str, tuple[Any, ...]] = {
+    "method": tuple(Method),
+    "batch": (1, 2, 3),
+    "block": (1, 2, 4),
+    "layers": (1, 2, 3),
+    "panels": (1, 2),
+    "sparse_output": (False, True),
+    "tdm": (False, True),
+    "dgm": (False, True),
+    "ddr": (False, True),
+    "ddr_score": tuple(DdrScore),
+    "growth": tuple(Growth),
+    "p_inter": (0.0, 0.15),
+    "single_head": tuple(SingleHead),
+    "stochastic": (False, True),
+    "streamed": (False, True),
+    "signed": (False, True),
+    "tight": (False, True),
+    "updates": ((3, 1), (1, 2), (1, 1)),
+    "capture": (1, 4),
+    "terms": ((0.5, 0.5), (0.5, 0.0), (0.0, 0.5)),
+    "lr_q8": ((), (256, 100)),
+    "upload": (False, True),
+    "interrupted": (False, True),
+}
+"""``terms``: alpha and beta.  ``upload``: replay records of a first task come from the host.
+``interrupted``: saves and restarts in the middle of tasks."""
+
+Pair = tuple[tuple[str, int], tuple[str, int]]
+
+
+def pairs(case: Mapping[str, int]) -> set[Pair]:
+    """All pairs of levels in one configuration (levels by number)."""
+    return set(itertools.combinations(sorted(case.items()), 2))
+
+
+def all_pairs() -> set[Pair]:
+    """What the configurations have to cover."""
+    return {
+        ((a, i), (b, j))
+        for a, b in itertools.combinations(sorted(FACTORS), 2)
+        for i in range(len(FACTORS[a]))
+        for j in range(len(FACTORS[b]))
+    }
+
+
+def covering() -> list[Case]:
+    """Few configurations in which every pair of levels occurs (greedy, always the same)."""
+    rng = random.Random(5)
+    missing = all_pairs()
+    rows: list[dict[str, int]] = []
+    while missing:
+        best: dict[str, int] = {}
+        for _ in range(60):
+            row: dict[str, int] = dict(rng.choice(sorted(missing)))
+            for name in rng.sample(sorted(FACTORS), len(FACTORS)):
+                if name not in row:
+                    gains = [
+                        (sum(tuple(sorted((p, (name, level)))) in missing for p in row.items()), rng.random(), level)
+                        for level in range(len(FACTORS[name]))
+                    ]
+                    row[name] = max(gains)[2]
+            if not best or len(pairs(row) & missing) > len(pairs(best) & missing):
+                best = row
+        rows.append(best)
+        missing -= pairs(best)
+    return [{name: FACTORS[name][level] for name, level in row.items()} for row in rows]
+
+
+CASES = covering()
+
+
+def describe(case: Case) -> str:
+    """A short name for a configuration."""
+    on = [name for name in ("tdm", "dgm", "ddr", "streamed", "signed") if case[name]]
+    return f"{case['method'].value}-b{case['batch']}-x{case['block']}-l{case['layers']}-{'-'.join(on)}"
+
+
+def make(case: Case, seed: int) -> Model:
+    """The model of a configuration."""
+    layers, block = case["layers"], case["block"]
+    rng = np.random.default_rng(seed)
+    hidden = [int(rng.integers(5, 20)) for _ in range(layers - 1)]
+    if case["panels"] > 1 and hidden:
+        hidden[0] = 256 * block + int(rng.integers(1, 30))
+    sizes = (int(rng.integers(6, 18)), *hidden, 5)
+    alpha, beta = case["terms"]
+    per_epoch, every = case["updates"]
+    return random_model(
+        seed,
+        sizes=sizes,
+        sparse=[True] * (layers - 1) + [case["sparse_output"]],
+        block=block,
+        p_inter=case["p_inter"],
+        signed=case["signed"],
+        tight=case["tight"],
+        scale=float(rng.choice([0.5, 1.0, 3.0])),
+        density=float(rng.choice([0.2, 0.4])),
+        grad_share=0.6 if case["dgm"] else 1.0,
+        **{name: case[name] for name in ("method", "batch", "tdm", "dgm", "ddr", "ddr_score", "growth", "capture")},
+        **{name: case[name] for name in ("single_head", "stochastic", "streamed", "lr_q8")},
+        alpha=alpha,
+        beta=beta,
+        updates_per_epoch=per_epoch,
+        update_every_epochs=every,
+    )
+
+
+def learn(twin: Twin, case: Case, seed: int) -> None:
+    """Two tasks, with tests and mistakes in between."""
+    teacher = Teacher(twin, seed)
+    streamed = case["streamed"]
+    twin.check_dump()
+    if case["upload"] and twin.model.learning.method is not Method.FINETUNE:
+        teacher.upload(min(3, twin.model.learning.capacity))
+    for number, classes in enumerate([(0, 1), (2, 4)]):
+        teacher.begin(classes, 23 - 6 * number, streamed=streamed, seed=seed + number)
+        teacher.advance()
+        teacher.mistakes()
+        if case["interrupted"]:
+            teacher.advance()
+            twin.good(Command.SAVE)
+            state = twin.restart() if number else twin.power_cut()
+            assert state.restored
+            twin.check_dump()
+        teacher.evaluate()
+        teacher.finish()
+        twin.check_dump()
+    teacher.evaluate()
+    device = twin.device
+    counted = protocol.statistics(twin.link)
+    if not case["interrupted"]:
+        assert (counted.training_steps, counted.passes) == (device.training_steps, device.passes)
+    assert twin.restart().restored
+    twin.check_dump()
+    twin.good(Command.RESET, b"\x01")
+    twin.check_dump()
+
+
+def test_the_configurations_cover_all_pairs() -> None:
+    """Every two features meet in at least one of the configurations below."""
+    levels = [{name: FACTORS[name].index(case[name]) for name in FACTORS} for case in CASES]
+    assert set().union(*map(pairs, levels)) == all_pairs()
+    assert len(CASES) <= 20
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[describe(case) for case in CASES])
+def test_pairs_of_features(number: int, tmp_path: Path) -> None:
+    """Reply by reply and state by state equal to the reference."""
+    case = CASES[number]
+    model = make(case, 100 + number)
+    with running(model, build(model, tmp_path)) as twin:
+        learn(twin, case, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(60))
+def test_random_features(number: int, tmp_path: Path) -> None:
+    """The same for random configurations."""
+    rng = random.Random(1000 + number)
+    case = {name: rng.choice(levels) for name, levels in FACTORS.items()}
+    model = make(case, 1000 + number)
+    with running(model, build(model, tmp_path)) as twin:
+        learn(twin, case, number)
+
+
+def test_positions_of_32_bits(tmp_path: Path) -> None:
+    """A panel with more than 65535 entries."""
+    model = random_model(3, sizes=(300, 256, 3), block=1, density=0.9, p_intra=0.02, epochs=1, capture=1, table=16)
+    assert model.layers[0].panels[0].capacity > 65535
+    with running(model, build(model, tmp_path)) as twin:
+        teacher = Teacher(twin, 1)
+        for number, classes in enumerate([(0, 1), (1, 2)]):
+            teacher.begin(classes, 6, streamed=False, seed=number)
+            teacher.finish()
+        twin.restart()
+        twin.check_dump()

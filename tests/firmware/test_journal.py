@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal on the native board's file flash: wraps, restarts, power cuts, damage and shortage of room."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from generator import plan
+from generator.artefacts import Method, Model
+from generator.boards import Board
+from host_tools import protocol
+from host_tools.link import Link
+from host_tools.protocol import Command, Phase
+from tests.firmware.native import Process, Teacher, Twin, board_facts, build, flip, running
+from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
+
+STORE_FULL, STORE_ERROR = 8, 9
+SECTOR = 1024
+HEADER, STATE = 48, 2
+"""Of a sector: bytes of its header, and the kind that holds a snapshot."""
+
+
+def small(seed: int = 4, **learning: Any) -> Model:
+    """A model whose snapshot takes a few sectors."""
+    return random_model(seed, sizes=(14, 16, 4), **({"epochs": 1, "capacity": 8, "table": 16} | learning))
+
+
+class Historian(Twin):
+    """A twin that remembers the state of the last snapshot."""
+
+    def __init__(self, model: Model, process: Process) -> None:
+        super().__init__(model, process)
+        self.saved = self.device.copy()
+        self.snapshot = 0
+
+    def send(self, command: int, request: bytes = b"") -> bytes | None:
+        """A command that needs room saves before it does its work; save and task end save after it."""
+        before = self.device.copy()
+        reply = super().send(command, request)
+        snapshot = self.hello().snapshot
+        if snapshot != self.snapshot:
+            own = command in (Command.SAVE, Command.TASK_END, Command.RESET)
+            self.saved = self.device.copy() if own else before
+        self.snapshot = snapshot
+        return reply
+
+    def fall_back(self, *, power: bool) -> None:
+        """Restart; the board has to be where its last snapshot was."""
+        state = self.power_cut() if power else self.restart()
+        assert state.snapshot == self.snapshot
+        assert state.restored == (self.snapshot > 0)
+        self.device = self.saved.copy()
+        self.check_dump()
+        self.check()
+
+
+def live_through(twin: Historian, tasks: int, erasures: int = 1 << 30) -> None:
+    """Tasks with restarts until sectors have been erased so often."""
+    teacher = Teacher(twin, 2)
+    number = 0
+    while number < tasks and (number % 4 or protocol.statistics(twin.link).erase_max < erasures):
+        teacher.begin([(0, 1), (2, 3), (1, 3)][number % 3], 16, streamed=number % 3 == 2, seed=number)
+        if number % 5 == 2:
+            teacher.advance()
+            twin.good(Command.SAVE)
+            teacher.advance(3)
+        if number % 5 == 4:
+            teacher.advance()
+            twin.fall_back(power=number % 2 == 0)
+            if twin.device.phase == Phase.IDLE:  # fallen back to before the task
+                continue_with = number % 3
+                teacher.begin([(0, 1), (2, 3), (1, 3)][continue_with], 16, streamed=continue_with == 2, seed=number)
+        teacher.finish()
+        if number % 4 == 3:
+            twin.fall_back(power=number % 8 == 3)
+        number += 1
+
+
+@pytest.mark.parametrize("unit", [1, 4, 8, 256])
+def test_ring_wraps(unit: int, tmp_path: Path) -> None:
+    """Many tasks in 64 sectors: every restart finds the last save, and all sectors wear alike."""
+    model = small(batch=1 if unit == 1 else 2, method=Method.ER if unit == 4 else Method.DERPP)
+    board = board_facts(size=64 * SECTOR, sector=SECTOR, program_unit=unit)
+    process = Process(build(model, tmp_path, board))
+    process.start()
+    try:
+        twin = Historian(model, process)
+        live_through(twin, tasks=100, erasures=4)
+        counted = protocol.statistics(twin.link)
+        assert counted.erase_max >= 4
+        assert counted.erase_max - counted.erase_min <= 2
+        assert counted.sectors == 64
+        assert counted.live_records <= 2 * model.learning.capacity
+        state = twin.hello()
+        assert (state.sector, state.store_size, state.program_unit) == (SECTOR, 64 * SECTOR, unit)
+        twin.close()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("method", "unit", "sector"), [(Method.DERPP, 4, 512), (Method.ER, 8, 1024), (Method.FINETUNE, 1, 2048)]
+)
+def test_the_planned_partition_is_enough(method: Method, unit: int, sector: int, tmp_path: Path) -> None:
+    """In the least partition that the plan allows, no command ever finds the store full."""
+    model = small(7, method=method, capacity=20, table=24)
+    least = plan.plan(model, board_facts(sector=sector, program_unit=unit)).store_bytes
+    board = board_facts(sector=sector, program_unit=unit, size=least)
+    plan.check(plan.plan(model, board), board)
+    with running(model, build(model, tmp_path, board)) as twin:
+        teacher = Teacher(twin, 3)
+        for number in range(14):
+            teacher.begin([(0, 1), (2, 3)][number % 2], 24, streamed=False, seed=number)
+            twin.good(Command.SAVE)
+            teacher.finish()
+        assert protocol.statistics(twin.link).erase_min >= 2
+
+
+def tiny_store(model: Model, tmp_path: Path, sectors: int) -> tuple[Board, Path]:
+    board = board_facts(size=sectors * 512, sector=512, program_unit=4)
+    return board, build(model, tmp_path, board)
+
+
+def status(twin: Twin, command: int, request: bytes) -> int:
+    """What the board alone says."""
+    return twin.ask(command, request)[0]
+
+
+def test_store_full(tmp_path: Path) -> None:
+    """Too many samples for the partition: refused, nothing changes, and a smaller task works."""
+    model = random_model(4, sizes=(40, 8, 4), epochs=1, capacity=4, table=400, tdm=False, dgm=False)
+    _, image = tiny_store(model, tmp_path, 48)
+    with running(model, image) as twin:
+        before = twin.hello()
+        for _ in range(3):
+            assert status(twin, Command.TASK_BEGIN, task_begin((0, 1), 400)) == STORE_FULL
+            twin.check_dump()
+            twin.check()
+        assert twin.hello().position() == before.position()
+        teacher = Teacher(twin, 1)
+        for number, classes in enumerate([(0, 1), (2, 3)]):
+            teacher.begin(classes, 10, streamed=False, seed=number)
+            teacher.finish()
+            assert status(twin, Command.TASK_BEGIN, task_begin((0, 1), 400)) == STORE_FULL
+            twin.check()
+        assert twin.restart().restored
+        twin.check_dump()
+
+
+def test_replay_upload_into_a_full_store(tmp_path: Path) -> None:
+    """Also a command that brings one record at a time finds out, and changes nothing then."""
+    model = random_model(4, sizes=(100, 8, 4), epochs=1, capacity=200, table=4, tdm=False, dgm=False)
+    _, image = tiny_store(model, tmp_path, 32)
+    x, y = random_samples(model, (0, 1), 1, 1)
+    with running(model, image) as twin:
+        request = struct.pack("<IHBB", 9, 1, 0, int(y[0])) + x[0].tobytes()
+        twin_status = status(twin, Command.REPLAY, request)
+        assert twin_status == STORE_FULL
+        twin.check()
+        twin.check_dump()
+
+
+def offset_of_sample(flash: Path, x: bytes) -> int:
+    """Where a sample lies in the flash file."""
+    data = flash.read_bytes()
+    assert data.count(x) == 1
+    return data.index(x)
+
+
+def test_damaged_sample_is_found(tmp_path: Path) -> None:
+    """One flipped bit in a sample: training on it says so, and the board goes on answering."""
+    model = small()
+    with running(model, build(model, tmp_path)) as twin:
+        x, y = random_samples(model, (0, 1), 12, 5)
+        twin.good(Command.TASK_BEGIN, task_begin((0, 1), 12))
+        twin.good(Command.SAMPLES, samples(0, x, y))
+        at = offset_of_sample(twin.process.flash, x[7].tobytes())
+        flip(twin.process.flash, at + 3)
+        assert status(twin, Command.TRAIN, struct.pack("<HB", 12, 0)) == STORE_ERROR
+        state = twin.hello()
+        assert state.phase == Phase.TRAINING
+        order = protocol.dump(twin.link, 1, 24, state.max_payload)
+        assert struct.unpack_from("<H", order, 2 * state.pos)[0] == 7
+        # What was flipped back is intact again: the checksum, not a mark, tells.
+        flip(twin.process.flash, at + 3)
+        assert status(twin, Command.TRAIN, struct.pack("<HB", 1, 0)) == 0
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_damaged_replay_record_is_found(logits: bool, tmp_path: Path) -> None:
+    """The same for a record of the replay buffer, when it is drawn."""
+    model = small(capacity=1, method=Method.DERPP)
+    with running(model, build(model, tmp_path)) as twin:
+        x, _ = random_samples(model, (0,), 1, 6)
+        twin.good(Command.REPLAY, struct.pack("<IHBB", 1000000, 3, 0, 0) + x[0].tobytes())
+        reply = twin.good(Command.PREDICT, x[0].tobytes())
+        record = reply[1:] if logits else x[0].tobytes()
+        flip(twin.process.flash, offset_of_sample(twin.process.flash, record) + 2, bit=5)
+        twin.good(Command.TASK_BEGIN, task_begin((1,), 1, 1))
+        twin.good(Command.TRAIN, b"\0\0\0")
+        step = protocol.pack_steps([0], [1], x, 0)
+        assert status(twin, Command.STEP, step) == STORE_ERROR
+        assert twin.hello().filled == 1
+
+
+def test_another_models_journal_is_left_alone(tmp_path: Path) -> None:
+    """New firmware starts from its own initial model; its snapshots replace the old ones in time."""
+    first, second = small(1), small(2)
+    folders = [tmp_path / name for name in ("a", "b")]
+    images = [build(model, folder) for model, folder in zip((first, second), folders, strict=True)]
+    for number, (model, image) in enumerate([(first, images[0]), (second, images[1]), (second, images[1])]):
+        with running(model, image, tmp_path) as twin:
+            state = twin.hello()
+            assert state.restored == (number == 2)
+            if number < 2:
+                twin.check_dump()
+                teacher = Teacher(twin, number)
+                teacher.begin((0, 1), 8, streamed=False, seed=number)
+                teacher.finish()
+            else:
+                assert (state.task, state.step) == (1, 8)
+
+
+def test_torn_snapshot_does_not_count(tmp_path: Path) -> None:
+    """Damage in any sector of the newest snapshot: the one before it is found."""
+    model = random_model(4, sizes=(30, 40, 4), epochs=1, capacity=8, table=16)
+    board = board_facts(size=64 * SECTOR, sector=SECTOR, program_unit=4)
+    process = Process(build(model, tmp_path, board))
+    process.start()
+    try:
+        twin = Historian(model, process)
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), 8, streamed=False, seed=1)
+        teacher.finish()
+        older = twin.saved.copy()
+        teacher.begin((2, 3), 8, streamed=False, seed=2)
+        teacher.finish()
+        newer = twin.saved.copy()
+        twin.close()
+        process.kill()
+        intact = process.flash.read_bytes()
+        headers = {at: intact[at : at + HEADER] for at in range(0, len(intact), SECTOR)}
+        newest = struct.pack("<I", 2)
+        parts = [at for at, h in headers.items() if h[:4] == b"SCLJ" and h[5] == STATE and h[16:20] == newest]
+        assert len(parts) > 1
+        for at in parts:
+            for damage in (at + 9, at + HEADER + 1):
+                process.flash.write_bytes(intact)
+                flip(process.flash, damage)
+                twin.link = Link(process.start())
+                twin.device = older.copy()
+                assert twin.hello().snapshot == 1
+                twin.check_dump()
+                twin.close()
+                process.kill()
+        process.flash.write_bytes(intact)
+        twin.link = Link(process.start())
+        twin.device = newer
+        twin.check_dump()
+        twin.close()
+    finally:
+        process.kill()
