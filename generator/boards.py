@@ -47,7 +47,7 @@ class Store(_Facts):
     def granule(self) -> int:
         """Unit of journal addresses in bytes."""
         granule = max(4, self.program_unit)
-        while self.size // granule > 65536:
+        while self.size // granule > 65535:  # 0xFFFF means none
             granule *= 2
         return granule
 

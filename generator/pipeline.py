@@ -52,7 +52,7 @@ class Project:
     @property
     def image(self) -> Path:
         """The built firmware, once there is one."""
-        return self.folder / "pio" / self.board.name / "firmware.elf"
+        return self.folder / "pio" / self.board.name / ("firmware" if self.board.core == "host" else "firmware.elf")
 
 
 def generate(

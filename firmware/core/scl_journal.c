@@ -17,7 +17,7 @@
 
 _Static_assert(SCL_FLASH_SIZE % SCL_FLASH_SECTOR == 0, "whole sectors");
 _Static_assert(SCL_FLASH_SECTOR % SCL_GRANULE == 0 && SCL_GRANULE % SCL_FLASH_PROGRAM_UNIT == 0, "granule");
-_Static_assert(SCL_FLASH_SIZE / SCL_GRANULE <= 65536u, "addresses have 16 bits");
+_Static_assert(SCL_FLASH_SIZE / SCL_GRANULE <= 65535u, "addresses have 16 bits, of which 0xFFFF means none");
 _Static_assert(64u % SCL_FLASH_PROGRAM_UNIT == 0 || SCL_FLASH_PROGRAM_UNIT % 64u == 0, "staging");
 
 scl_journal_t scl_journal;

@@ -270,7 +270,7 @@ class Device:
         state = self.state
         self._require_phase(Phase.TRAINING)
         _require(state.mode == RESIDENT or steps == 0, Status.BAD_STATE)
-        _require(steps <= self.steps_per_request, Status.OUT_OF_RANGE)
+        _require(steps <= self.steps_per_request and flags <= 1, Status.OUT_OF_RANGE)
         if steps == 0:
             task.shuffle(state)
         return self._training_reply(self._run(steps, state.samples.__getitem__), flags)
@@ -282,6 +282,7 @@ class Device:
         self._require_phase(Phase.TRAINING)
         _require(state.mode == STREAMED, Status.BAD_STATE)
         _require(len(rows) <= min(self.steps_per_request, state.n - state.pos), Status.OUT_OF_RANGE)
+        _require(request[-1] <= 1, Status.OUT_OF_RANGE)
         _require(state.shuffled, Status.BAD_STATE)
         samples = [self._sample(int.from_bytes(row[:2], "little"), row[2], row[3:]) for row in rows]
         self._require_own_labels(samples)

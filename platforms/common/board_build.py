@@ -129,13 +129,9 @@ def check_image(board: Mapping[str, Any], elf: str) -> str | None:
 
 def section_sizes(board: Mapping[str, Any], elf: str) -> dict[str, int]:
     """Bytes of each section with an address."""
-    listing = subprocess.run(
-        [tool(board, "size"), "-A", "-d", elf], check=True, capture_output=True, text=True
-    ).stdout
+    listing = subprocess.run([tool(board, "size"), "-A", "-d", elf], check=True, capture_output=True, text=True).stdout
     rows = (line.split() for line in listing.splitlines())
-    return {
-        row[0]: int(row[1]) for row in rows if len(row) == 3 and row[0].startswith(".") and row[1].isdigit()
-    }
+    return {row[0]: int(row[1]) for row in rows if len(row) == 3 and row[0].startswith(".") and row[1].isdigit()}
 
 
 def size_report(board: Mapping[str, Any], elf: str) -> str:

@@ -90,6 +90,4 @@ def _upload_targets(env, board, program):
     else:
         action = env.VerboseAction(f'{tool} upload --port "{port}" $SOURCE', f"Uploading $SOURCE to {port}")
     env.AddPlatformTarget("upload", program, [action], "Upload (boot the emulated board)")
-    env.AddPlatformTarget(
-        "stop", None, [env.VerboseAction(f"{tool} stop", "Stopping the board")], "Stop the board"
-    )
+    env.AddPlatformTarget("stop", None, [env.VerboseAction(f"{tool} stop", "Stopping the board")], "Stop the board")

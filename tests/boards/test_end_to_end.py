@@ -292,7 +292,7 @@ def test_resume(board: str, midst: bool, sparcl: Sparcl, monkeypatch: pytest.Mon
     assert url is not None
     project = sparcl.project(board, monkeypatch)
     with pytest.raises(Unplugged):
-        stream(project, url, observer=Stopper("task1", midst=midst))
+        stream(project, url, observer=Stopper("2/3", midst=midst))
     steps = StreamResult.load(project.folder / "stream.json").epochs
     assert [(e.task, e.epoch) for e in steps][-1] == (1, 0 if midst else 1)
     if midst:
@@ -327,7 +327,7 @@ def test_interrupted_while_streaming(
 
     class AfterOneRequest(Observer):
         def training(self, task: str, epoch: int, epochs: int, reply: TrainingReply) -> None:
-            if task == "task1" and epoch == 1:
+            if task == "2/3" and epoch == 1:
                 raise Unplugged
 
     assert emulator.url is not None

@@ -110,7 +110,7 @@ def test_the_planned_partition_is_enough(method: Method, unit: int, sector: int,
     model = small(7, method=method, capacity=20, table=24)
     least = plan.plan(model, board_facts(sector=sector, program_unit=unit)).store_bytes
     board = board_facts(sector=sector, program_unit=unit, size=least)
-    plan.check(plan.plan(model, board), board)
+    plan.check(plan.plan(model, board))
     with running(model, build(model, tmp_path, board)) as twin:
         teacher = Teacher(twin, 3)
         for number in range(14):
