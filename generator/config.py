@@ -129,7 +129,7 @@ class MethodSection(_Section):
     batch: int = Field(1, ge=1, le=256, description="Batch size; 1 updates in place and needs no gradient memory")
     alpha: float = Field(1.0, ge=0.0, le=16.0, description="der++: coefficient of the distillation of stored logits")
     beta: float = Field(0.5, ge=0.0, le=16.0, description="der++: coefficient of the cross-entropy on the buffer")
-    buffer: int = Field(200, ge=0, le=65534, description="Replay slots; finetune has none")
+    buffer: int = Field(200, ge=0, le=65534, description="Replay slots; finetune does not use them")
     single_head: SingleHead = Field(
         SingleHead.SCORE,
         strict=False,
@@ -281,11 +281,6 @@ def _method_conflicts(c: Config) -> Iterator[_Conflict]:
         yield (
             (("method", "buffer"),),
             f'method.buffer = 0 leaves {m.name} nothing to replay: use name = "finetune"',
-        )
-    if m.name is Method.FINETUNE and "buffer" in m.model_fields_set and m.buffer != 0:
-        yield (
-            (("method", "buffer"),),
-            "method.buffer is not used by finetune: leave it out or set it to 0 (--set method.buffer=0)",
         )
     if m.name is Method.DERPP and m.alpha == 0.0 and m.beta == 0.0:
         yield (

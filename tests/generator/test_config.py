@@ -80,7 +80,6 @@ def test_there_are_examples() -> None:
         ),
         ("[ddr]\nenabled = true\nuntil = 9", "exp.toml:3: ddr.until = 9 is more than method.epochs = 5"),
         ("[ddr]\nenabled = true\nrho = 0.0", "exp.toml:3: ddr.rho"),
-        ("[method]\nname = 'finetune'\nbuffer = 5", "exp.toml:3: method.buffer is not used by finetune"),
         ("[method]\nbuffer = 0", "exp.toml:2: method.buffer = 0 leaves der++ nothing to replay"),
         ("[method]\nalpha = 0\nbeta = 0", "exp.toml:2: der++ with method.alpha = 0"),
         ("[tdm]\ninterval = 1.5", "exp.toml:2: tdm.interval = 1.5 is neither"),
