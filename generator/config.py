@@ -28,6 +28,9 @@ ClassName: TypeAlias = int | str
 MAX_CLASSES = 255
 """A label is one byte and 255 means none (docs/algorithm.md, ``class_task``)."""
 
+RESERVED_NAMES = ("current", "emulator")
+"""Folders of ``build/`` that are no experiment's (generator/pipeline.py, host_tools/emulator.py)."""
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Width = Annotated[int, Field(ge=1, le=65535)]
 
@@ -147,7 +150,7 @@ class TdmSection(_Section):
     """Task-aware dynamic masking: which weights exist."""
 
     enabled: bool = Field(True, description="Move weights while learning")
-    interval: float = Field(0.5, gt=0.0, le=1000.0, description="Epochs between mask updates: a whole number or 1/U")
+    interval: float = Field(0.5, ge=0.001, le=1000.0, description="Epochs between mask updates: a whole number or 1/U")
     p_intra: Share = Field(0.1, description="Share of the weights that a mask update replaces")
     p_inter: Share = Field(0.0, description="Share of all places grown for a while when a task begins")
     growth: Growth = Field(Growth.RANDOM, strict=False, description="Where weights grow: random, or largest gradient")
@@ -235,6 +238,8 @@ def _conflicts(c: Config) -> Iterator[_Conflict]:
             (("experiment", "name"),),
             (f"experiment.name {name!r} is not an identifier (letters, digits, underscores): set [experiment] name"),
         )
+    if name.lower() in RESERVED_NAMES:
+        yield (("experiment", "name"),), f"experiment.name {name!r} is taken by a folder of build/: set another name"
     yield from _data_conflicts(c)
     yield from _method_conflicts(c)
     yield from _sparcl_conflicts(c)

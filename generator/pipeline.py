@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,7 @@ from generator import artefacts, boards, config, data, plan, prune, quantise, re
 from generator.artefacts import Dataset, FloatModel, Model
 from generator.boards import ROOT, Board
 from generator.config import Config
+from generator.errors import UserError
 from generator.plan import Plan
 
 T = TypeVar("T")
@@ -75,7 +77,10 @@ def generate(
     folder = shared / board
     cache = _Cache(shared, force)
 
-    (shared).mkdir(parents=True, exist_ok=True)
+    try:
+        shared.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{shared} cannot be made ({error.strerror}): is $SPARCL_BUILD a folder?") from None
     (shared / "01-config.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
     dataset = cache.stage(
         "02-data",
@@ -126,7 +131,9 @@ class _Cache:
         path = self._folder / name
         mark = self._folder / f"{name}.inputs"
         if not self._force and mark.exists() and mark.read_text(encoding="utf-8") == inputs:
-            return store.load(path, kind)
+            # What is lost or damaged is made anew.
+            with suppress(UserError):
+                return store.load(path, kind)
         announce()
         mark.unlink(missing_ok=True)
         result = make()

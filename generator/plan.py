@@ -12,7 +12,9 @@ from generator.boards import Board
 from generator.errors import UserError
 
 ENGINE_RAM = 640
-"""Learner, journal, meters and the port's own variables, in bytes (measured: tests/generator/test_plan.py)."""
+"""Learner, journal, meters and the port's own variables, in bytes.
+
+tests/boards/test_end_to_end.py holds the plan to the linked image."""
 
 ENGINE_CODE = 30 * 1024
 """Engine code and its constant tables, in bytes; the largest of the boards, rounded up."""
@@ -213,12 +215,15 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
     room = store.sector - header
     sample = rounded(8 + model.n_in, store.granule)
     logits = rounded(8 + 2 * model.n_classes, store.granule) if learning.method == Method.DERPP else 0
-    if sample > room:
+    if max(sample, logits) > room:
         raise UserError(
-            f"a sample of {model.n_in} bytes does not fit a flash sector of {board.name} ({store.sector} bytes)"
+            f"a sample of {model.n_in} bytes with {model.n_classes} logits does not fit a flash sector of "
+            f"{board.name} ({store.sector} bytes): fewer inputs, or another board"
         )
     table = 0 if learning.streamed else learning.table
-    useful = room // sample * sample
+    # As sectors_for in scl_store.c, which refuses a task that does not fit by this count.
+    largest = max(sample, logits)
+    useful = room - largest if room > 2 * largest else room // largest * largest
     samples = rounded(table * sample, useful) // useful * store.sector
     replay = rounded(learning.capacity * (sample + logits), useful) // useful * store.sector
     snapshot = rounded(snapshot_bytes(model), room) // room * store.sector

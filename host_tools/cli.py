@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import errno
+import shlex
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +33,9 @@ Continual learning with sparse networks on a microcontroller.
 An experiment file says what to learn and how; --board names the board.
 
 \b
-  sparcl run examples/quickstart.toml                    everything, on the host as the board
-  sparcl run examples/quickstart.toml --board microbit   the same on an emulated micro:bit
-  sparcl boards                                          which boards there are
+  sparcl run examples/split_digits.toml                    everything, on the host as the board
+  sparcl run examples/split_digits.toml --board microbit   the same on an emulated micro:bit
+  sparcl boards                                            which boards there are
 
 The stages one by one; each first brings the generated project up to date:
 
@@ -87,9 +90,10 @@ class _Options:
     def arguments(self) -> str:
         """These options as typed, to name a next command."""
         words = [str(self.experiment), "--board", self.board]
-        words += [f"--set {item}" for item in self.overrides]
-        words += [f"--seed {self.seed}"] if self.seed is not None else []
-        return " ".join(words)
+        for item in self.overrides:
+            words += ["--set", item]
+        words += ["--seed", str(self.seed)] if self.seed is not None else []
+        return shlex.join(words)
 
     def project(self, *, force: bool = False) -> Project:
         """Bring the generated project up to date."""
@@ -138,7 +142,7 @@ def generate(
 ) -> None:
     """Train, prune, quantise, plan and render the firmware; prints the RAM and flash budget.
 
-    Example: sparcl generate examples/quickstart.toml --board microbit
+    Example: sparcl generate examples/split_digits.toml --board microbit
     """
     _show_plan(_options(experiment, board, overrides, seed).project(force=force))
 
@@ -147,7 +151,7 @@ def generate(
 def build(experiment: Experiment, board: BoardName = "native", overrides: Overrides = None, seed: Seed = None) -> None:
     """Generate, then build the firmware with PlatformIO.
 
-    Example: sparcl build examples/quickstart.toml --board microbit
+    Example: sparcl build examples/split_digits.toml --board microbit
     """
     project = _options(experiment, board, overrides, seed).project()
     _show_plan(project)
@@ -164,7 +168,7 @@ def flash(
 ) -> None:
     """Build and write the firmware; an emulated board is started and keeps running.
 
-    Example: sparcl flash examples/quickstart.toml --board microbit --port /dev/ttyACM0
+    Example: sparcl flash examples/split_digits.toml --board microbit --port /media/$USER/MICROBIT
     """
     _flash(_options(experiment, board, overrides, seed).project(), port)
 
@@ -182,7 +186,7 @@ def stream(
 ) -> None:
     """Stream the tasks over the serial line; the board learns them.
 
-    Example: sparcl stream examples/quickstart.toml --resume
+    Example: sparcl stream examples/split_digits.toml --resume
     """
     options = _options(experiment, board, overrides, seed)
     project = options.project()
@@ -207,7 +211,7 @@ def validate(
     When a state differs and a board can be reached (a running emulator, or --port), the session is repeated
     on it, so that the first wrong step, tensor and element are named. The board forgets what it has learnt.
 
-    Example: sparcl validate examples/quickstart.toml --port /dev/ttyACM0
+    Example: sparcl validate examples/split_digits.toml --port /dev/ttyACM0
     """
     options = _options(experiment, board, overrides, seed)
     project = options.project()
@@ -219,7 +223,7 @@ def validate(
 def report(experiment: Experiment, board: BoardName = "native", overrides: Overrides = None, seed: Seed = None) -> None:
     """Write report.json and report.html of the last session.
 
-    Example: sparcl report examples/quickstart.toml
+    Example: sparcl report examples/split_digits.toml
     """
     _report(_options(experiment, board, overrides, seed).project())
 
@@ -239,7 +243,7 @@ def run(
     An emulated board starts from an erased flash and is stopped at the end. A real board is used only with
     --port, and made to forget what it has learnt only with --fresh.
 
-    Example: sparcl run examples/quickstart.toml --board microbit
+    Example: sparcl run examples/split_digits.toml --board microbit
     """
     options = _options(experiment, board, overrides, seed)
     from . import view
@@ -336,7 +340,13 @@ def _stream(project: Project, url: str, *, resume: bool, fresh: bool, plain: boo
     observer = view.observer(plain=plain)
     try:
         result = streaming.stream(
-            project, url, resume=resume, fresh=fresh, observer=observer, baud=project.board.link.baud
+            project,
+            url,
+            resume=resume,
+            fresh=fresh,
+            observer=observer,
+            baud=project.board.link.baud,
+            flash=f"sparcl flash {options.arguments}",
         )
     except KeyboardInterrupt:
         view.warn(f"interrupted; what was recorded is kept. Go on with: sparcl stream {options.arguments} --resume")
@@ -494,15 +504,27 @@ def _usage_error(error: Exception) -> int:
     return status
 
 
+_NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR})
+"""Errors of the file system that are not a bug of ours."""
+
+
 def _unexpected(error: Exception) -> int:
     from .emulator import EmulatorError
 
     if isinstance(error, EmulatorError):
         _say(str(error))
         return BoardError.exit_code
+    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and error.filename is not None:
+        _say(f"{error.filename}: {error.strerror}; SPARCL_BUILD=FOLDER puts what is built into another folder")
+        return UserError.exit_code
     path = _log.folder / "error.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    text = "".join(traceback.format_exception(error))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        path = Path(tempfile.gettempdir()) / "sparcl-error.log"
+        path.write_text(text, encoding="utf-8")
     _say(f"unexpected {type(error).__name__}: {error}\nThis is a bug of sparcl-mcu; report it with {path}")
     return 1
 

@@ -87,7 +87,9 @@ class Link:
         self._splitter = Splitter()
         try:
             # timeout 0: read returns what is there; waiting is done in _receive.
-            self._port = serial.serial_for_url(self.url, baudrate=self._baud, timeout=0, write_timeout=30)
+            self._port = serial.serial_for_url(
+                self.url, baudrate=self._baud, timeout=0, write_timeout=30, exclusive=True
+            )
         except (serial.SerialException, ValueError, OSError) as error:
             raise LinkError(
                 f"cannot open {self.url}: {error}. Is the board plugged in, or its emulator running?"
@@ -145,7 +147,8 @@ class Link:
             raise LinkError(f"{self.url}: the board receives damaged frames only; check the cable and the baud rate")
         raise LinkError(
             f"{self.url}: no answer to command 0x{request.command:02x} after {TRIES} tries. "
-            "Is this the board's port, and is the firmware on it? `sparcl flash` writes it"
+            "Is this the board's port, does no other program use it, and is the firmware on it? "
+            "`sparcl flash` writes it"
         )
 
     def _send(self, request: Frame) -> None:

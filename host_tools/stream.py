@@ -193,23 +193,27 @@ def stream(
     fresh: bool = False,
     observer: Observer | None = None,
     baud: int = 115200,
+    flash: str | None = None,
 ) -> StreamResult:
     """Stream all tasks to the board at ``url``; the measurements, also saved in the project's folder.
 
     ``resume``: go on with a board that has learnt something.  ``fresh``: make
-    the board forget first.  Raises UserError when the board is not the one the
+    the board forget first.  ``flash``: the command that writes the project's
+    firmware, for messages.  Raises UserError when the board is not the one the
     project was made for, BoardError when it fails.
     """
     observer = observer or Observer()
     with Link(url, baud=baud) as link:
         try:
             state = protocol.wait_for_hello(link, patience=10.0)
-            check_board(project, state)
+            check_board(project, state, flash)
             if fresh:
                 observer.message("The board forgets what it has learnt (factory reset)")
                 state = protocol.reset(link, protocol.FACTORY)
             result = _open_result(project, state, resume=resume)
             (project.folder / "validation.json").unlink(missing_ok=True)
+            # Before the recording begins, so that --resume never meets the measurements of another session.
+            result.save(project.folder / RESULT)
             with _open_recording(project, state, resume=resume) as recorder:
                 link.recorder = recorder
                 _Session(project, link, observer, result).run()
@@ -219,10 +223,11 @@ def stream(
     return result
 
 
-def check_board(project: Project, state: Hello) -> None:
+def check_board(project: Project, state: Hello, flash: str | None = None) -> None:
     """Raise UserError when the board runs other firmware than the project's."""
     name, model = project.board.name, project.model
-    fix = f"write the right one with `sparcl flash {project.config.experiment.name}.toml --board {name}`"
+    flash = flash or f"sparcl flash {project.config.experiment.name}.toml --board {name}"
+    fix = f"write the right one with `{flash}`"
     if state.board != name[:16]:
         raise UserError(f"this is the board {state.board!r}, not {name!r}: name it with --board, or {fix}")
     if state.model_hash != model.model_hash:

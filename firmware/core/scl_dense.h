@@ -33,7 +33,7 @@ SCL_INLINE void scl_dense_error(const int16_t *weight, const void *x, scl_kind_t
     if (scl_load(x, kind, i) > 0) {
       const int16_t *w = weight + i * n_out;
       SCL_UNROLL
-    for (uint32_t o = 0; o < n_out; o++) {
+      for (uint32_t o = 0; o < n_out; o++) {
         sum += w[o] * e[o];
       }
     }

@@ -18,6 +18,7 @@
 _Static_assert(SCL_FLASH_SIZE % SCL_FLASH_SECTOR == 0, "whole sectors");
 _Static_assert(SCL_FLASH_SECTOR % SCL_GRANULE == 0 && SCL_GRANULE % SCL_FLASH_PROGRAM_UNIT == 0, "granule");
 _Static_assert(SCL_FLASH_SIZE / SCL_GRANULE <= 65535u, "addresses have 16 bits, of which 0xFFFF means none");
+_Static_assert(SCL_SECTOR_ROOM >= SCL_GRANULE, "room for records");
 _Static_assert(64u % SCL_FLASH_PROGRAM_UNIT == 0 || SCL_FLASH_PROGRAM_UNIT % 64u == 0, "staging");
 
 scl_journal_t scl_journal;
@@ -171,19 +172,31 @@ static scl_status_t take_sector(uint32_t *erase_count) {
   return SCL_ERR_STORE_FULL;
 }
 
+/* The head is the first sector of an empty ring; sectors that failed before it do not count. */
+static void begin_ring(void) {
+  scl_journal.tail = scl_journal.head;
+  scl_journal.tail_sequence = scl_journal.sequence;
+  scl_journal.used = 1;
+}
+
 static scl_status_t take_data_sector(void) {
   header_t h = {.kind = KIND_DATA};
   const int first = scl_journal.used == 0;
-  scl_status_t status = take_sector(&h.erase_count);
-  if (status != SCL_OK) {
-    return status;
+  for (;;) {
+    const scl_status_t status = take_sector(&h.erase_count);
+    if (status != SCL_OK) {
+      return status;
+    }
+    h.sequence = scl_journal.sequence;
+    if (write_header(scl_journal.head, &h) == SCL_OK) {
+      break;
+    }
+    scl_journal.counts.retired++; /* without its header the records of a sector would be lost to a checkpoint */
   }
-  h.sequence = scl_journal.sequence;
   if (first) {
-    scl_journal.tail = scl_journal.head;
-    scl_journal.tail_sequence = scl_journal.sequence;
+    begin_ring();
   }
-  return write_header(scl_journal.head, &h);
+  return SCL_OK;
 }
 
 static scl_status_t make_room(uint32_t size) {
@@ -261,8 +274,7 @@ static scl_status_t snapshot_sector(void) {
     return status;
   }
   if (first) {
-    scl_journal.tail = scl_journal.head;
-    scl_journal.tail_sequence = scl_journal.sequence;
+    begin_ring();
     snap.tail = scl_journal_tail();
   }
   snap.crc = 0;

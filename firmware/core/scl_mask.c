@@ -328,7 +328,7 @@ static void count_unused(place_t at, rank_t rank, uint32_t *histogram, uint32_t 
   }
 }
 
-/* The quota of ties of this input was counted by grow_gradient into cut->ties by way of s.grow: take places until it is used up. */
+/* Of the places at the threshold the first are taken until s.grow[i], which counted this input's share of them, is reached. */
 static void fill_gradient(place_t at, spread_t s, uint32_t i, cut_t *cut) {
   line_t line;
   gather(at.layer, i, &line);

@@ -31,6 +31,8 @@ typedef struct {
   uint32_t size;
 } in_t;
 
+_Static_assert(SCL_MAX_PAYLOAD <= 65535u, "hello reports it in 16 bits");
+
 static scl_frame_t frame;
 static uint8_t reply[SCL_FRAME_BYTES];
 static uint32_t reply_size; /* 0: nothing was answered yet */

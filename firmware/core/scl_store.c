@@ -8,6 +8,8 @@
 #include "scl_learner.h"
 #include "scl_state.h"
 
+_Static_assert(SCL_SAMPLE_BYTES <= SCL_SECTOR_ROOM && SCL_LOGITS_BYTES <= SCL_SECTOR_ROOM, "records do not cross sectors");
+
 scl_table_t scl_table;
 scl_slots_t scl_slots;
 
@@ -15,9 +17,14 @@ scl_slots_t scl_slots;
 static uint8_t sample_bytes[SCL_SAMPLE_BYTES];
 #endif
 
+/* What a replay record of logits takes; only DER++ keeps any. */
+static const uint32_t logits_room = SCL_METHOD == SCL_METHOD_DERPP ? SCL_ROUND_UP(SCL_LOGITS_BYTES, SCL_GRANULE) : 0u;
+
+/* generator/plan.py counts the same way before anything is built. */
 static uint32_t sectors_for(uint32_t bytes) {
   /* Records do not cross sectors: count the worst cut-off at the end of each. */
-  const uint32_t largest = scl_record_room(SCL_SAMPLE_BYTES > SCL_LOGITS_BYTES ? SCL_SAMPLE_BYTES : SCL_LOGITS_BYTES);
+  const uint32_t sample_room = scl_record_room(SCL_SAMPLE_BYTES);
+  const uint32_t largest = sample_room > logits_room ? sample_room : logits_room;
   const uint32_t useful = SCL_SECTOR_ROOM > 2u * largest ? SCL_SECTOR_ROOM - largest : SCL_SECTOR_ROOM / largest * largest;
   return (bytes + useful - 1u) / useful;
 }
@@ -27,7 +34,7 @@ static uint32_t sectors_for(uint32_t bytes) {
  * packed at the tail, and write a snapshot, and still hold the one before.
  */
 static uint32_t sectors_kept_back(void) {
-  const uint32_t replay = SCL_CAPACITY * (scl_record_room(SCL_SAMPLE_BYTES) + scl_record_room(SCL_LOGITS_BYTES));
+  const uint32_t replay = SCL_CAPACITY * (scl_record_room(SCL_SAMPLE_BYTES) + logits_room);
   return 2u * scl_journal_snapshot_sectors(scl_state_size()) + sectors_for(replay) + 2u;
 }
 

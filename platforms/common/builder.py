@@ -80,13 +80,26 @@ def build(env, suffix):
     return program
 
 
+def _no_drive(board, port):
+    """Copying to anything else would fail in silence: a serial port swallows the file."""
+    drive = board["silicon"]["drive"]
+    sys.stderr.write(
+        f"Error: {port} is not a folder: {board['name']} is written by copying to its drive. "
+        f"Name where {drive} is mounted as the port of `sparcl flash`, then the serial port of `sparcl stream`\n"
+    )
+    return 1
+
+
 def _upload_targets(env, board, program):
     port = env.subst("$UPLOAD_PORT") or f"socket://localhost:{board['emulator']['port']}"
     tool = f'"$PYTHONEXE" -m host_tools.emulator --board {board["name"]}'
     if "://" not in port and board["silicon"].get("drive"):
         # a board people own: a drive that takes a .hex file
         image = os.path.join("$BUILD_DIR", "${PROGNAME}.hex")
-        action = env.VerboseAction(f'cp "{image}" "{port}"', f"Copying {image} to {port}")
+        if os.path.isdir(port):
+            action = env.VerboseAction(f'cp "{image}" "{port}"', f"Copying {image} to {port}")
+        else:
+            action = env.VerboseAction(lambda **_: _no_drive(board, port), f"Looking for the drive {port}")
     else:
         action = env.VerboseAction(f'{tool} upload --port "{port}" $SOURCE', f"Uploading $SOURCE to {port}")
     env.AddPlatformTarget("upload", program, [action], "Upload (boot the emulated board)")

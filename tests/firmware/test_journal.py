@@ -120,6 +120,21 @@ def test_the_planned_partition_is_enough(method: Method, unit: int, sector: int,
         assert protocol.statistics(twin.link).erase_min >= 2
 
 
+@pytest.mark.parametrize("method", [Method.DERPP, Method.ER])
+def test_the_planned_partition_is_enough_for_a_large_task(method: Method, tmp_path: Path) -> None:
+    """Many records, some of which would just fill a sector: the plan and the board count the cut-offs alike."""
+    model = random_model(7, sizes=(108, 8, 4), epochs=1, method=method, capacity=20, table=400, tdm=False, dgm=False)
+    # The granule depends on the size: plan for about the size that comes out.
+    least = plan.plan(model, board_facts(sector=512, program_unit=4, size=1 << 17)).store_bytes
+    board = board_facts(sector=512, program_unit=4, size=least)
+    plan.check(plan.plan(model, board))
+    with running(model, build(model, tmp_path, board)) as twin:
+        teacher = Teacher(twin, 3)
+        for number in range(3):
+            teacher.begin([(0, 1), (2, 3)][number % 2], 400, streamed=False, seed=number)
+            teacher.finish()
+
+
 def tiny_store(model: Model, tmp_path: Path, sectors: int) -> tuple[Board, Path]:
     board = board_facts(size=sectors * 512, sector=512, program_unit=4)
     return board, build(model, tmp_path, board)

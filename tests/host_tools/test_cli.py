@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_help_is_quick_and_teaches() -> None:
         [sys.executable, "-m", "host_tools.cli", "--help"], capture_output=True, text=True, check=True
     )
     assert time.monotonic() - started < 1.0
-    assert "sparcl run examples/quickstart.toml --board microbit" in done.stdout
+    assert "sparcl run examples/split_digits.toml --board microbit" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["generate", "build", "flash", "stream", "validate", "report", "run"])
@@ -110,6 +111,50 @@ def test_unexpected_error_is_written_to_a_file(
     assert "ZeroDivisionError: oh" in err
     assert "Traceback" not in err
     assert "Traceback" in (tmp_path / "build" / "error.log").read_text()
+
+
+def test_a_folder_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tmp_path / "tiny.toml"
+    experiment.write_text('[data]\nset = "digits"\n')
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPARCL_BUILD", str(tmp_path / "file"))
+    assert run("generate", str(experiment)) == 2
+    assert "SPARCL_BUILD" in capsys.readouterr().err
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/report.json")
+
+    monkeypatch.setattr(pipeline, "generate", refuse)
+    assert run("report", str(experiment)) == 2
+    err = capsys.readouterr().err
+    assert "/somewhere/report.json: Permission denied" in err
+    assert "bug" not in err
+
+
+def test_the_log_of_an_error_goes_elsewhere_when_its_folder_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pipeline, "generate", fail)
+    monkeypatch.setattr(cli._log, "folder", tmp_path / "file")
+    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert run("report", "x.toml") == 1
+    assert str(tmp_path / "sparcl-error.log") in capsys.readouterr().err
+    assert "Traceback" in (tmp_path / "sparcl-error.log").read_text()
+
+
+def test_hints_can_be_pasted(generated: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("stream", "my tiny.toml", "--set", "data.path=a b") == 2
+    assert "sparcl flash 'my tiny.toml' --board native --set 'data.path=a b'`" in capsys.readouterr().err
+    with FakeBoard(generated.model) as board:
+        board.model_hash = bytes(8)
+        assert run("stream", "my tiny.toml", "--seed", "4", "--port", board.url) == 2
+    assert "`sparcl flash 'my tiny.toml' --board native --seed 4`" in capsys.readouterr().err
 
 
 def test_chain_with_a_board_at_a_port(

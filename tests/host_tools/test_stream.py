@@ -93,6 +93,22 @@ def test_wrong_model_names_the_command_that_helps(project: Project, board: FakeB
     assert commands(board) == [Command.HELLO]
 
 
+def test_measurements_of_an_older_session_are_gone_before_the_recording_begins(
+    project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the host is killed before it measures anything: --resume must not go on with the old ones."""
+    stream.stream(project, board.url)
+
+    def killed(*_args: object, **_kwargs: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(stream, "_open_recording", killed)
+    with pytest.raises(SystemExit):
+        stream.stream(project, board.url, fresh=True)
+    old = stream.StreamResult.load(project.folder / stream.RESULT)
+    assert (old.complete, old.steps, old.epochs, old.sessions) == (False, 0, [], 0)
+
+
 def test_wrong_board(project: Project, board: FakeBoard) -> None:
     board.name = "microbit"
     with pytest.raises(UserError, match="'microbit', not 'native'"):

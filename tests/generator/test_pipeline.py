@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages are skipped when nothing has changed, and made anew when their artefact is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from generator.pipeline import generate
+
+EXPERIMENT = """
+[data]
+set = "digits"
+train_per_class = 4
+test_per_class = 2
+[model]
+hidden = [8]
+[initial]
+train = "none"
+[method]
+buffer = 4
+"""
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")], ids=["lost", "damaged"])
+@pytest.mark.parametrize("artefact", ["02-data.json", "02-data.npz", "04-quantised.json"])
+def test_a_lost_artefact_is_made_anew(
+    damage: object, artefact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARCL_BUILD", str(tmp_path / "build"))
+    experiment = tmp_path / "tiny.toml"
+    experiment.write_text(EXPERIMENT)
+    said: list[str] = []
+    first = generate(experiment, "native", progress=said.append)
+    said.clear()
+    generate(experiment, "native", progress=said.append)
+    assert said == []
+    assert callable(damage)
+    damage(tmp_path / "build" / "tiny" / artefact)
+    again = generate(experiment, "native", progress=said.append)
+    assert len(said) == 1
+    assert again.model.model_hash == first.model.model_hash
