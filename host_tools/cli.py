@@ -412,7 +412,7 @@ def _report(project: Project) -> None:
 
 def _emulator(project: Project) -> Emulator | None:
     """The project's emulated board; None for a board without emulator."""
-    if project.board.emulator is None:
+    if project.board.emulator is None or project.board.emulator.kind == "none":
         return None
     from .emulator import Emulator
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import select
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import serial
 
-from generator.errors import BoardError
+from generator.errors import BoardError, UserError
 
 from . import frame
 from .frame import Frame, Splitter
@@ -85,12 +86,18 @@ class Link:
     def open(self) -> None:
         """(Re)open the line; ends a frame that an earlier session may have left unfinished."""
         self._splitter = Splitter()
+        first = self._port is None
         try:
             # timeout 0: read returns what is there; waiting is done in _receive.
             self._port = serial.serial_for_url(
                 self.url, baudrate=self._baud, timeout=0, write_timeout=30, exclusive=True
             )
         except (serial.SerialException, ValueError, OSError) as error:
+            missing = isinstance(error, ValueError) or ("://" not in self.url and not Path(self.url).exists())
+            if first and missing:  # later it is a board that was unplugged
+                raise UserError(
+                    f"there is no port {self.url}: `pio device list` shows those of boards that are plugged in"
+                ) from error
             raise LinkError(
                 f"cannot open {self.url}: {error}. Is the board plugged in, or its emulator running?"
             ) from error

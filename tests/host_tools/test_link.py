@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from generator.errors import UserError
 from generator.pipeline import Project
 from host_tools import frame, link, protocol
 from host_tools.frame import Frame, Splitter
@@ -227,8 +228,10 @@ def test_refusal(project: Project) -> None:
 def test_nobody_there() -> None:
     with pytest.raises(LinkError, match=r"cannot open socket://127\.0\.0\.1:1"):
         Link("socket://127.0.0.1:1")
-    with pytest.raises(LinkError, match="cannot open"):
+    with pytest.raises(UserError, match="there is no port /dev/does-not-exist"):
         Link("/dev/does-not-exist")
+    with pytest.raises(UserError, match="there is no port nonsense://"):
+        Link("nonsense://")
 
 
 def test_board_that_vanishes(project: Project) -> None:
