@@ -13,6 +13,7 @@
 #define KIND_STATE 2u
 #define ERASED 0xFFu
 #define HEADER_BYTES 48u
+#define ATTEMPTS 3u /* times a record that did not read back is written again, each time in another sector */
 #define STAGE_BYTES (SCL_FLASH_PROGRAM_UNIT > 64u ? SCL_FLASH_PROGRAM_UNIT : 64u)
 
 _Static_assert(SCL_FLASH_SIZE % SCL_FLASH_SECTOR == 0, "whole sectors");
@@ -215,29 +216,43 @@ static scl_address_t place(uint32_t size) {
   return (scl_address_t)(at / SCL_GRANULE);
 }
 
-scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
+/* A record did not read back: nothing more goes into this sector; what is in it stays. */
+static void close_sector(void) {
+  scl_journal.offset = SCL_FLASH_SECTOR;
+  scl_journal.counts.retired++;
+}
+
+static scl_status_t append_once(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
                                 scl_address_t *address) {
-  scl_status_t status = make_room(head_size + body_size);
-  if (status != SCL_OK) {
-    return status;
-  }
   *address = place(head_size + body_size);
-  status = stage_write(head, head_size);
+  scl_status_t status = stage_write(head, head_size);
   if (status == SCL_OK) {
     status = stage_write(body, body_size);
   }
   return status != SCL_OK ? status : stage_end();
 }
 
+scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
+                                scl_address_t *address) {
+  for (uint32_t attempt = 0;; attempt++) {
+    scl_status_t status = make_room(head_size + body_size);
+    if (status != SCL_OK) {
+      return status;
+    }
+    status = append_once(head, head_size, body, body_size, address);
+    if (status == SCL_OK || attempt == ATTEMPTS) {
+      return status;
+    }
+    close_sector();
+  }
+}
+
 scl_status_t scl_journal_read(scl_address_t address, uint32_t offset, void *data, uint32_t size) {
   return flash_read((uint32_t)address * SCL_GRANULE + offset, data, size);
 }
 
-scl_status_t scl_journal_copy(scl_address_t from, uint32_t size, scl_address_t *to) {
-  scl_status_t status = make_room(size);
-  if (status != SCL_OK) {
-    return status;
-  }
+static scl_status_t copy_once(scl_address_t from, uint32_t size, scl_address_t *to) {
+  scl_status_t status = SCL_OK;
   *to = place(size);
   for (uint32_t done = 0; done < size && status == SCL_OK;) {
     uint8_t chunk[32];
@@ -248,8 +263,22 @@ scl_status_t scl_journal_copy(scl_address_t from, uint32_t size, scl_address_t *
     }
     done += n;
   }
-  scl_journal.counts.relocated++;
   return status != SCL_OK ? status : stage_end();
+}
+
+scl_status_t scl_journal_copy(scl_address_t from, uint32_t size, scl_address_t *to) {
+  scl_journal.counts.relocated++;
+  for (uint32_t attempt = 0;; attempt++) {
+    scl_status_t status = make_room(size);
+    if (status != SCL_OK) {
+      return status;
+    }
+    status = copy_once(from, size, to);
+    if (status == SCL_OK || attempt == ATTEMPTS) {
+      return status;
+    }
+    close_sector();
+  }
 }
 
 scl_tail_t scl_journal_tail(void) { return (scl_tail_t){scl_journal.tail, scl_journal.tail_sequence}; }

@@ -145,10 +145,17 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
 }
 
 scl_status_t scl_store_checkpoint(uint32_t bytes) {
-  /* A checkpoint frees its room only when it is complete; a second one can use it to go further. */
+  scl_status_t status = SCL_OK;
+  /*
+   * A checkpoint frees its room only when it is complete; a second one can use it to go further.  One that met a sector
+   * that does not read back leaves it behind; the next tries the sectors after it.
+   */
   for (uint32_t round = 0; round < 4u; round++) {
     const uint32_t before = scl_journal.tail_sequence;
-    const scl_status_t status = checkpoint_once(bytes);
+    status = checkpoint_once(bytes);
+    if (status == SCL_ERR_STORE) {
+      continue;
+    }
     if (status != SCL_OK) {
       return status;
     }
@@ -156,7 +163,7 @@ scl_status_t scl_store_checkpoint(uint32_t bytes) {
       break;
     }
   }
-  return SCL_OK;
+  return status;
 }
 
 scl_status_t scl_store_reserve(uint32_t bytes) {

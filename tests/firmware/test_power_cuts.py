@@ -172,3 +172,26 @@ def test_every_cut(veteran: Veteran, tmp_path: Path, part: int) -> None:
     total = operations(veteran, tmp_path)
     for number in range(1 + part, total + 1, 4):
         cut_at(veteran, tmp_path / str(number), number)
+
+
+def test_worn_sectors_are_left_behind(tmp_path: Path) -> None:
+    """Three sectors in 31 fail, each in its own way (worn.c): nothing is lost, also not by restarts."""
+    model = random_model(5, sizes=(14, 24, 4), epochs=1, capacity=6, table=16)
+    board = board_facts(sector=SECTOR, program_unit=UNIT, size=96 * SECTOR)
+    image = build(model, tmp_path, board, [str(Path(__file__).with_name("worn.c")), WRAP])
+    process = Process(image)
+    process.start()
+    try:
+        twin = Cut(model, process)
+        for _ in range(4):
+            session(twin)
+            twin.check_dump()
+        assert protocol.statistics(twin.link).retired_sectors > 0
+        twin.power_cut()
+        twin.check()
+        twin.check_dump()
+        session(twin)
+        twin.check_dump()
+        twin.close()
+    finally:
+        process.kill()
