@@ -297,14 +297,9 @@ scl_tail_t scl_journal_after(scl_tail_t tail) {
 }
 
 static scl_status_t snapshot_sector(void) {
-  const int first = scl_journal.used == 0;
   const scl_status_t status = take_sector(&snap.erase_count);
   if (status != SCL_OK) {
     return status;
-  }
-  if (first) {
-    begin_ring();
-    snap.tail = scl_journal_tail();
   }
   snap.crc = 0;
   snap.size = 0;
@@ -328,12 +323,14 @@ static scl_status_t snapshot_close(void) {
   return status != SCL_OK ? status : write_header(scl_journal.head, &h);
 }
 
-scl_status_t scl_journal_snapshot_begin(uint32_t size, scl_tail_t tail) {
+scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail) {
   snap.number = scl_journal.next_snapshot++;
   snap.part = 0;
   snap.parts = (uint16_t)scl_journal_snapshot_sectors(size);
-  snap.tail = tail;
-  return snapshot_sector();
+  const scl_status_t status = snapshot_sector();
+  /* Its own first sector as it was taken: one that failed before it has no header to be found by. */
+  snap.tail = tail != NULL ? *tail : (scl_tail_t){scl_journal.head, scl_journal.sequence};
+  return status;
 }
 
 scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size) {

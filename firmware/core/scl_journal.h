@@ -72,8 +72,11 @@ typedef struct {
 scl_tail_t scl_journal_tail(void);
 scl_tail_t scl_journal_after(scl_tail_t tail);
 
-/* A snapshot: begin, any number of writes that add up to `size`, end.  When end returns SCL_OK it counts. */
-scl_status_t scl_journal_snapshot_begin(uint32_t size, scl_tail_t tail);
+/*
+ * A snapshot: begin, any number of writes that add up to `size`, end.  When end returns SCL_OK it counts.  tail: the
+ * oldest sector still needed; NULL if none is but the snapshot's own.
+ */
+scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail);
 scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size);
 scl_status_t scl_journal_snapshot_end(void);
 

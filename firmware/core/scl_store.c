@@ -137,7 +137,8 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
     }
     tail = scl_journal_after(tail);
   }
-  scl_status_t status = scl_journal_snapshot_begin(size, tail);
+  const int needed = scl_journal.used > 0 && (tail.sector != newest || has_live(newest));
+  scl_status_t status = scl_journal_snapshot_begin(size, needed ? &tail : NULL);
   if (status == SCL_OK) {
     status = scl_state_save();
   }

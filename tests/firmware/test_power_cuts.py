@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from generator import plan
-from generator.artefacts import Model
+from generator.artefacts import Method, Model
 from host_tools import protocol
 from host_tools.link import Link, LinkError
 from host_tools.protocol import Command, Phase
@@ -191,6 +191,25 @@ def test_worn_sectors_are_left_behind(tmp_path: Path) -> None:
         twin.check()
         twin.check_dump()
         session(twin)
+        twin.check_dump()
+        twin.close()
+    finally:
+        process.kill()
+
+
+def test_worn_sectors_where_nothing_else_is_kept(tmp_path: Path) -> None:
+    """Without replay the snapshot is all there is: the board comes back with it though a sector before it is worn."""
+    model = random_model(5, sizes=(14, 24, 4), epochs=1, method=Method.FINETUNE, capacity=0, table=16)
+    board = board_facts(sector=SECTOR, program_unit=UNIT, size=96 * SECTOR)
+    process = Process(build(model, tmp_path, board, [str(Path(__file__).with_name("worn.c")), WRAP]))
+    process.start()
+    try:
+        twin = Cut(model, process)
+        for _ in range(96):
+            twin.good(Command.SAVE)
+            snapshot = twin.hello().snapshot
+            state = twin.power_cut()
+            assert (state.snapshot, state.restored) == (snapshot, 1)
         twin.check_dump()
         twin.close()
     finally:
