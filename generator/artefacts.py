@@ -8,17 +8,39 @@ constants of learning those of docs/algorithm.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-PANEL_BLOCKS = 256
-"""Blocks of outputs in one panel: an index is one byte (docs/numerics.md)."""
+PANEL_PLACES = 256
+"""Places on a line of one panel: an index is one byte (docs/numerics.md)."""
 
 ERROR_FRACTION = 14
 """Fractional bits of every error (docs/numerics.md)."""
+
+
+class Op(StrEnum):
+    """What a layer computes (docs/numerics.md, "Layers")."""
+
+    DENSE = "dense"
+    CONV = "conv"
+    """Convolution over one or two axes; depthwise where ``multiplier`` is not 0."""
+    MAX_POOL = "max_pool"
+    AVG_POOL = "avg_pool"
+    ADD = "add"
+    """Sum of its inputs; with one input an activation on its own."""
+    PAD = "pad"
+    """Copy into a tensor with zero margins."""
+
+
+class Activation(StrEnum):
+    """What follows the sums of a layer."""
+
+    NONE = "none"
+    RELU = "relu"
+    RELU6 = "relu6"
 
 
 class Method(StrEnum):
@@ -96,43 +118,91 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class FloatLayer:
-    """A fully connected layer of the initial model in floating point.
+class Window:
+    """How a convolution or a pooling layer moves over its input; one-dimensional data has height 1.
 
-    ``weight``: (n_in, n_out) float64, masked weights are 0; ``bias``: (n_out,);
-    ``mask``: (n_in, n_out) bool, True where a weight exists; ``saliency``:
-    (n_in, n_out) float64, larger is more important (chooses the first gradient
-    mask); ``sparse``: whether masks apply to this layer.
+    ``top``, ``left``: zero margin in front, in values of the input; what is needed behind
+    follows from the sizes of input and output.
     """
 
+    kernel_h: int
+    kernel_w: int
+    stride_h: int = 1
+    stride_w: int = 1
+    top: int = 0
+    left: int = 0
+
+    @property
+    def area(self) -> int:
+        """Values under the window."""
+        return self.kernel_h * self.kernel_w
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """One layer of the initial model in floating point; all shapes are channel first.
+
+    ``inputs``: the tensors it reads: 0 is the input of the network, k + 1 the output of
+    layer k.  ``shape``: (channels, height, width) of its output; a dense layer has (n_out, 1, 1).
+    Layers with weights: ``weight``: (n_in, n_out) float64, masked weights are 0, where a
+    dense layer's n_in runs over its input channel first, and a convolution's over (channel,
+    kernel row, kernel column), without the channel if it is depthwise (``multiplier`` outputs
+    for each input channel; 0: not depthwise); ``bias``: (n_out,); ``mask``: (n_in, n_out)
+    bool, True where a weight exists; ``saliency``: (n_in, n_out) float64, larger is more
+    important (chooses the first gradient mask); ``sparse``: whether masks apply to this
+    layer.  Other layers have empty arrays.
+    """
+
+    op: Op
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    activation: Activation
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
     mask: NDArray[np.bool_]
     saliency: NDArray[np.float64]
-    sparse: bool
-    relu: bool
+    sparse: bool = False
+    window: Window | None = None
+    multiplier: int = 0
+    name: str = ""
+    """As the experiment or the imported model calls it."""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the layer has weights."""
+        return self.op in (Op.DENSE, Op.CONV)
 
 
 @dataclass(frozen=True)
 class FloatModel:
-    """The trained and pruned initial model; ``accuracy``: Keras test accuracy in percent per task name."""
+    """The trained and pruned initial model.
 
+    ``input_shape``: (channels, height, width) of a sample, which is stored as (height, width,
+    channels); ``frozen``: how many of the first layers never learn; ``accuracy``: Keras test
+    accuracy in percent per task name; ``imported_accuracy``: the same of the imported model
+    before anything was masked or trained, empty if none was imported.
+    """
+
+    input_shape: tuple[int, ...]
     layers: tuple[FloatLayer, ...]
     accuracy: dict[str, float]
+    frozen: int = 0
+    imported_accuracy: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of a sparse layer in storage order (docs/numerics.md).
+    """One panel of a sparse layer in storage order (docs/numerics.md, "Sparse layers").
 
-    ``start``: (n_in + 1,), ``split``: (n_in,), ``index``: (entries,), all int64;
-    ``weight``: (entries, block) int16.  ``nnz``, ``grad``, ``grow_inter``,
-    ``swap``: constants of docs/algorithm.md, in entries.  ``blocks``: blocks of
-    outputs in this panel; ``first``: its first block in the layer.
+    Lines and places: inputs and blocks of outputs of a dense layer; blocks of outputs and
+    kernel positions of a convolution.  ``start``: (lines + 1,), ``split``: (lines,),
+    ``index``: (entries,), all int64; ``weight``: (entries, block) int16.  ``nnz``, ``grad``,
+    ``grow_inter``, ``swap``: constants of docs/algorithm.md, in entries.  ``places``:
+    places on each line of this panel; ``first``: its first place in the layer.
     """
 
     first: int
-    blocks: int
+    places: int
     start: NDArray[np.int64]
     split: NDArray[np.int64]
     index: NDArray[np.int64]
@@ -149,29 +219,115 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One fully connected layer in fixed point (docs/numerics.md).
+class Tensor:
+    """One tensor of the network on the board: int16, or 8 bit at the input; channel first with zero margins.
 
-    Sparse layers have ``panels``; dense layers have ``weight`` (n_in, n_pad)
-    int16.  ``bias``: (n_pad,) int32, ``fw + fx`` fractional bits.
+    Value (c, y, x) lies at ``c * plane + (y + top) * row + x + left``.  ``fraction``: fractional
+    bits; ``bits``: magnitudes stay below ``2**bits``; ``rectified``: never negative, and its
+    error is 0 where it is 0 (docs/numerics.md, "Backward").
     """
 
-    n_in: int
-    n_out: int
-    n_pad: int
-    block: int
-    sparse: bool
-    relu: bool
-    fw: int
-    fx: int
-    fa: int
-    wlog: int
-    blog: int
-    l1_in: int
-    l1_err: int
-    bias: NDArray[np.int32]
+    channels: int
+    height: int
+    width: int
+    fraction: int
+    bits: int
+    rectified: bool
+    top: int = 0
+    left: int = 0
+    bottom: int = 0
+    right: int = 0
+
+    @property
+    def row(self) -> int:
+        """Values from one row to the next."""
+        return self.left + self.width + self.right
+
+    @property
+    def plane(self) -> int:
+        """Values from one channel to the next."""
+        return (self.top + self.height + self.bottom) * self.row
+
+    @property
+    def values(self) -> int:
+        """Values without margins."""
+        return self.channels * self.height * self.width
+
+    @property
+    def size(self) -> int:
+        """Values with margins."""
+        return self.channels * self.plane
+
+    @property
+    def padded(self) -> bool:
+        """Whether there are margins."""
+        return self.size != self.values
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer in fixed point (docs/numerics.md).
+
+    ``inputs``: tensors it reads: 0 is the input of the network, k + 1 the output of layer k.
+    ``out``: its output.  ``guard``: limit of the norm guard on its output, 0 for none.
+
+    Layers with weights: ``n_in`` inputs of a dense layer, kernel positions of a convolution
+    (depthwise: of one channel); ``n_out`` outputs or output channels, ``n_pad`` rounded up to
+    the block.  Sparse layers have ``panels``; others have ``weight`` int16, (n_in, n_pad) if
+    dense and (n_out, n_in) if a convolution.  ``bias``: (n_pad,) int32, ``fw + fx`` fractional
+    bits.  ``ke``, ``elog``: shift and clamp of the error a convolution propagates; ``kg``,
+    ``glog``: the same for its steps; ``kc``: shift of the error it is scored by; ``active``:
+    most errors other than 0 in one of its output channels.
+    """
+
+    op: Op
+    inputs: tuple[int, ...]
+    out: Tensor
+    activation: Activation
+    name: str = ""
+    guard: int = 0
+    window: Window | None = None
+    multiplier: int = 0
+    n_in: int = 0
+    n_out: int = 0
+    n_pad: int = 0
+    block: int = 1
+    sparse: bool = False
+    fw: int = 0
+    fx: int = 0
+    wlog: int = 0
+    blog: int = 0
+    l1_in: int = 0
+    l1_err: int = 0
+    ke: int = 0
+    elog: int = 15
+    kg: int = 0
+    glog: int = 15
+    kc: int = 0
+    active: int = 0
+    bias: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     panels: tuple[Panel, ...] = ()
     weight: NDArray[np.int16] | None = None
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the layer has weights."""
+        return self.op in (Op.DENSE, Op.CONV)
+
+    @property
+    def relu(self) -> bool:
+        """Whether negative sums become 0."""
+        return self.activation is not Activation.NONE
+
+    @property
+    def fa(self) -> int:
+        """Fractional bits of the output."""
+        return self.out.fraction
+
+    @property
+    def lines(self) -> int:
+        """Lines of a panel: inputs if dense, blocks of outputs if a convolution."""
+        return self.n_in if self.op is Op.DENSE else self.n_pad // self.block
 
 
 @dataclass(frozen=True)
@@ -221,9 +377,15 @@ class LearningRate:
 class Model:
     """Everything the firmware and the reference start from; independent of the board.
 
+    ``prefix``: frozen layers, a network of their own that turns a sample into ``latent``;
+    ``layers``: what learns.  ``sample``: a sample as it is sent and, without a stored latent,
+    kept: 8 bit, in the order (height, width, channels).  ``latent``: None without a prefix,
+    else the 8-bit input of ``layers``, channel first; ``latent_signed``, ``latent_stored``:
+    int8 or uint8, and whether records in flash hold it instead of the sample.
     ``model_hash``: first 8 bytes of a SHA-256 over all of it (quantise.py).
     """
 
+    sample: Tensor
     layers: tuple[Layer, ...]
     n_classes: int
     signed: bool
@@ -234,11 +396,47 @@ class Model:
     replay: LearningRate
     learning: Learning
     model_hash: bytes
+    prefix: tuple[Layer, ...] = ()
+    latent: Tensor | None = None
+    latent_signed: bool = False
+    latent_stored: bool = False
 
     @property
     def n_in(self) -> int:
         """Values per sample."""
-        return self.layers[0].n_in
+        return self.sample.values
+
+    @property
+    def input(self) -> Tensor:
+        """The 8-bit input of ``layers``."""
+        return self.latent or self.sample
+
+    @property
+    def input_signed(self) -> bool:
+        """Whether that input is int8, else uint8."""
+        return self.latent_signed if self.latent else self.signed
+
+    @property
+    def n_stored(self) -> int:
+        """Values of the input a record in flash holds."""
+        return self.input.values if self.latent_stored else self.n_in
+
+    @property
+    def weighted(self) -> tuple[tuple[int, Layer], ...]:
+        """Layers that learn, with their numbers in ``layers``."""
+        return tuple((k, layer) for k, layer in enumerate(self.layers) if layer.weighted)
+
+    def tensor(self, number: int) -> Tensor:
+        """Tensor 0 is the input of ``layers``, k + 1 the output of layer k."""
+        return self.layers[number - 1].out if number else self.input
+
+
+def needs_error(layers: tuple[Layer, ...]) -> tuple[bool, ...]:
+    """For each tensor (0: the input): whether a layer with weights lies before it."""
+    result = [False]
+    for layer in layers:
+        result.append(layer.weighted or any(result[t] for t in layer.inputs))
+    return tuple(result)
 
 
 @dataclass(frozen=True)
@@ -253,7 +451,7 @@ class Region:
 
 def position_bytes(model: Model) -> int:
     """Size of an entry number in ``start`` and ``split``: 2, or 4 when a panel is too large for that."""
-    largest = max((p.capacity for layer in model.layers for p in layer.panels), default=0)
+    largest = max((p.capacity for layer in (*model.prefix, *model.layers) for p in layer.panels), default=0)
     return 2 if largest <= 0xFFFF else 4
 
 
@@ -270,7 +468,7 @@ def regions(model: Model) -> tuple[Region, ...]:
         result.append(Region(12 + len(result), name, itemsize, signed))
 
     position = position_bytes(model)
-    for number, layer in enumerate(model.layers):
+    for number, layer in model.weighted:
         if layer.sparse:
             for p in range(len(layer.panels)):
                 prefix = f"layer{number}.panel{p}"
