@@ -25,12 +25,12 @@ SCL_INLINE void scl_dense_forward(const int16_t *weight, const void *x, scl_kind
   }
 }
 
-/* sums[i] = sum over o of w * e[o] where x[i] > 0, else 0. */
-SCL_INLINE void scl_dense_error(const int16_t *weight, const void *x, scl_kind_t kind, uint32_t n_in, uint32_t n_out,
-                                const int16_t *e, int32_t *sums) {
+/* sums[i] = sum over o of w * e[o]; for a rectified input 0 where x[i] is. */
+SCL_INLINE void scl_dense_error(const int16_t *weight, const void *x, scl_kind_t kind, int rectified, uint32_t n_in,
+                                uint32_t n_out, const int16_t *e, int32_t *sums) {
   for (uint32_t i = 0; i < n_in; i++) {
     int32_t sum = 0;
-    if (scl_load(x, kind, i) > 0) {
+    if (!rectified || scl_load(x, kind, i) > 0) {
       const int16_t *w = weight + i * n_out;
       SCL_UNROLL
       for (uint32_t o = 0; o < n_out; o++) {

@@ -16,6 +16,22 @@ typedef enum { SCL_U8, SCL_I8, SCL_I16 } scl_kind_t;
 #define SCL_INPUT_KIND SCL_U8
 #endif
 
+#if SCL_LATENT_SIGNED
+#define SCL_LATENT_KIND SCL_I8
+#else
+#define SCL_LATENT_KIND SCL_U8
+#endif
+
+/*
+ * From sums to activations: shift, then clamp to low .. high; count_low,
+ * count_high: whether a value beyond that limit counts as saturated.
+ */
+typedef struct {
+  int32_t low, high;
+  int8_t shift;
+  uint8_t count_low, count_high;
+} scl_activation_t;
+
 /* How an error becomes a step: g = sat16(shift(e * multiplier, shift)). */
 typedef struct {
   int16_t multiplier;
@@ -33,18 +49,30 @@ SCL_INLINE int32_t scl_load(const void *x, scl_kind_t kind, uint32_t i) {
   }
 }
 
-/* Accumulators to activations or logits; returns how many saturated. */
-SCL_INLINE uint32_t scl_activate(const int32_t *acc, int16_t *out, uint32_t n, int32_t shift, int relu) {
+/* Where value i lies. */
+SCL_INLINE const void *scl_at(const void *x, scl_kind_t kind, uint32_t i) {
+  return (const uint8_t *)x + (kind == SCL_I16 ? 2u * i : i);
+}
+
+/* One sum to an activation; adds to *saturated. */
+SCL_INLINE int16_t scl_activate_value(int32_t sum, scl_activation_t a, uint32_t *saturated) {
+  int32_t v = scl_shift(sum, a.shift);
+  if (v < a.low) {
+    v = a.low;
+    *saturated += a.count_low;
+  }
+  if (v > a.high) {
+    v = a.high;
+    *saturated += a.count_high;
+  }
+  return (int16_t)v;
+}
+
+/* The sums of a dense layer to activations or logits; returns how many saturated. */
+SCL_INLINE uint32_t scl_activate(const int32_t *acc, int16_t *out, uint32_t n, scl_activation_t a) {
   uint32_t saturated = 0;
   for (uint32_t o = 0; o < n; o++) {
-    int32_t v = scl_shift(acc[o], shift);
-    if (relu && v < 0) {
-      v = 0;
-    }
-    if (v > 32767 || v < -32768) {
-      saturated++;
-    }
-    out[o] = scl_sat16(v);
+    out[o] = scl_activate_value(acc[o], a, &saturated);
   }
   return saturated;
 }
@@ -71,15 +99,23 @@ SCL_INLINE void scl_scale(const int16_t *e, int16_t *g, uint32_t n, scl_rate_t r
   }
 }
 
-/* Error sums of a layer's inputs to errors of the layer below; returns how many saturated. */
-SCL_INLINE uint32_t scl_errors(const int32_t *sums, int16_t *e, uint32_t n, int32_t fw) {
+/* Adds a contribution of 16 bits to an error; first: the error has none yet. */
+SCL_INLINE void scl_contribute(int16_t *e, int32_t contribution, int first) {
+  *e = first ? (int16_t)contribution : scl_sat16(*e + contribution);
+}
+
+/*
+ * What the error sums of a dense layer contribute to its input's error; returns how many saturated.  For a rectified
+ * input scl_dense_error and scl_sparse_error leave the sums 0 that do not count.
+ */
+SCL_INLINE uint32_t scl_errors(const int32_t *sums, int16_t *e, uint32_t n, int32_t fw, int first) {
   uint32_t saturated = 0;
   for (uint32_t i = 0; i < n; i++) {
     const int32_t v = scl_shift(sums[i], fw);
     if (v > 32767 || v < -32768) {
       saturated++;
     }
-    e[i] = scl_sat16(v);
+    scl_contribute(&e[i], scl_sat16(v), first);
   }
   return saturated;
 }

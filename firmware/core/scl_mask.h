@@ -16,4 +16,7 @@ void scl_mask_begin_task(void);
 
 void scl_mask_update(void);
 
+/* Forgets what was captured for scores: after a mask update and at the start of a task. */
+void scl_mask_clear_captured(void);
+
 #endif

@@ -7,8 +7,8 @@
 #ifndef SCL_NET_H
 #define SCL_NET_H
 
+#include "scl_conv.h"
 #include "scl_learner.h"
-#include "scl_sparse.h"
 
 typedef enum { SCL_TERM_CURRENT = 0, SCL_TERM_DISTIL = 1, SCL_TERM_REPLAY = 2 } scl_term_t;
 
@@ -21,25 +21,40 @@ extern int16_t scl_logit_error[SCL_LOGITS_PAD];
 /* Weights, masks and biases of the model in the firmware. */
 void scl_net_reset(void);
 
-void scl_net_forward(const scl_input_t *x, scl_counts_t *counts);
+#if SCL_PREFIX
+/* The frozen layers: a sample to the SCL_N_LATENT values that the network that learns begins with. */
+void scl_net_prefix(const scl_input_t *x, scl_latent_t *latent);
+#endif
 
-/* Updates the parameters (batch 1) or adds to the gradients (batch > 1); capture: factor slot or SCL_NO_CAPTURE. */
-void scl_net_backward(const scl_input_t *x, scl_term_t term, int32_t capture);
+/* x is what records hold; where these are samples, the frozen layers run first. */
+void scl_net_forward(const scl_stored_t *x, scl_counts_t *counts);
+
+/*
+ * Updates the parameters (batch 1) or adds to the gradients (batch > 1), for the x of the last forward pass; capture:
+ * which step (0 .. SCL_CAPTURE-1 for D, SCL_CAPTURE .. 2*SCL_CAPTURE-1 for M) or SCL_NO_CAPTURE.
+ */
+void scl_net_backward(const scl_stored_t *x, scl_term_t term, int32_t capture);
 
 /* Only carries the error to the layers, for capture. */
-void scl_net_error(const scl_input_t *x, int32_t capture);
+void scl_net_error(const scl_stored_t *x, int32_t capture);
 
 /* Batch > 1: applies and clears the gradients. */
 void scl_net_apply(void);
 
-/* Work space: sums during a pass; between passes free for mask updates (scl_mask.c). */
+/* Work space: sums and errors during a pass; between passes free for mask updates (scl_mask.c). */
 typedef union {
-  int32_t sums[SCL_MAX_PAD];
+  struct {
+    int32_t sums[SCL_MAX_SUMS];
+    scl_active_t active[SCL_ACTIVE * SCL_MAX_BLOCK];
+  };
 #if SCL_N_MASKED > 0
   uint32_t histogram[256];
   struct {
+#if SCL_SPREAD_SUMS > 0
+    int32_t d[SCL_SPREAD_SUMS], m[SCL_SPREAD_SUMS];
+#endif
     int16_t weight[SCL_SPREAD_WEIGHTS];
-    uint16_t grow[SCL_SPREAD_INPUTS];
+    uint16_t grow[SCL_SPREAD_LINES];
     uint8_t flag[256];
   } spread;
 #endif
@@ -50,12 +65,12 @@ extern scl_scratch_t scl_scratch;
 /* A masked layer as mask updates see it. */
 typedef struct {
   const scl_panel_t *panels;
-  const void *factor_x;     /* 2 * SCL_CAPTURE rows of n_in inputs */
-  const int16_t *factor_e;  /* 2 * SCL_CAPTURE rows of n_pad errors */
+  const void *factor_x;    /* dense: 2 * SCL_CAPTURE rows of n_in inputs; convolutions have their sums in the panels */
+  const int16_t *factor_e; /* dense: 2 * SCL_CAPTURE rows of n_pad errors */
   scl_kind_t kind;
-  uint16_t n_panels, n_in, n_pad;
-  uint8_t block, block_log2;
-  int8_t unit_shift;        /* fx + 6 - fw + log2(SCL_CAPTURE) */
+  uint16_t n_panels, lines, n_in, n_pad;
+  uint8_t conv, block, block_log2;
+  int8_t unit_shift;       /* fx + 6 - fw + log2(SCL_CAPTURE) */
 } scl_masked_t;
 
 extern const scl_masked_t scl_masked[SCL_N_MASKED + 1]; /* the last is empty: C has no arrays of none */

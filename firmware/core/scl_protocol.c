@@ -277,11 +277,8 @@ static scl_status_t do_replay(in_t in, out_t *o) {
   if (in.size != 8u + SCL_N_IN) {
     return SCL_ERR_BAD_LENGTH;
   }
-  const scl_sample_t s = {.x = (const scl_input_t *)(in.bytes + 8),
-                          .id = scl_get_u16(in.bytes + 4),
-                          .task = in.bytes[6],
-                          .label = in.bytes[7]};
-  const scl_status_t status = scl_train_replay(scl_get_u32(in.bytes), &s);
+  const scl_sample_t s = {.id = scl_get_u16(in.bytes + 4), .task = in.bytes[6], .label = in.bytes[7]};
+  const scl_status_t status = scl_train_replay(scl_get_u32(in.bytes), s, (const scl_input_t *)(in.bytes + 8));
   put_u16(o, scl_learner.filled);
   return status;
 }

@@ -198,8 +198,8 @@ static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sampl
 
 scl_status_t scl_store_put_sample(const scl_sample_t *sample, scl_address_t *address) {
   uint8_t head[SCL_RECORD_HEAD];
-  record_head(head, sample, sample->label, sample->x, SCL_N_IN);
-  return scl_journal_append(head, sizeof head, sample->x, SCL_N_IN, address);
+  record_head(head, sample, sample->label, sample->x, SCL_N_STORED);
+  return scl_journal_append(head, sizeof head, sample->x, SCL_N_STORED, address);
 }
 
 scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample) {
@@ -216,7 +216,7 @@ scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample) {
   sample->id = scl_get_u16(raw + 4);
   sample->task = raw[6];
   sample->label = raw[7];
-  sample->x = (const scl_input_t *)(raw + SCL_RECORD_HEAD);
+  sample->x = (const scl_stored_t *)(raw + SCL_RECORD_HEAD);
   return scl_crc32(0, raw + 4, SCL_SAMPLE_BYTES - 4u) == sample->crc ? SCL_OK : SCL_ERR_STORE;
 }
 

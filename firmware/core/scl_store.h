@@ -9,7 +9,7 @@
 #include "scl_journal.h"
 
 #define SCL_RECORD_HEAD 8u
-#define SCL_SAMPLE_BYTES (SCL_RECORD_HEAD + SCL_N_IN)
+#define SCL_SAMPLE_BYTES (SCL_RECORD_HEAD + SCL_N_STORED)
 #define SCL_LOGITS_BYTES (SCL_RECORD_HEAD + 2u * SCL_N_CLASSES)
 
 /* Samples still in the task, in the order of the epoch. */
@@ -29,7 +29,7 @@ extern scl_table_t scl_table;
 extern scl_slots_t scl_slots;
 
 typedef struct {
-  const scl_input_t *x; /* in place where flash is memory-mapped, else valid until the next get_sample */
+  const scl_stored_t *x; /* in place where flash is memory-mapped, else valid until the next get_sample */
   uint32_t crc;
   uint16_t id;
   uint8_t task, label;

@@ -20,7 +20,21 @@ static uint32_t clock_start(void) { return scl_port_ticks(); }
 
 static void clock_stop(scl_ticks_t phase, uint32_t start) { scl_meter.ticks[phase] += scl_port_ticks() - start; }
 
-static void forward(const scl_input_t *x) {
+/*
+ * A sample as records hold it.  Where that is its latent, it stays valid until the next call: longer than a training
+ * step, whose replayed samples come from records.
+ */
+static const scl_stored_t *stored(const scl_input_t *x) {
+#if SCL_LATENT_STORED
+  static scl_latent_t latent[SCL_N_LATENT];
+  scl_net_prefix(x, latent);
+  return latent;
+#else
+  return x;
+#endif
+}
+
+static void forward(const scl_stored_t *x) {
   const uint32_t start = clock_start();
   scl_net_forward(x, &scl_learner.counts);
   scl_learner.rolling = scl_crc32(scl_learner.rolling, scl_logits, 2u * SCL_N_CLASSES);
@@ -28,7 +42,7 @@ static void forward(const scl_input_t *x) {
   clock_stop(SCL_TICKS_FORWARD, start);
 }
 
-static void backward(const scl_input_t *x, scl_term_t term, int32_t capture) {
+static void backward(const scl_stored_t *x, scl_term_t term, int32_t capture) {
   const uint32_t start = clock_start();
   scl_net_backward(x, term, capture);
   clock_stop(SCL_TICKS_BACKWARD, start);
@@ -140,8 +154,7 @@ static void advance(void) {
   if (due) {
     const uint32_t start = clock_start();
     scl_mask_update();
-    scl_learner.captured_d = 0;
-    scl_learner.captured_m = 0;
+    scl_mask_clear_captured();
     clock_stop(SCL_TICKS_MASK, start);
   }
   if (scl_learner.pos == scl_learner.n) {
@@ -210,12 +223,13 @@ scl_status_t scl_train_begin(uint32_t mode, uint32_t n_samples, const uint8_t *c
   l->mode = (uint8_t)mode;
   l->n_start = l->n = (uint16_t)n_samples;
   l->received = l->epoch = l->pos = 0;
-  l->shuffled = l->captured_d = l->captured_m = 0;
+  l->shuffled = 0;
   for (uint32_t i = 0; i < n_samples; i++) {
     scl_table.id[i] = (uint16_t)i;
     scl_table.score[i] = 0;
     scl_table.address[i] = SCL_ADDRESS_NONE;
   }
+  scl_mask_clear_captured();
   scl_mask_begin_task();
   l->phase = mode == SCL_MODE_RESIDENT ? SCL_PHASE_FILLING : SCL_PHASE_TRAINING;
   return SCL_OK;
@@ -227,7 +241,7 @@ scl_status_t scl_train_check_label(uint32_t label) {
 
 scl_status_t scl_train_fill(uint32_t id, uint32_t label, const scl_input_t *x) {
   scl_learner_t *l = &scl_learner;
-  const scl_sample_t s = {.x = x, .id = (uint16_t)id, .task = l->task, .label = (uint8_t)label};
+  const scl_sample_t s = {.x = stored(x), .id = (uint16_t)id, .task = l->task, .label = (uint8_t)label};
   const scl_status_t status = scl_store_put_sample(&s, &scl_table.address[id]);
   if (status == SCL_OK && ++l->received == l->n) {
     l->phase = SCL_PHASE_TRAINING;
@@ -260,13 +274,20 @@ scl_status_t scl_train_step(scl_progress_t *progress) {
 
 scl_status_t scl_train_step_streamed(uint32_t id, uint32_t label, const scl_input_t *x, scl_progress_t *progress) {
   const uint32_t start = clock_start();
-  const scl_sample_t sample = {.x = x, .id = (uint16_t)id, .task = scl_learner.task, .label = (uint8_t)label};
+  const scl_sample_t sample = {
+      .x = stored(x), .id = (uint16_t)id, .task = scl_learner.task, .label = (uint8_t)label};
   const scl_status_t status = learn(&sample, SCL_ADDRESS_NONE, progress);
   clock_stop(SCL_TICKS_STEP, start);
   return status;
 }
 
-scl_status_t scl_train_replay(uint32_t seen, const scl_sample_t *sample) {
+static uint32_t predict(const scl_stored_t *x) {
+  scl_counts_t ignored = {0, 0, 0};
+  scl_net_forward(x, &ignored);
+  return scl_loss_predict(scl_logits);
+}
+
+scl_status_t scl_train_replay(uint32_t seen, scl_sample_t sample, const scl_input_t *x) {
   scl_learner_t *l = &scl_learner;
   if (l->phase != SCL_PHASE_IDLE) {
     return SCL_ERR_BAD_STATE;
@@ -274,25 +295,26 @@ scl_status_t scl_train_replay(uint32_t seen, const scl_sample_t *sample) {
   if (!REPLAYS || l->filled >= scl_replay_capacity()) {
     return SCL_ERR_TOO_MANY;
   }
-  if (sample->task >= SCL_NO_TASK) {
+  if (sample.task >= SCL_NO_TASK) {
     return SCL_ERR_RANGE;
   }
-  if (sample->label >= SCL_N_CLASSES) {
+  if (sample.label >= SCL_N_CLASSES) {
     return SCL_ERR_BAD_LABEL;
   }
   scl_status_t status = scl_store_reserve(scl_record_room(SCL_SAMPLE_BYTES) + scl_record_room(SCL_LOGITS_BYTES));
   if (status != SCL_OK) {
     return status;
   }
-  (void)scl_train_predict(sample->x);
-  status = scl_replay_add(sample, scl_logits);
+  sample.x = stored(x);
+  (void)predict(sample.x);
+  status = scl_replay_add(&sample, scl_logits);
   if (status != SCL_OK) {
     return status;
   }
   l->seen = seen;
-  l->class_task[sample->label] = sample->task;
-  if (l->task <= sample->task) {
-    l->task = (uint8_t)(sample->task + 1u);
+  l->class_task[sample.label] = sample.task;
+  if (l->task <= sample.task) {
+    l->task = (uint8_t)(sample.task + 1u);
   }
   return SCL_OK;
 }
@@ -312,8 +334,4 @@ scl_status_t scl_train_end(void) {
   return status;
 }
 
-uint32_t scl_train_predict(const scl_input_t *x) {
-  scl_counts_t ignored = {0, 0, 0};
-  scl_net_forward(x, &ignored);
-  return scl_loss_predict(scl_logits);
-}
+uint32_t scl_train_predict(const scl_input_t *x) { return predict(stored(x)); }

@@ -47,8 +47,8 @@ scl_status_t scl_train_step(scl_progress_t *progress);
 /* One step on a sample the host sent: the next of the table, with a label of this task (streamed). */
 scl_status_t scl_train_step_streamed(uint32_t id, uint32_t label, const scl_input_t *x, scl_progress_t *progress);
 
-/* A record of a class the model knew before its first task. */
-scl_status_t scl_train_replay(uint32_t seen, const scl_sample_t *sample);
+/* A record of a class the model knew before its first task; sample: all but the x of the record. */
+scl_status_t scl_train_replay(uint32_t seen, scl_sample_t sample, const scl_input_t *x);
 
 scl_status_t scl_train_end(void);
 

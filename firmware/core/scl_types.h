@@ -29,6 +29,20 @@ typedef int8_t scl_input_t;
 typedef uint8_t scl_input_t;
 #endif
 
+/* The 8-bit input of the network that learns: what a frozen prefix makes of a sample, without one the sample itself. */
+#if SCL_LATENT_SIGNED
+typedef int8_t scl_latent_t;
+#else
+typedef uint8_t scl_latent_t;
+#endif
+
+/* What a record in flash holds. */
+#if SCL_LATENT_STORED
+typedef scl_latent_t scl_stored_t;
+#else
+typedef scl_input_t scl_stored_t;
+#endif
+
 /* Number of an entry in a panel (docs/numerics.md). */
 #if SCL_POSITION_BYTES == 2
 typedef uint16_t scl_pos_t;

@@ -125,7 +125,7 @@ static void *take_array(size_t count, size_t size) {
 }
 
 typedef struct {
-  uint32_t kind, n_in, n_out, block, entries, shift, wlog, prng, sparse;
+  uint32_t kind, rectified, n_in, n_out, block, entries, shift, wlog, prng, sparse;
 } shape_t;
 
 static void kernel(void) {
@@ -146,12 +146,12 @@ static void kernel(void) {
       p.split = take_array(s.n_in, sizeof *p.split);
       p.index = take_array(s.entries, 1);
       scl_sparse_forward(&p, x, kind, s.n_in, s.block, 0, acc);
-      scl_sparse_error(&p, x, kind, s.n_in, s.block, 0, e, sums);
+      scl_sparse_error(&p, x, kind, (int)s.rectified, s.n_in, s.block, 0, e, sums);
       scl_sparse_update(&p, x, kind, s.n_in, s.block, 0, e, s.shift, s.wlog, &random);
       scl_sparse_accumulate(&p, x, kind, s.n_in, s.block, 0, e);
     } else {
       scl_dense_forward(weight, x, kind, s.n_in, s.n_out, acc);
-      scl_dense_error(weight, x, kind, s.n_in, s.n_out, e, sums);
+      scl_dense_error(weight, x, kind, (int)s.rectified, s.n_in, s.n_out, e, sums);
       scl_dense_update(weight, x, kind, s.n_in, s.n_out, e, s.shift, s.wlog, &random);
       scl_dense_accumulate(gradient, x, kind, s.n_in, s.n_out, e);
     }
