@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from generator.artefacts import Model, Region, regions
+from generator.artefacts import Layer, Model, Op, Region, regions
 
 Array = NDArray[Any]
 
@@ -96,19 +96,37 @@ def _where(model: Model, name: str, at: int, reference: Mapping[str, Array]) -> 
     if not head.startswith("layer"):
         return {"replay": f"slot {at}", "table": f"table entry {at}"}.get(head, f"value {at}")
     number = int(head.removeprefix("layer"))
-    layer = model.layers[number]
+    layer, at_layer = model.layers[number], f"layer {number}"
     if rest == ["bias"]:
-        return f"layer {number}, output {at}"
+        return f"{at_layer}, {_output(layer)} {at}"
     if rest == ["weight"]:
-        return f"layer {number}, input {at // layer.n_pad}, output {at % layer.n_pad}"
+        line, place = divmod(at, layer.n_pad if layer.op is Op.DENSE else layer.n_in)
+        return f"{at_layer}, {_weight(layer, line, place, 0, 1)}"
     panel = int(rest[0].removeprefix("panel"))
-    place = f"layer {number}, panel {panel}"
+    where = f"{at_layer}, panel {panel}"
     if rest[1] in ("start", "split"):
-        return f"{place}, input {at}"
+        return f"{where}, {'input' if layer.op is Op.DENSE else 'block of output channels'} {at}"
     entry, lane = divmod(at, layer.block) if rest[1] == "weight" else (at, 0)
     start, index = (reference.get(f"{head}.{rest[0]}.{part}") for part in ("start", "index"))
     if start is None or index is None:
-        return f"{place}, entry {entry}"
-    source = int(np.searchsorted(start, entry, side="right")) - 1
-    output = (layer.panels[panel].first + int(index[entry])) * layer.block + lane
-    return f"{place}, entry {entry}: input {source}, output {output}"
+        return f"{where}, entry {entry}"
+    line = int(np.searchsorted(start, entry, side="right")) - 1
+    place = layer.panels[panel].first + int(index[entry])
+    return f"{where}, entry {entry}: {_weight(layer, line, place, lane, layer.block)}"
+
+
+def _output(layer: Layer) -> str:
+    return "output" if layer.op is Op.DENSE else "output channel"
+
+
+def _weight(layer: Layer, line: int, place: int, lane: int, block: int) -> str:
+    """Which weight ``lane`` of an entry is (docs/numerics.md, "Sparse layers: panels")."""
+    if layer.op is Op.DENSE:
+        return f"input {line}, output {place * block + lane}"
+    assert layer.window is not None
+    output = line * block + lane
+    channel, position = divmod(place, layer.window.area)
+    if layer.multiplier:
+        channel = output // layer.multiplier
+    row, column = divmod(position, layer.window.kernel_w)
+    return f"output channel {output}, input channel {channel}, kernel row {row}, column {column}"

@@ -312,7 +312,7 @@ class Device:
         _require(state.replay.filled < state.replay.capacity, Status.TOO_MANY)
         _require(number < NO_TASK, Status.OUT_OF_RANGE)
         _require(label < self.model.n_classes, Status.BAD_LABEL)
-        sample = Sample(identity, number, label, self._values(request[8:]))
+        sample = state.sample(identity, number, label, self._values(request[8:]))
         trace = self._forward(sample)
         kept = trace.z if self.model.learning.method is Method.DERPP else None
         state.replay.slots.append(Slot(sample, kept))
@@ -373,13 +373,13 @@ class Device:
 
     def _classified(self, x: bytes) -> bytes:
         """Class and logits of one input."""
-        sample = Sample(0, 0, 0, self._values(x))
+        sample = self.state.sample(0, 0, 0, self._values(x))
         trace = self._forward(sample)
         return bytes([trace.prediction]) + trace.z.astype("<i2").tobytes()
 
     def _forward(self, sample: Sample) -> network.Trace:
         """A forward pass outside training; what saturates there does not count."""
-        return network.forward(self.state.layers, sample.input(), self.model.n_classes, Counters())
+        return self.state.network.forward(sample.input(), Counters())
 
     def _rows(self, data: bytes, count: int, extra: int) -> list[bytes]:
         """Cut ``count`` samples of n_in + ``extra`` bytes."""
@@ -388,7 +388,7 @@ class Device:
         return [data[k * size : (k + 1) * size] for k in range(count)]
 
     def _sample(self, identity: int, label: int, x: bytes) -> Sample:
-        return Sample(identity, self.state.task, label, self._values(x))
+        return self.state.sample(identity, self.state.task, label, self._values(x))
 
     def _values(self, x: bytes) -> np.ndarray[tuple[int], np.dtype[np.integer]]:
         return np.frombuffer(x, dtype=np.int8 if self.model.signed else np.uint8)

@@ -1,60 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What dense and sparse layers share: forward, error, biases, rounding of updates.
+"""Layers as the network sees them, and what all layers with weights have in common.
 
-A layer keeps its weights as a float64 matrix of exact integers, masked weights
-0: every sum of the specification stays below 2^53, so the matrix products are
-exact in whatever order they are added up.
+A layer with weights keeps them as a float64 matrix of exact integers, masked
+weights 0: every sum of the specification stays below 2^53, so the matrix
+products are exact in whatever order they are added up.  Panels (sparse.py) hold
+only where weights are; ``positions`` says which number of the matrix that is.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from generator.artefacts import Layer
+from generator.artefacts import Layer, LearningRate, Panel
 from generator.errors import UserError
-from host_tools.reference.fixed import INT16_MAX, INT16_MIN, Counters, Ints, clamp_bias, clamp_weight, shift
+from host_tools.reference.fixed import Counters, Ints, clamp_bias, clamp_weight, shift
 from host_tools.reference.prng import Prng
+from host_tools.reference.sparse import PanelMask
 
 Matrix = NDArray[np.float64]
 Positions = NDArray[np.intp]
-
-FEW_ROWS = 4
-"""Below one active input in this many pays gathering the rows."""
+Flags = NDArray[np.bool_]
 
 
 class Input:
-    """Input of a layer: ``values`` (n_in,) int64 and the ascending positions of the non-zero ones."""
+    """A tensor of one forward pass: its values, (values,) int64, channel first and without margins."""
 
-    __slots__ = ("active", "values")
+    __slots__ = ("_active", "values")
 
     def __init__(self, values: Ints) -> None:
         self.values = values
-        self.active: Positions = np.flatnonzero(values)
+        self._active: Positions | None = None
+
+    @property
+    def active(self) -> Positions:
+        """Ascending positions of the values that are not 0."""
+        if self._active is None:
+            self._active = np.flatnonzero(self.values)
+        return self._active
+
+    def extended(self, outside: int) -> Ints:
+        """The values and one more, (values + 1,): what reading outside of the tensor gives."""
+        result = np.empty(self.values.size + 1, dtype=np.int64)
+        result[:-1] = self.values
+        result[-1] = outside
+        return result
 
 
-class LayerState(ABC):
-    """One layer while it learns.
+class Node(ABC):
+    """One layer of a network.  ``inputs``: the tensors it reads."""
 
-    ``weight``: (n_in, n_pad) float64 of integers; ``bias``: (n_pad,) int64;
-    ``sums``/``bias_sums``: the batch accumulators ``acc`` and ``bacc``, int64.
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+
+    @abstractmethod
+    def forward(self, inputs: Sequence[Input]) -> tuple[Ints, Any]:
+        """Outputs before the activation, (values,) int64, and whatever the backward pass needs."""
+
+
+class Gradient(Protocol):
+    """Gradient of the weights from one captured step (docs/algorithm.md, "When a mask update is due")."""
+
+    def at(self, positions: Positions) -> Ints:
+        """gD or gM of this step at flat positions of the weight matrix, same shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How the weights of a model change (docs/numerics.md, "Backward"); ``sacc`` counts only in a batch."""
+
+    fg: int
+    sacc: int
+    stochastic: bool
+    batch: int
+
+
+class WeightedLayer(Node):
+    """One layer with weights; without ``rules`` it is frozen.
+
+    ``weight``: float64 of integers, (n_in, n_pad) if dense and (n_pad, n_in) if a convolution;
+    ``bias``: (n_pad,) int64; ``sums``/``bias_sums``: the batch accumulators ``acc`` and ``bacc``,
+    int64; ``panels``: masks, none where every weight exists.
     """
 
-    def __init__(self, layer: Layer, fg: int, sacc: int, *, stochastic: bool, batch: int) -> None:
-        self.layer = layer
-        self.stochastic = stochastic
-        self.sacc = sacc if batch > 1 else 0
+    def __init__(self, layer: Layer, rules: Rules | None, shape: tuple[int, int]) -> None:
+        super().__init__(layer)
+        self.weight: Matrix = np.zeros(shape)
+        self.bias: Ints = layer.bias.astype(np.int64)
+        self.panels: tuple[PanelMask, ...] = ()
+        self._chosen: Positions = np.empty(0, dtype=np.intp)
+        if rules is not None:
+            self._learns(rules)
+        if layer.sparse:
+            masks = tuple(PanelMask.of(panel) for panel in layer.panels)
+            for mask, panel in zip(masks, layer.panels, strict=True):
+                self.weight.reshape(-1)[self.entries(mask)] = panel.weight
+            self.set_panels(masks)
+        else:
+            assert layer.weight is not None, "a layer without masks has a weight matrix"
+            self.weight[tuple(map(slice, layer.weight.shape))] = layer.weight
+
+    def _learns(self, rules: Rules) -> None:
+        """Constants of learning and empty accumulators."""
+        layer = self.layer
+        fg = rules.fg - layer.kg
+        self.stochastic = rules.stochastic
+        self.sacc = rules.sacc if rules.batch > 1 else 0
         self.su = fg + layer.fx - layer.fw
         self.bias_shift = fg - layer.fw - layer.fx
         if not 1 <= self.su - self.sacc <= self.su <= 30:
             raise UserError(f"update shift {self.su} (batch: less {self.sacc}) is not in 1..30: change fw, fx or fg")
-        self.weight: Matrix = np.zeros((layer.n_in, layer.n_pad))
-        self.bias: Ints = layer.bias.astype(np.int64)
-        shape = (layer.n_in, layer.n_pad) if batch > 1 else (0, 0)
-        self.sums: Ints = np.zeros(shape, dtype=np.int64)
+        self.sums: Ints = np.zeros(self.weight.shape if rules.batch > 1 else (0, 0), dtype=np.int64)
         self.bias_sums: Ints = np.zeros(layer.n_pad, dtype=np.int64)
 
     def copy(self) -> Self:
@@ -65,33 +126,35 @@ class LayerState(ABC):
         other.sums = self.sums.copy()
         return other
 
-    def forward(self, x: Input) -> Ints:
-        """v = shift(b + x w, fw + fx - fa): outputs before saturation, (n_pad,) int64."""
-        layer = self.layer
-        if x.active.size * FEW_ROWS < layer.n_in:
-            total = x.values[x.active].astype(np.float64) @ self.weight.take(x.active, axis=0)
-        else:
-            total = x.values.astype(np.float64) @ self.weight
-        return shift(total.astype(np.int64) + self.bias, layer.fw + layer.fx - layer.fa)
+    # ------------------------------------------------------------ forward and backward
 
-    def error(self, x: Input, e: Ints, counters: Counters | None) -> Ints:
-        """Error of the inputs (backward, step 3): (n_in,) int64, 14 fractional bits."""
-        v = shift((self.weight @ e.astype(np.float64)).astype(np.int64), self.layer.fw)
-        v *= x.values > 0
-        inside = np.minimum(np.maximum(v, INT16_MIN), INT16_MAX)
-        if counters is not None:
-            counters.saturated_errors += int(np.count_nonzero(inside != v))
-        return inside
+    @abstractmethod
+    def outputs(self, e: Ints) -> Ints:
+        """The error of the output tensor, (values,), in the shape the functions below take it."""
 
-    def update(self, x: Input, g: Ints, prng: Prng) -> None:
-        """Learn from one sample (backward, steps 4 and 5); ``g``: (n_pad,) int64."""
-        self._update_weights(x, g, prng)
-        self._step_bias(g)
+    @abstractmethod
+    def guarded(self, e: Ints, counters: Counters | None) -> Ints:
+        """The error after the norm guard of this layer, if it has one."""
 
-    def accumulate(self, x: Input, g: Ints) -> None:
+    @abstractmethod
+    def error(self, kept: Any, e: Ints) -> Ints:
+        """What the input's error gets before it is saturated, (values of the input,) int64."""
+
+    def step(self, e: Ints, rate: LearningRate) -> Ints:
+        """g: the error times the learning rate, clamped."""
+        limit = 1 << self.layer.glog
+        g = shift(e * rate.multiplier, rate.shift + self.layer.kg)
+        return np.minimum(np.maximum(g, -limit), limit - 1)
+
+    def update(self, kept: Any, e: Ints, g: Ints, prng: Prng) -> None:
+        """Learn from one sample."""
+        self._update_weights(kept, e, g, prng)
+        self._step_bias(self._bias_gradient(g))
+
+    def accumulate(self, kept: Any, g: Ints) -> None:
         """Add one sample of a batch to the accumulators."""
-        self._accumulate_weights(x, g)
-        self.bias_sums = self.bias_sums + g
+        self._accumulate_weights(kept, g)
+        self.bias_sums = self.bias_sums + self._bias_gradient(g)
 
     def apply(self, prng: Prng) -> None:
         """Learn from the accumulated batch and clear the accumulators."""
@@ -105,21 +168,61 @@ class LayerState(ABC):
         self._step_bias(self.bias_sums)
         self.bias_sums = np.zeros_like(self.bias_sums)
 
-    def integers(self) -> NDArray[np.int16]:
-        """The weight matrix, (n_in, n_pad) int16."""
-        return self.weight.astype(np.int16)
+    @abstractmethod
+    def captured(self, kept: Any, e: Ints) -> Gradient:
+        """The gradient masks are updated by."""
+
+    # ------------------------------------------------------------ weights and masks
 
     @abstractmethod
-    def _update_weights(self, x: Input, g: Ints, prng: Prng) -> None:
-        """Backward, step 4."""
+    def positions(self, lines: Ints, places: Ints) -> Positions:
+        """Where the weights of entries lie in the flat matrix: (...,) -> (..., block)."""
 
     @abstractmethod
-    def _accumulate_weights(self, x: Input, g: Ints) -> None:
-        """acc += shift(g x, sacc) for the entries step 4 would change."""
+    def stored(self) -> NDArray[np.int16]:
+        """All weights in the order of a layer without masks."""
+
+    def entries(self, panel: PanelMask) -> Positions:
+        """Where the weights of a panel lie in the flat matrix, (entries, block)."""
+        return self.positions(panel.lines, panel.constants.first + panel.index)
+
+    def places(self, constants: Panel) -> Positions:
+        """The same of every place of a panel, (lines, places, block)."""
+        places = constants.first + np.arange(constants.places)
+        return self.positions(np.arange(constants.split.size)[:, None], places)
+
+    def panel_weights(self, number: int) -> NDArray[np.int16]:
+        """Weights of a panel in storage order, (entries, block) int16."""
+        return self.weight.reshape(-1).take(self.entries(self.panels[number])).astype(np.int16)
+
+    def clear_removed(self, before: PanelMask, after: PanelMask) -> None:
+        """Set the weights (and accumulators) of the entries pruned from a panel to 0."""
+        lines, index = np.nonzero(before.used() & ~after.used())
+        gone = self.positions(lines, before.constants.first + index)
+        self.weight.reshape(-1)[gone] = 0
+        if self.sums.size:
+            self.sums.reshape(-1)[gone] = 0
+
+    def set_panels(self, panels: tuple[PanelMask, ...]) -> None:
+        """Take over new masks; the weights of pruned entries have been cleared before."""
+        self.panels = panels
+        self._chosen = np.concatenate([self.entries(p)[p.chosen].reshape(-1) for p in panels]).astype(np.intp)
 
     @abstractmethod
+    def _update_weights(self, kept: Any, e: Ints, g: Ints, prng: Prng) -> None:
+        """Backward, the step that draws."""
+
+    @abstractmethod
+    def _accumulate_weights(self, kept: Any, g: Ints) -> None:
+        """acc += shift(..., sacc) for the entries an update would change."""
+
+    @abstractmethod
+    def _bias_gradient(self, g: Ints) -> Ints:
+        """What the biases step by, (n_pad,)."""
+
     def _applied(self) -> Positions | None:
-        """Flat positions in ``weight`` a batch may change, in storage order; None: all."""
+        """Flat positions a batch may change, in storage order; None: all."""
+        return self._chosen if self.layer.sparse else None
 
     def _step_bias(self, g: Ints) -> None:
         self.bias = clamp_bias(self.bias - shift(g, self.bias_shift), self.layer.blog)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dynamic masks: schedule, captured gradient factors, scores, mask update (docs/algorithm.md)."""
+"""Dynamic masks: schedule, captured gradients, scores, mask update (docs/algorithm.md)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from generator.artefacts import Growth, Layer, Learning
+from generator.artefacts import Growth, Layer, Learning, Op
 from host_tools.reference import network
-from host_tools.reference.fixed import Ints, shift
-from host_tools.reference.sparse import (
-    PanelMask,
-    SparseLayer,
-    all_selected,
-    grown_best,
-    grown_random,
-    pruned,
-    selected,
-)
+from host_tools.reference.fixed import Ints
+from host_tools.reference.layer import Gradient, Positions, WeightedLayer
+from host_tools.reference.network import Gradients
+from host_tools.reference.sparse import PanelMask, all_selected, grown_best, grown_random, pruned, selected
 
 if TYPE_CHECKING:
     from host_tools.reference.state import State
-
-Factors = tuple[tuple[Ints, Ints], ...]
-"""Per layer: input (n_in,) and output error (n_pad,) of one captured pass, int64."""
 
 SCORE_MAX = 65535
 GRADIENT_MAX = 1 << 20
@@ -35,17 +26,17 @@ GRADIENT_MAX = 1 << 20
 
 @dataclass(slots=True)
 class Captured:
-    """Captured factors: ``current`` is D, ``replay`` is M of the specification."""
+    """Captured steps: ``current`` is D, ``replay`` is M of the specification."""
 
-    current: list[Factors] = field(default_factory=list)
-    replay: list[Factors] = field(default_factory=list)
+    current: list[Gradients] = field(default_factory=list)
+    replay: list[Gradients] = field(default_factory=list)
 
     def copy(self) -> Captured:
         """Return an independent copy."""
         return Captured(list(self.current), list(self.replay))
 
     def clear(self) -> None:
-        """Forget all factors."""
+        """Forget all steps."""
         self.current = []
         self.replay = []
 
@@ -79,46 +70,42 @@ def in_window(state: State) -> bool:
     return due is not None and due - state.model.learning.capture <= state.pos
 
 
-def capture(state: State, into: list[Factors], trace: network.Trace, e: Ints) -> None:
-    """Keep the inputs and errors of one pass; ``e``: error of the last layer."""
-    if len(into) >= state.model.learning.capture:
-        return
-    outputs = network.errors(state.layers, trace, e)
-    into.append(tuple((x.values, error) for x, error in zip(trace.inputs, outputs, strict=True)))
+def capture(state: State, into: list[Gradients], trace: network.Trace, e: Ints) -> None:
+    """Keep the gradients of one pass; ``e``: error of the last layer."""
+    if len(into) < state.model.learning.capture:
+        into.append(state.network.gradients(trace, e))
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of one layer's weights from the captured factors."""
+    """Scores of one layer's weights from the captured steps; positions are flat in its weight matrix."""
 
     learning: Learning
     layer: Layer
-    current: tuple[tuple[Ints, Ints], ...]
-    replay: tuple[tuple[Ints, Ints], ...]
+    current: tuple[Gradient, ...]
+    replay: tuple[Gradient, ...]
 
     @classmethod
     def of(cls, state: State, number: int) -> Scores:
-        """The factors of layer ``number``."""
+        """Those of layer ``number``."""
         captured = state.captured
         return cls(
             state.model.learning,
             state.model.layers[number],
-            tuple(f[number] for f in captured.current),
-            tuple(f[number] for f in captured.replay),
+            tuple(g for step in captured.current if (g := step[number]) is not None),
+            tuple(g for step in captured.replay if (g := step[number]) is not None),
         )
 
-    def importance(self, weight: Ints, inputs: Ints, outputs: Ints) -> Ints:
-        """cwi of blocks: ``weight``, ``outputs`` (..., block), ``inputs`` (..., 1); result (...,)."""
+    def importance(self, weight: Ints, positions: Positions) -> Ints:
+        """cwi of entries: ``weight``, ``positions`` (..., block); result (...,)."""
         learning = self.learning
-        d = self._unit(_gradient(self.current, inputs, outputs))
-        m = self._unit(_gradient(self.replay, inputs, outputs))
+        d, m = (self._unit(_total(steps, positions)) for steps in (self.current, self.replay))
         return self._entry(np.abs(weight) + ((learning.alpha_q8 * d + learning.beta_q8 * m) >> 8))
 
-    def gradient(self, inputs: Ints, outputs: Ints) -> Ints:
-        """cgi of blocks: ``outputs`` (..., block), ``inputs`` (..., 1); result (...,)."""
+    def gradient(self, positions: Positions) -> Ints:
+        """cgi of entries: ``positions`` (..., block); result (...,)."""
         learning = self.learning
-        d = np.minimum(np.abs(_gradient(self.current, inputs, outputs)), GRADIENT_MAX)
-        m = np.minimum(np.abs(_gradient(self.replay, inputs, outputs)), GRADIENT_MAX)
+        d, m = (np.minimum(np.abs(_total(s, positions)), GRADIENT_MAX) for s in (self.current, self.replay))
         return self._entry((learning.alpha_q8 * d + learning.beta_q8 * m) >> 8)
 
     def _unit(self, v: Ints) -> Ints:
@@ -134,56 +121,57 @@ class Scores:
         return np.minimum(mean, SCORE_MAX)
 
 
-def _gradient(factors: tuple[tuple[Ints, Ints], ...], inputs: Ints, outputs: Ints) -> Ints:
-    """Sum of shift(x[i] e[o], 8) over the factors, broadcast."""
-    total: Ints = np.zeros(np.broadcast_shapes(inputs.shape, outputs.shape), dtype=np.int64)
-    for x, e in factors:
-        total += shift(x[inputs] * e[outputs], 8)
+def _total(steps: tuple[Gradient, ...], positions: Positions) -> Ints:
+    """gD or gM."""
+    total: Ints = np.zeros(positions.shape, dtype=np.int64)
+    for step in steps:
+        total += step.at(positions)
     return total
 
 
 def update(state: State) -> None:
     """Mask update of every sparse layer and panel in order."""
-    for number, layer in enumerate(state.layers):
-        if isinstance(layer, SparseLayer):
+    for number, layer in state.network.weighted:
+        if layer.layer.sparse:
             scores = Scores.of(state, number)
             layer.set_panels(tuple(_updated(state, layer, panel, scores) for panel in layer.panels))
     state.grown = False
     state.captured.clear()
 
 
-def _updated(state: State, layer: SparseLayer, panel: PanelMask, scores: Scores) -> PanelMask:
-    learning, constants, block = state.model.learning, panel.constants, layer.layer.block
+def _updated(state: State, layer: WeightedLayer, panel: PanelMask, scores: Scores) -> PanelMask:
+    learning, constants = state.model.learning, panel.constants
+    kept = panel
     if learning.tdm:
-        inputs, outputs = panel.inputs[:, None], panel.outputs(block)
-        weight = layer.weight[inputs, outputs].astype(np.int64)
-        importance = scores.importance(weight, inputs, outputs)
+        positions = layer.entries(panel)
+        importance = scores.importance(layer.weight.reshape(-1).take(positions).astype(np.int64), positions)
         kept = pruned(panel, importance, constants.swap + panel.entries - constants.nnz)
         layer.clear_removed(panel, kept)
         panel = _grown(state, layer, kept, scores)
-    if learning.dgm:
-        return selected(panel, scores.gradient(panel.inputs[:, None], panel.outputs(block)), constants.grad)
-    return all_selected(panel)
+    if not learning.dgm:
+        return all_selected(panel)
+    score = scores.gradient(layer.entries(panel))
+    if layer.layer.op is Op.CONV and learning.growth is Growth.RANDOM:
+        # Gradient sums are kept only of weights that exist: those of a new one are 0.
+        score = score * kept.used()[panel.lines, panel.index]
+    return selected(panel, score, constants.grad)
 
 
-def _grown(state: State, layer: SparseLayer, panel: PanelMask, scores: Scores) -> PanelMask:
+def _grown(state: State, layer: WeightedLayer, panel: PanelMask, scores: Scores) -> PanelMask:
     """Grow SWAP entries as the configuration says."""
-    constants, n_in, block = panel.constants, layer.layer.n_in, layer.layer.block
+    constants = panel.constants
     if constants.swap == 0:
         return panel
     if state.model.learning.growth is Growth.RANDOM:
-        return grown_random(panel, constants.swap, n_in, state.prng)
-    columns = np.arange(constants.first * block, (constants.first + constants.blocks) * block)
-    places = scores.gradient(np.arange(n_in)[:, None, None], columns.reshape(1, -1, block))
-    return grown_best(panel, constants.swap, places)
+        return grown_random(panel, constants.swap, state.prng)
+    return grown_best(panel, constants.swap, scores.gradient(layer.places(constants)))
 
 
 def grow_between_tasks(state: State) -> None:
     """Inter-task growth at task begin; not while an earlier growth has not been shrunk back."""
     if not state.model.learning.tdm or state.task == 0 or state.grown:
         return
-    for layer in state.layers:
-        if isinstance(layer, SparseLayer) and any(p.constants.grow_inter for p in layer.panels):
-            n_in = layer.layer.n_in
-            layer.set_panels(tuple(grown_random(p, p.constants.grow_inter, n_in, state.prng) for p in layer.panels))
+    for _, layer in state.network.weighted:
+        if any(p.constants.grow_inter for p in layer.panels):
+            layer.set_panels(tuple(grown_random(p, p.constants.grow_inter, state.prng) for p in layer.panels))
             state.grown = True

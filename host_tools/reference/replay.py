@@ -19,20 +19,25 @@ from host_tools.reference.prng import MASK, Prng
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample record.  ``x``: (n_in,) uint8 or int8; ``crc``: checksum of the record."""
+    """A sample record.
+
+    ``stored``: what the record holds, the sample or its latent; ``x``: the input of the layers
+    that learn; both 8 bit.  ``crc``: checksum of the record.
+    """
 
     id: int
     task: int
     label: int
+    stored: NDArray[np.integer]
     x: NDArray[np.integer]
     crc: int = field(init=False)
 
     def __post_init__(self) -> None:
         head = struct.pack("<HBB", self.id, self.task, self.label)
-        object.__setattr__(self, "crc", zlib.crc32(head + self.x.tobytes()))
+        object.__setattr__(self, "crc", zlib.crc32(head + self.stored.tobytes()))
 
     def input(self) -> Ints:
-        """The input as int64, (n_in,)."""
+        """The input of the layers that learn as int64."""
         return self.x.astype(np.int64)
 
 

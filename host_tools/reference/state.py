@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from generator.artefacts import Model, SingleHead, position_bytes, regions
-from host_tools.reference import network
-from host_tools.reference.dense import DenseLayer
+from host_tools.reference import network as networks
 from host_tools.reference.fixed import Counters, Ints
-from host_tools.reference.layer import LayerState
+from host_tools.reference.layer import Node
 from host_tools.reference.mask import Captured
 from host_tools.reference.prng import MASK, Prng
 from host_tools.reference.replay import Replay, Sample
-from host_tools.reference.sparse import SparseLayer
 from host_tools.reference.task import NO_TASK, RESIDENT, Phase, Table
 
 SCALARS = struct.Struct("<IIIIBBBBHHHHHHBBBBIII")
@@ -35,7 +33,10 @@ class State:
 
     model: Model
     prng: Prng
-    layers: list[LayerState]
+    network: networks.Network
+    """The layers that learn."""
+    prefix: networks.Prefix | None
+    """The frozen ones, if there are any."""
     class_task: NDArray[np.uint8]
     replay: Replay
     step: int = 0
@@ -65,7 +66,8 @@ class State:
         return cls(
             model=model,
             prng=Prng(model.learning.seed),
-            layers=network.build(model),
+            network=networks.learning_network(model),
+            prefix=networks.Prefix(model) if model.latent else None,
             class_task=np.full(model.n_classes, NO_TASK, dtype=np.uint8),
             replay=Replay(model.learning.capacity),
         )
@@ -75,7 +77,7 @@ class State:
         return replace(
             self,
             prng=Prng(self.prng.state),
-            layers=[layer.copy() for layer in self.layers],
+            network=self.network.copy(),
             class_task=self.class_task.copy(),
             replay=self.replay.copy(),
             counters=self.counters.copy(),
@@ -84,6 +86,11 @@ class State:
             samples=list(self.samples),
             removed={task: list(ids) for task, ids in self.removed.items()},
         )
+
+    @property
+    def layers(self) -> tuple[Node, ...]:
+        """The layers that learn."""
+        return self.network.layers
 
     @property
     def n(self) -> int:
@@ -95,6 +102,13 @@ class State:
         """Whether mask updates take place at all."""
         learning = self.model.learning
         return (learning.tdm or learning.dgm) and any(layer.sparse for layer in self.model.layers)
+
+    def sample(self, identity: int, task: int, label: int, x: NDArray[np.integer]) -> Sample:
+        """The record of a sample that arrives, (n_in,) 8 bit: with its latent, if there is a prefix."""
+        if self.prefix is None:
+            return Sample(identity, task, label, x, x)
+        latent = self.prefix.latent(x)
+        return Sample(identity, task, label, latent if self.model.latent_stored else x, latent)
 
     def classes(self, *heads: SingleHead) -> Ints:
         """The task's own classes if SINGLE_HEAD is one of ``heads``, else all."""
@@ -157,14 +171,12 @@ def _replay(state: State) -> bytes:
 
 def _layers(state: State) -> Iterator[bytes]:
     position = f"<u{position_bytes(state.model)}"
-    for layer in state.layers:
-        if isinstance(layer, SparseLayer):
-            for number, panel in enumerate(layer.panels):
-                yield panel.start(layer.layer.n_in).astype(position).tobytes()
-                yield panel.split(layer.layer.n_in).astype(position).tobytes()
-                yield panel.index.astype("<u1").tobytes()
-                yield layer.panel_weights(number).astype("<i2").tobytes()
-        else:
-            assert isinstance(layer, DenseLayer)
-            yield layer.integers().astype("<i2").tobytes()
+    for _, layer in state.network.weighted:
+        for number, panel in enumerate(layer.panels):
+            yield panel.start().astype(position).tobytes()
+            yield panel.split().astype(position).tobytes()
+            yield panel.index.astype("<u1").tobytes()
+            yield layer.panel_weights(number).astype("<i2").tobytes()
+        if not layer.layer.sparse:
+            yield layer.stored().astype("<i2").tobytes()
         yield layer.bias.astype("<i4").tobytes()

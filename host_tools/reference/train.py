@@ -50,8 +50,7 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
     state.step = (state.step + 1) & MASK
     due = mask.is_due(state)
     if learning.batch > 1 and (state.pos % learning.batch == 0 or state.pos == state.n or due):  # 10
-        for layer in state.layers:
-            layer.apply(state.prng)
+        state.network.apply(state.prng)
     if due:  # 11
         mask.update(state)
     if state.pos == state.n:  # 12
@@ -62,7 +61,7 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
 def forward(state: State, sample: Sample) -> network.Trace:
     """A forward pass in training."""
     state.passes += 1
-    return network.forward(state.layers, sample.input(), state.model.n_classes, state.counters)
+    return state.network.forward(sample.input(), state.counters)
 
 
 def _replay(state: State) -> list[Ints]:
@@ -74,7 +73,7 @@ def _replay(state: State) -> list[Ints]:
         trace = forward(state, slot.sample)
         assert slot.logits is not None, "DER++ keeps logits"
         last = state.model.layers[-1]
-        e = loss.squared_error(trace.z, slot.logits, last.fa, last.n_pad)
+        e = loss.squared_error(trace.z, slot.logits, last.fa, last.out.values)
         _backward(state, trace, e, state.model.distil)
         passes.append(trace.z)
     if learning.beta > 0:
@@ -91,14 +90,14 @@ def _replay(state: State) -> list[Ints]:
 def _cross_entropy(state: State, trace: network.Trace, sample: Sample, *heads: SingleHead) -> tuple[Ints, int]:
     """Error and loss; over the task's own classes if SINGLE_HEAD is one of ``heads``, else over all."""
     last = state.model.layers[-1]
-    return loss.cross_entropy(trace.z, state.classes(*heads), sample.label, last.fa, last.n_pad)
+    return loss.cross_entropy(trace.z, state.classes(*heads), sample.label, last.fa, last.out.values)
 
 
 def _backward(state: State, trace: network.Trace, e: Ints, rate: LearningRate) -> None:
     batch, shares = state.model.learning.batch, state.model.learning.lr_q8
     if shares:
         rate = LearningRate((rate.multiplier * shares[state.epoch]) >> 8, rate.shift)
-    network.backward(state.layers, trace, e, rate, state.prng, state.counters, batch)
+    state.network.backward(trace, e, rate, state.prng, state.counters, batch=batch > 1)
 
 
 def _score(state: State, wrong: bool, cost: int) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from generator.artefacts import Growth, Layer, LearningRate, Method, Model, SingleHead
+from generator.artefacts import Activation, Growth, Layer, LearningRate, Method, Model, Op, SingleHead, Tensor
 
 EXP2 = [round(32768 * 2 ** (-f / 256)) for f in range(256)]
 LOG2 = [round(256 * math.log2(1 + f / 256)) for f in range(256)]
@@ -35,20 +36,32 @@ def sat16(v: int) -> int:
     return clamp(v, -32768, 32767)
 
 
+def int32(v: int) -> int:
+    """What the board keeps in 32 bits."""
+    assert -(2**31) <= v < 2**31, "a 32-bit sum overflows"
+    return v
+
+
 @dataclass
 class Entry:
-    """An entry of a panel; acc for batches."""
+    """An entry of a panel; acc for batches; gradient: GD and GM of each weight (convolutions)."""
 
-    input: int
+    line: int
     index: int
     chosen: bool
     weight: list[int]
     acc: list[int]
+    gradient: list[list[int]]
+
+    @classmethod
+    def new(cls, line: int, index: int, chosen: bool, weight: list[int]) -> Entry:
+        """Nothing accumulated."""
+        return cls(line, index, chosen, weight, [0] * len(weight), [[0, 0] for _ in weight])
 
 
 @dataclass
 class Net:
-    """One layer: panels of entries (a dense layer is one panel of every output, block 1)."""
+    """One layer: panels of entries (one panel of every weight, block 1, where there are no masks)."""
 
     layer: Layer
     panels: list[list[Entry]]
@@ -56,6 +69,73 @@ class Net:
     block: int
     bias: list[int]
     bacc: list[int]
+    everywhere: dict[tuple[int, int], list[int]]
+    """GD and GM by (i, o) of weights that exist or not (convolutions, growth by gradient)."""
+
+    @classmethod
+    def of(cls, layer: Layer) -> Net:
+        """Unpack a layer."""
+        panels: list[list[Entry]] = []
+        first, block = [0], 1
+        if layer.sparse:
+            first, block = [p.first for p in layer.panels], layer.block
+            for p in layer.panels:
+                panels.append([])
+                for line in range(len(p.split)):
+                    for k in range(int(p.start[line]), int(p.start[line + 1])):
+                        w = [int(v) for v in p.weight[k]]
+                        panels[-1].append(Entry.new(line, int(p.index[k]), k < int(p.split[line]), w))
+        elif layer.weight is not None:
+            lines, places = layer.weight.shape
+            grid = [(line, q) for line in range(lines) for q in range(places)]
+            panels = [[Entry.new(line, q, True, [int(layer.weight[line, q])]) for line, q in grid]]
+        return cls(layer, panels, first, block, [int(b) for b in layer.bias], [0] * layer.n_pad, {})
+
+    def io(self, p: int, line: int, index: int, j: int) -> tuple[int, int]:
+        """Input (kernel position) and output (channel) of a weight."""
+        place = self.first[p] + index
+        if self.layer.op is Op.DENSE:
+            return line, place * self.block + j
+        return place, line * self.block + j
+
+    def weights(self) -> Iterator[tuple[Entry, int, int, int]]:
+        """Entry, j, i, o of every weight, in storage order."""
+        for p, panel in enumerate(self.panels):
+            for e in panel:
+                for j in range(self.block):
+                    yield (e, j, *self.io(p, e.line, e.index, j))
+
+
+@dataclass
+class Pass:
+    """A forward pass: all tensors, what they are like, and where ReLU6 clipped."""
+
+    nets: list[Net]
+    tensors: list[list[int]]
+    shapes: list[Tensor]
+    six: list[list[bool]]
+
+    def under(self, net: Net, i: int, o: int, y: int, x: int) -> int | None:
+        """Number of the input i @ (y, x) of a convolution in its tensor; None outside."""
+        w, shape = net.layer.window, self.shapes[net.layer.inputs[0]]
+        assert w is not None
+        channel, rest = divmod(i, w.kernel_h * w.kernel_w)
+        if net.layer.multiplier:
+            channel = o // net.layer.multiplier
+        row = y * w.stride_h + rest // w.kernel_w - w.top
+        column = x * w.stride_w + rest % w.kernel_w - w.left
+        if 0 <= row < shape.height and 0 <= column < shape.width:
+            return (channel * shape.height + row) * shape.width + column
+        return None
+
+    def window(self, net: Net, c: int, y: int, x: int) -> list[int]:
+        """Numbers of the inputs under a pooling window."""
+        assert net.layer.window is not None
+        n = net.layer.window.kernel_h * net.layer.window.kernel_w
+        shape = self.shapes[net.layer.inputs[0]]
+        plane = c * shape.height * shape.width
+        found = [self.under(net, i, 0, y, x) for i in range(n)]
+        return [plane + at for at in found if at is not None]
 
 
 @dataclass
@@ -65,6 +145,12 @@ class Sample:
     id: int
     label: int
     x: list[int]
+
+
+def channel_first(x: list[int], shape: Tensor) -> list[int]:
+    """From (row, column, channel)."""
+    n, c = shape.height * shape.width, shape.channels
+    return [x[at * c + k] for k in range(c) for at in range(n)]
 
 
 @dataclass
@@ -86,38 +172,26 @@ class Scalar:
     saturated_activations: int = 0
     saturated_errors: int = 0
     guard_shifts: int = 0
+    captured_d: int = 0
+    captured_m: int = 0
     class_task: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     scores: list[int] = field(default_factory=list)
     slots: list[tuple[Sample, list[int]]] = field(default_factory=list)
-    captured_d: list[list[tuple[list[int], list[int]]]] = field(default_factory=list)
-    captured_m: list[list[tuple[list[int], list[int]]]] = field(default_factory=list)
+    tasks: list[int] = field(default_factory=list)
+    """Of the slots."""
+    factors: list[tuple[int, int, list[int], list[int]]] = field(default_factory=list)
+    """Captured of dense layers: layer, 0 for D and 1 for M, input, error."""
     nets: list[Net] = field(default_factory=list)
+    frozen: list[Net] = field(default_factory=list)
     counting: bool = True
 
     def __post_init__(self) -> None:
         self.prng = self.model.learning.seed
         self.class_task = [255] * self.model.n_classes
-        self.nets = [self.net(layer) for layer in self.model.layers]
-
-    def net(self, layer: Layer) -> Net:
-        """Unpack a layer."""
-        panels: list[list[Entry]] = []
-        if layer.sparse:
-            for p in layer.panels:
-                entries = []
-                for i in range(layer.n_in):
-                    for k in range(int(p.start[i]), int(p.start[i + 1])):
-                        w = [int(v) for v in p.weight[k]]
-                        entries.append(Entry(i, int(p.index[k]), k < int(p.split[i]), w, [0] * layer.block))
-                panels.append(entries)
-            first, block = [p.first for p in layer.panels], layer.block
-        else:
-            assert layer.weight is not None
-            grid = [(i, o) for i in range(layer.n_in) for o in range(layer.n_pad)]
-            panels = [[Entry(i, o, True, [int(layer.weight[i, o])], [0]) for i, o in grid]]
-            first, block = [0], 1
-        return Net(layer, panels, first, block, [int(b) for b in layer.bias], [0] * layer.n_pad)
+        self.nets = [Net.of(layer) for layer in self.model.layers]
+        self.frozen = [Net.of(layer) for layer in self.model.prefix]
+        self.latents: dict[tuple[int, ...], list[int]] = {}
 
     def next(self) -> int:
         """Random number."""
@@ -136,28 +210,97 @@ class Scalar:
                 self.guard_shifts += 1
         return v
 
-    def forward(self, x: list[int]) -> tuple[list[list[int]], list[int]]:
-        """Inputs of all layers, and the logits."""
-        inputs = [x]
-        for number, net in enumerate(self.nets):
+    def latent(self, x: list[int]) -> list[int]:
+        """The input of the layers that learn."""
+        fine = self.model.latent
+        if fine is None:
+            return x
+        if tuple(x) not in self.latents:
+            self.counting = False
+            out = self.run(self.frozen, x, self.model.sample, True).tensors[-1]
+            self.counting = True
+            low, high = (-128, 127) if self.model.latent_signed else (0, 255)
+            fa = self.model.prefix[-1].out.fraction
+            self.latents[tuple(x)] = [clamp(shift(v, fa - fine.fraction), low, high) for v in out]
+        return self.latents[tuple(x)]
+
+    def forward(self, x: list[int]) -> tuple[Pass, list[int]]:
+        """The pass, and the logits."""
+        done = self.run(self.nets, self.latent(x), self.model.input, self.model.latent is None)
+        return done, done.tensors[-1][: self.model.n_classes]
+
+    def run(self, nets: list[Net], x: list[int], shape: Tensor, turned: bool) -> Pass:
+        """All layers of a network; turned: x lies (row, column, channel)."""
+        done = Pass(nets, [x], [shape], [])
+        for net in nets:
             c = net.layer
-            acc = list(net.bias)
-            for p, panel in enumerate(net.panels):
-                for e in panel:
-                    for j in range(net.block):
-                        o = (net.first[p] + e.index) * net.block + j
-                        acc[o] += e.weight[j] * inputs[-1][e.input]
-            out = []
-            for a in acc:
-                v = shift(a, c.fw + c.fx - c.fa)
-                if v > 32767 or (v < -32768 and not c.relu):
-                    self.saturated_activations += 1
-                out.append(max(sat16(v), 0) if c.relu else sat16(v))
-            if number == len(self.nets) - 1:
-                return inputs, out[: self.model.n_classes]
-            following = self.nets[number + 1].layer
-            inputs.append(self.guard(out, following.l1_in)[: following.n_in])
-        raise AssertionError
+            inputs = [done.tensors[t] for t in c.inputs]
+            if c.op is Op.DENSE:
+                values = self.dense_sums(net, inputs[0])
+            elif c.op is Op.CONV:
+                values = self.conv_sums(done, net, inputs[0])
+            elif c.op is Op.ADD:
+                parts = [done.shapes[t].fraction - c.out.fraction for t in c.inputs]
+                values = [sum(shift(v, s) for v, s in zip(vs, parts, strict=True)) for vs in zip(*inputs, strict=True)]
+            elif c.op is Op.PAD:
+                values = channel_first(x, shape) if c.inputs == (0,) and turned else inputs[0]
+            else:
+                values = []
+                for k, y, u in self.outputs(c):
+                    under = [inputs[0][at] for at in done.window(net, k, y, u)]
+                    n = len(under)
+                    values.append(max(under) if c.op is Op.MAX_POOL else math.floor((2 * sum(under) + n) / (2 * n)))
+            out = [self.activate(c, v) for v in values]
+            done.six.append([c.activation is Activation.RELU6 and a == 6 * 2**c.out.fraction for a in out])
+            done.tensors.append(self.guard(out, c.guard))
+            done.shapes.append(c.out)
+        return done
+
+    @staticmethod
+    def outputs(c: Layer) -> list[tuple[int, int, int]]:
+        """Channel, row, column of every output, in order."""
+        t = c.out
+        return [(k, y, x) for k in range(t.channels) for y in range(t.height) for x in range(t.width)]
+
+    def activate(self, c: Layer, v: int) -> int:
+        """The activation, and its counter."""
+        top = 2**c.out.bits
+        if c.activation is Activation.RELU6:
+            assert 6 * 2**c.out.fraction < top
+            return clamp(v, 0, 6 * 2**c.out.fraction)
+        relu = c.activation is Activation.RELU
+        if self.counting and (v > top - 1 or (v < -top and not relu)):
+            self.saturated_activations += 1
+        return clamp(v, 0 if relu else -top, top - 1)
+
+    def dense_sums(self, net: Net, x: list[int]) -> list[int]:
+        """Outputs of a dense layer before the activation."""
+        c = net.layer
+        acc, most = list(net.bias), [abs(b) for b in net.bias]
+        for e, j, i, o in net.weights():
+            acc[o] += e.weight[j] * x[i]
+            most[o] += abs(e.weight[j] * x[i])
+        s = c.fw + c.fx - c.out.fraction
+        for m in most:
+            int32(m + (2 ** (s - 1) if s > 0 else 0))
+        assert not any(acc[c.n_out :])
+        return [shift(a, s) for a in acc[: c.n_out]]
+
+    def conv_sums(self, done: Pass, net: Net, x: list[int]) -> list[int]:
+        """Outputs of a convolution before the activation."""
+        c = net.layer
+        acc = {(o, y, u): [net.bias[o], abs(net.bias[o])] for o, y, u in self.outputs(c)}
+        for e, j, i, o in net.weights():
+            for y in range(c.out.height if o < c.n_out else 0):
+                for u in range(c.out.width):
+                    at = done.under(net, i, o, y, u)
+                    product = e.weight[j] * x[at] if at is not None else 0
+                    acc[o, y, u][0] += product
+                    acc[o, y, u][1] += abs(product)
+        s = c.fw + c.fx - c.out.fraction
+        for _, m in acc.values():
+            int32(m + (2 ** (s - 1) if s > 0 else 0))
+        return [shift(acc[at][0], s) for at in self.outputs(c)]
 
     def cross_entropy(self, z: list[int], classes: list[int], y: int) -> tuple[list[int], int]:
         """Error of the outputs, and loss."""
@@ -166,7 +309,7 @@ class Scalar:
         t = {c: ((m - z[c]) * 23637 + 2 ** (last.fa + 5)) >> (last.fa + 6) for c in classes}
         ex = {c: 0 if t[c] >> 8 > 15 else EXP2[t[c] & 255] >> (t[c] >> 8) for c in classes}
         total = sum(ex.values())
-        e = [0] * last.n_pad
+        e = [0] * last.n_out
         for c in classes:
             e[c] = ((ex[c] << 14) + total // 2) // total - (16384 if c == y else 0)
         k = 0
@@ -179,70 +322,204 @@ class Scalar:
         """Error of the outputs."""
         last = self.model.layers[-1]
         mq = round(2 / len(z) * 2**15)
-        e = [sat16(shift(clamp(a - b, -32767, 32767) * mq, last.fa + 1)) for a, b in zip(z, stored, strict=True)]
-        return e + [0] * (last.n_pad - len(e))
+        return [sat16(shift(clamp(a - b, -32767, 32767) * mq, last.fa + 1)) for a, b in zip(z, stored, strict=True)]
 
-    def below_error(self, number: int, x: list[int], e: list[int]) -> list[int]:
-        """Error of the layer before."""
-        net = self.nets[number]
-        total = [0] * len(x)
-        for p, panel in enumerate(net.panels):
-            for entry in panel:
-                for j in range(net.block):
-                    o = (net.first[p] + entry.index) * net.block + j
-                    total[entry.input] += entry.weight[j] * e[o]
-        out = []
-        for i in range(len(x)):
-            v = shift(total[i], net.layer.fw) if x[i] > 0 else 0
-            if v != sat16(v) and self.counting:
+    def has_error(self, t: int) -> bool:
+        """Whether a layer with weights lies before tensor t."""
+        if t == 0:
+            return False
+        layer = self.nets[t - 1].layer
+        return layer.op in (Op.DENSE, Op.CONV) or any(self.has_error(s) for s in layer.inputs)
+
+    def visit(self, done: Pass, e: list[int], use: Callable[[int, Pass, list[int]], None]) -> None:
+        """All layers from the last to the first; use(number, pass, error) for those with weights."""
+        errors: list[list[int] | None] = [None] * len(self.nets) + [e]
+        for number in range(len(self.nets) - 1, -1, -1):
+            net, c = self.nets[number], self.nets[number].layer
+            if not self.has_error(number + 1):
+                continue
+            out = errors[number + 1]
+            assert out is not None
+            out = [0 if six else v for v, six in zip(out, done.six[number], strict=True)]
+            if c.op is Op.DENSE:
+                out += [0] * (c.n_pad - len(out))
+                if self.has_error(c.inputs[0]):
+                    out = self.guard(out, c.l1_err)
+                    self.contribute(done, errors, c.inputs[0], self.dense_shares(net, done, out))
+                use(number, done, out)
+            elif c.op is Op.CONV:
+                if self.has_error(c.inputs[0]):
+                    self.contribute(done, errors, c.inputs[0], self.conv_shares(net, done, out))
+                use(number, done, out)
+            elif c.op in (Op.ADD, Op.PAD):
+                for t in c.inputs:
+                    if self.has_error(t):
+                        self.contribute(done, errors, t, out)
+            elif self.has_error(c.inputs[0]):
+                self.pool_back(done, net, errors, out)
+
+    def contribute(self, done: Pass, errors: list[list[int] | None], t: int, shares: list[int]) -> None:
+        """One contribution to every value of tensor t."""
+        if done.shapes[t].rectified:
+            shares = [0 if v == 0 else c for v, c in zip(done.tensors[t], shares, strict=True)]
+        before = errors[t]
+        if before is None:
+            errors[t] = list(shares)
+        else:
+            errors[t] = [sat16(a + c) for a, c in zip(before, shares, strict=True)]
+
+    def pool_back(self, done: Pass, net: Net, errors: list[list[int] | None], e: list[int]) -> None:
+        """Contributions of a pooling layer, one value at a time."""
+        c, t = net.layer, net.layer.inputs[0]
+        x = done.tensors[t]
+        into = errors[t] or [0] * len(x)
+        errors[t] = into
+        for value, (k, y, u) in zip(e, self.outputs(c), strict=True):
+            under = done.window(net, k, y, u)
+            if c.op is Op.MAX_POOL:
+                under = [min(under, key=lambda at: (-x[at], at))]
+                share = value
+            else:
+                n = len(under)
+                share = math.floor((2 * value + n) / (2 * n))
+            for at in under:
+                if not (done.shapes[t].rectified and x[at] == 0):
+                    into[at] = sat16(into[at] + share)
+
+    def dense_shares(self, net: Net, done: Pass, e: list[int]) -> list[int]:
+        """What a dense layer contributes to its input."""
+        x = done.tensors[net.layer.inputs[0]]
+        total, most = [0] * len(x), [0] * len(x)
+        for entry, j, i, o in net.weights():
+            total[i] += entry.weight[j] * e[o]
+            most[i] += abs(entry.weight[j] * e[o])
+        for m in most:
+            int32(m + 2**net.layer.fw // 2)
+        return self.saturated(net, done, [shift(v, net.layer.fw) for v in total])
+
+    def conv_shares(self, net: Net, done: Pass, e: list[int]) -> list[int]:
+        """What a convolution contributes to its input."""
+        c = net.layer
+        x = done.tensors[c.inputs[0]]
+        total, most = [0] * len(x), [0] * len(x)
+        small = [clamp(shift(v, c.ke), -(2**c.elog), 2**c.elog - 1) for v in e]
+        for entry, j, i, o in net.weights():
+            for p, (k, y, u) in enumerate(self.outputs(c)):
+                at = done.under(net, i, o, y, u) if k == o else None
+                if at is not None:
+                    total[at] += entry.weight[j] * small[p]
+                    most[at] += abs(entry.weight[j] * small[p])
+        for m in most:
+            int32(m + 2**c.fw // 2)
+        return self.saturated(net, done, [shift(v, c.fw - c.ke) for v in total])
+
+    def saturated(self, net: Net, done: Pass, shares: list[int]) -> list[int]:
+        """Limited to 16 bits, and counted."""
+        t = net.layer.inputs[0]
+        for v, x in zip(shares, done.tensors[t], strict=True):
+            if self.counting and v != sat16(v) and not (done.shapes[t].rectified and x == 0):
                 self.saturated_errors += 1
-            out.append(sat16(v))
-        return out + [0] * (self.nets[number - 1].layer.n_pad - len(x))
+        return [sat16(v) for v in shares]
 
-    def capture(self, into: list[list[tuple[list[int], list[int]]]], inputs: list[list[int]], e: list[int]) -> None:
-        """Keep the factors of all layers."""
-        if len(into) == self.model.learning.capture:
+    def capture(self, which: int, done: Pass, e: list[int]) -> None:
+        """Keep the gradients of all layers; which: 0 for D, 1 for M."""
+        if (self.captured_m if which else self.captured_d) == self.model.learning.capture:
             return
+        self.captured_d += 1 - which
+        self.captured_m += which
         self.counting = False
-        factors: list[tuple[list[int], list[int]]] = []
-        for number in range(len(self.nets) - 1, -1, -1):
-            if number > 0:
-                e = self.guard(e, self.nets[number].layer.l1_err)
-            factors.insert(0, (inputs[number], e))
-            if number > 0:
-                e = self.below_error(number, inputs[number], e)
+        self.visit(done, e, lambda number, done, error: self.keep(which, number, done, error))
         self.counting = True
-        into.append(factors)
 
-    def backward(self, inputs: list[list[int]], e: list[int], rate: LearningRate) -> None:
+    def keep(self, which: int, number: int, done: Pass, e: list[int]) -> None:
+        """Capture one layer."""
+        net = self.nets[number]
+        c = net.layer
+        if not c.sparse:
+            return
+        if c.op is Op.DENSE:
+            self.factors.append((number, which, done.tensors[c.inputs[0]], e))
+            return
+        small = [shift(v, c.kc) for v in e]
+        if self.model.learning.growth is Growth.GRADIENT:
+            for i in range(c.n_in):
+                for o in range(c.n_out):
+                    both = net.everywhere.setdefault((i, o), [0, 0])
+                    both[which] = int32(both[which] + shift(self.under_sum(done, net, i, o, small), 8 - c.kc))
+        else:
+            for entry, j, i, o in net.weights():
+                if o < c.n_out:
+                    both = entry.gradient[j]
+                    both[which] = int32(both[which] + shift(self.under_sum(done, net, i, o, small), 8 - c.kc))
+
+    def under_sum(self, done: Pass, net: Net, i: int, o: int, g: list[int]) -> int:
+        """sum over p of g[o, p] * x[i @ p]."""
+        x, c = done.tensors[net.layer.inputs[0]], net.layer
+        total = most = 0
+        plane = c.out.height * c.out.width
+        for p in range(plane):
+            at = done.under(net, i, o, p // c.out.width, p % c.out.width)
+            if at is not None:
+                total += g[o * plane + p] * x[at]
+                most += abs(g[o * plane + p] * x[at])
+        int32(most)
+        return total
+
+    def backward(self, done: Pass, e: list[int], rate: LearningRate) -> None:
         """Learn from one pass."""
-        model = self.model
-        for number in range(len(self.nets) - 1, -1, -1):
-            net, x = self.nets[number], inputs[number]
-            c = net.layer
-            if number > 0:
-                e = self.guard(e, c.l1_err)
-            share = self.model.learning.lr_q8[self.epoch] if self.model.learning.lr_q8 else 256
-            g = [sat16(shift(v * (rate.multiplier * share >> 8), rate.shift)) for v in e]
-            below = self.below_error(number, x, e) if number > 0 else []
-            su = model.fg + c.fx - c.fw
-            for p, panel in enumerate(net.panels):
-                for entry in panel:
-                    if not entry.chosen or x[entry.input] == 0:
-                        continue
-                    for j in range(net.block):
-                        product = g[(net.first[p] + entry.index) * net.block + j] * x[entry.input]
-                        assert abs(product) <= 2**30
-                        if model.learning.batch > 1:
-                            entry.acc[j] += shift(product, model.sacc)
-                        else:
-                            self.change(entry, j, self.rounded(product, su), c.wlog)
-            for o in range(c.n_pad):
-                if model.learning.batch > 1:
-                    net.bacc[o] += g[o]
-                else:
-                    self.change_bias(net, o, g[o])
-            e = below
+        self.visit(done, e, lambda number, done, error: self.learn(number, done, error, rate))
+
+    def learn(self, number: int, done: Pass, e: list[int], rate: LearningRate) -> None:
+        """Learn in one layer."""
+        net = self.nets[number]
+        c = net.layer
+        share = self.model.learning.lr_q8[self.epoch] if self.model.learning.lr_q8 else 256
+        gm = rate.multiplier * share >> 8
+        if c.op is Op.DENSE:
+            self.learn_dense(net, done.tensors[c.inputs[0]], [sat16(shift(v * gm, rate.shift)) for v in e])
+        else:
+            g = [clamp(shift(v * gm, rate.shift + c.kg), -(2**c.glog), 2**c.glog - 1) for v in e]
+            self.learn_conv(net, done, e, g)
+
+    def learn_dense(self, net: Net, x: list[int], g: list[int]) -> None:
+        """Steps 4 and 5."""
+        model, c = self.model, net.layer
+        su = model.fg + c.fx - c.fw
+        for entry, j, i, o in net.weights():
+            if not entry.chosen or x[i] == 0:
+                continue
+            assert abs(g[o] * x[i]) <= 2**30
+            if model.learning.batch > 1:
+                entry.acc[j] = int32(entry.acc[j] + shift(g[o] * x[i], model.sacc))
+            else:
+                self.change(entry, j, self.rounded(g[o] * x[i], su), c.wlog)
+        for o in range(c.n_pad):
+            self.learn_bias(net, o, g[o])
+
+    def learn_conv(self, net: Net, done: Pass, e: list[int], g: list[int]) -> None:
+        """Steps 3 and 4."""
+        model, c = self.model, net.layer
+        plane = c.out.height * c.out.width
+        su = model.fg - c.kg + c.fx - c.fw
+        nonzero = [sum(v != 0 for v in e[o * plane : (o + 1) * plane]) for o in range(c.n_out)]
+        assert max(nonzero) <= c.active
+        for entry, j, i, o in net.weights():
+            if not entry.chosen or o >= c.n_out or nonzero[o] == 0:
+                continue
+            s = self.under_sum(done, net, i, o, g)
+            if model.learning.batch > 1:
+                entry.acc[j] = int32(entry.acc[j] + shift(s, model.sacc))
+            else:
+                self.change(entry, j, self.rounded(s, su), c.wlog)
+        for o in range(c.n_out):
+            self.learn_bias(net, o, sum(g[o * plane : (o + 1) * plane]))
+
+    def learn_bias(self, net: Net, o: int, g: int) -> None:
+        """Step of a bias, now or at the end of the batch."""
+        if self.model.learning.batch > 1:
+            net.bacc[o] += g
+        else:
+            self.change_bias(net, o, g)
 
     def rounded(self, v: int, s: int) -> int:
         """Stochastic or nearest."""
@@ -260,19 +537,19 @@ class Scalar:
         """Update a bias."""
         c = net.layer
         limit = 2**c.blog - 1
-        net.bias[o] = clamp(net.bias[o] - shift(g, self.model.fg - c.fw - c.fx), -limit, limit)
+        d = int32(shift(g, self.model.fg - c.kg - c.fw - c.fx))
+        net.bias[o] = clamp(int32(net.bias[o] - d), -limit, limit)
 
     def apply_batch(self) -> None:
         """End of a batch."""
         for net in self.nets:
-            s = self.model.fg + net.layer.fx - net.layer.fw - self.model.sacc
-            for panel in net.panels:
-                for entry in panel:
-                    for j in range(net.block):
-                        if entry.chosen and entry.acc[j] != 0:
-                            self.change(entry, j, self.rounded(entry.acc[j], s), net.layer.wlog)
-                            entry.acc[j] = 0
-            for o in range(net.layer.n_pad):
+            c = net.layer
+            s = self.model.fg - c.kg + c.fx - c.fw - self.model.sacc
+            for entry, j, _, _ in net.weights():
+                if entry.chosen and entry.acc[j] != 0:
+                    self.change(entry, j, self.rounded(entry.acc[j], s), c.wlog)
+                    entry.acc[j] = 0
+            for o in range(c.n_pad):
                 self.change_bias(net, o, net.bacc[o])
                 net.bacc[o] = 0
 
@@ -283,6 +560,7 @@ class Scalar:
         self.ids, self.scores = list(range(n)), [0] * n
         self.n_start = n
         self.epoch = self.pos = 0
+        self.forget()
         self.shuffled = self.trained = False
         if self.model.learning.tdm and self.task > 0 and not self.grown:
             for net in self.nets:
@@ -298,45 +576,55 @@ class Scalar:
 
     def grow_random(self, net: Net, p: int, r: int) -> None:
         """Random growth."""
-        n_in, blocks = net.layer.n_in, net.layer.panels[p].blocks
-        cnt = [0] * n_in
-        used = [[False] * blocks for _ in range(n_in)]
+        lines, places = net.layer.lines, net.layer.panels[p].places
+        cnt = [0] * lines
+        used = [[False] * places for _ in range(lines)]
         for e in net.panels[p]:
-            used[e.input][e.index] = True
+            used[e.line][e.index] = True
         for _ in range(r):
-            i = self.below(n_in)
-            while blocks - sum(used[i]) - cnt[i] == 0:
-                i = (i + 1) % n_in
-            cnt[i] += 1
-        for i in range(n_in - 1, -1, -1):
-            for _ in range(cnt[i]):
-                o = self.below(blocks)
-                while used[i][o]:
-                    o = (o + 1) % blocks
-                used[i][o] = True
-                self.insert(net, p, i, o)
+            line = self.below(lines)
+            while places - sum(used[line]) - cnt[line] == 0:
+                line = (line + 1) % lines
+            cnt[line] += 1
+        for line in range(lines - 1, -1, -1):
+            for _ in range(cnt[line]):
+                q = self.below(places)
+                while used[line][q]:
+                    q = (q + 1) % places
+                used[line][q] = True
+                self.insert(net, p, line, q)
         self.sort(net, p)
 
-    def insert(self, net: Net, p: int, i: int, o: int) -> None:
+    def insert(self, net: Net, p: int, line: int, q: int) -> None:
         """New entry."""
-        net.panels[p].append(Entry(i, o, True, [0] * net.block, [0] * net.block))
+        net.panels[p].append(Entry.new(line, q, True, [0] * net.block))
 
     def sort(self, net: Net, p: int) -> None:
         """Storage order."""
-        net.panels[p].sort(key=lambda e: (e.input, not e.chosen, e.index))
+        net.panels[p].sort(key=lambda e: (e.line, not e.chosen, e.index))
 
-    def sums(self, number: int, i: int, o: int) -> tuple[int, int]:
+    def sums(self, number: int, p: int, line: int, index: int, j: int) -> tuple[int, int]:
         """gD and gM of a weight."""
-        d = sum(shift(f[number][0][i] * f[number][1][o], 8) for f in self.captured_d)
-        m = sum(shift(f[number][0][i] * f[number][1][o], 8) for f in self.captured_m)
-        return d, m
+        net = self.nets[number]
+        i, o = net.io(p, line, index, j)
+        if net.layer.op is Op.CONV:
+            if self.model.learning.growth is Growth.GRADIENT:
+                both = net.everywhere.get((i, o), [0, 0])
+            else:
+                both = next(e.gradient[j] for e in net.panels[p] if (e.line, e.index) == (line, index))
+            return both[0], both[1]
+        both = [0, 0]
+        for layer, which, x, e in self.factors:
+            if layer == number:
+                both[which] += shift(x[i] * e[o], 8)
+        return both[0], both[1]
 
-    def cgi(self, number: int, p: int, i: int, index: int) -> int:
+    def cgi(self, number: int, p: int, line: int, index: int) -> int:
         """Gradient score of a block."""
         net, learning = self.nets[number], self.model.learning
         total = 0
         for j in range(net.block):
-            d, m = self.sums(number, i, (net.first[p] + index) * net.block + j)
+            d, m = self.sums(number, p, line, index, j)
             total += (learning.alpha_q8 * min(abs(d), 2**20) + learning.beta_q8 * min(abs(m), 2**20)) >> 8
         return min(65535, total >> int(math.log2(net.block)))
 
@@ -347,7 +635,7 @@ class Scalar:
         s = c.fx + 6 - c.fw + int(math.log2(learning.capture))
         total = 0
         for j in range(net.block):
-            gd, gm = self.sums(number, e.input, (net.first[p] + e.index) * net.block + j)
+            gd, gm = self.sums(number, p, e.line, e.index, j)
             d, m = (min(65535, abs(v) >> s if s >= 0 else abs(v) << -s) for v in (gd, gm))
             total += abs(e.weight[j]) + ((learning.alpha_q8 * d + learning.beta_q8 * m) >> 8)
         return min(65535, total >> int(math.log2(net.block)))
@@ -365,25 +653,34 @@ class Scalar:
                     if learning.growth is Growth.RANDOM:
                         self.grow_random(net, p, constants.swap)
                     else:
-                        used = {(e.input, e.index) for e in net.panels[p]}
+                        used = {(e.line, e.index) for e in net.panels[p]}
                         free = [
-                            (-self.cgi(number, p, i, o), i, o)
-                            for i in range(net.layer.n_in)
-                            for o in range(constants.blocks)
-                            if (i, o) not in used
+                            (-self.cgi(number, p, line, q), line, q)
+                            for line in range(net.layer.lines)
+                            for q in range(constants.places)
+                            if (line, q) not in used
                         ]
-                        for _, i, o in sorted(free)[: constants.swap]:
-                            self.insert(net, p, i, o)
+                        for _, line, q in sorted(free)[: constants.swap]:
+                            self.insert(net, p, line, q)
                         self.sort(net, p)
                 entries = net.panels[p]
-                ranked = sorted((-self.cgi(number, p, e.input, e.index), k) for k, e in enumerate(entries))
+                ranked = sorted((-self.cgi(number, p, e.line, e.index), k) for k, e in enumerate(entries))
                 take = constants.grad if learning.dgm else len(entries)
                 best = {k for _, k in ranked[:take]}
                 for k, e in enumerate(entries):
                     e.chosen = k in best
                 self.sort(net, p)
         self.grown = False
-        self.captured_d, self.captured_m = [], []
+        self.forget()
+
+    def forget(self) -> None:
+        """No gradients captured."""
+        self.captured_d = self.captured_m = 0
+        self.factors = []
+        for net in self.nets:
+            net.everywhere = {}
+            for e, j, _, _ in net.weights():
+                e.gradient[j] = [0, 0]
 
     def updates(self) -> list[int]:
         """Positions of this epoch after which the masks change."""
@@ -408,7 +705,7 @@ class Scalar:
         sample = samples[self.ids[self.pos]]
         every = list(range(model.n_classes))
         own = [c for c in every if self.class_task[c] == self.task]
-        inputs, zcur = self.forward(sample.x)
+        done, zcur = self.forward(sample.x)
         head = own if learning.single_head is SingleHead.LOSS else every
         e, loss = self.cross_entropy(zcur, head, sample.label)
         wrong = zcur.index(max(zcur)) != sample.label
@@ -418,31 +715,33 @@ class Scalar:
         window = any(q - learning.capture <= self.pos < q for q in self.updates())
         if window:
             head = every if learning.single_head is SingleHead.OFF else own
-            self.capture(self.captured_d, inputs, self.cross_entropy(zcur, head, sample.label)[0])
-        self.backward(inputs, e, model.current)
+            self.capture(0, done, self.cross_entropy(zcur, head, sample.label)[0])
+        self.backward(done, e, model.current)
         data = list(zcur)
         if learning.method is not Method.FINETUNE and self.slots:
             if learning.method is Method.DERPP and learning.alpha > 0:
                 other, stored = self.slots[self.below(len(self.slots))]
-                inputs, z = self.forward(other.x)
-                self.backward(inputs, self.squared_error(z, stored), model.distil)
+                done, z = self.forward(other.x)
+                self.backward(done, self.squared_error(z, stored), model.distil)
                 data += z
             if learning.beta > 0:
                 other, _ = self.slots[self.below(len(self.slots))]
-                inputs, z = self.forward(other.x)
+                done, z = self.forward(other.x)
                 e, _ = self.cross_entropy(z, every, other.label)
                 if window:
-                    self.capture(self.captured_m, inputs, e)
-                self.backward(inputs, e, model.replay)
+                    self.capture(1, done, e)
+                self.backward(done, e, model.replay)
                 data += z
         if learning.method is not Method.FINETUNE:
             self.seen += 1
             if len(self.slots) < learning.capacity:
                 self.slots.append((sample, zcur))
+                self.tasks.append(self.task)
             else:
                 r = self.below(self.seen)
                 if r < learning.capacity:
                     self.slots[r] = (sample, zcur)
+                    self.tasks[r] = self.task
         packed = struct.pack(f"<{len(data)}hIH", *data, self.prng, sample.id)
         self.rolling = zlib.crc32(packed, self.rolling)
         due = self.updates()

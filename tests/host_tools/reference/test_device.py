@@ -259,7 +259,7 @@ def test_first_difference() -> None:
     found = first_difference(device.model, {**ours, weight.number: bytes(data)}, ours)
     assert found is not None
     panel = device.state.layers[0].panels[0]  # type: ignore[attr-defined]
-    source, output = panel.inputs[entry], panel.outputs(2)[entry, lane]
+    source, output = panel.lines[entry], 2 * panel.index[entry] + lane
     assert (found.region, found.index) == (weight.name, 2 * entry + lane)
     assert found.where == f"layer 0, panel 0, entry {entry}: input {source}, output {output}"
     assert abs(found.device - found.reference) == 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from generator.errors import UserError
 from host_tools.reference import fixed, loss
 from host_tools.reference.dense import DenseLayer
-from host_tools.reference.layer import Input
+from host_tools.reference.layer import Input, Rules
 from host_tools.reference.prng import Prng
 from tests.host_tools.reference.models import FG, random_model
 
@@ -122,19 +122,19 @@ def test_update_at_full_scale(corner: int) -> None:
     model = random_model(1, sizes=(3, 4), sparse=(False,), signed=True)
     layer = model.layers[0]
     fg = 30 - layer.fx + layer.fw
-    state = DenseLayer(layer, fg, 0, stochastic=True, batch=1)
+    state = DenseLayer(layer, Rules(fg, 0, True, 1))
     x = np.array([-128, 0, 127])
     g = np.full(4, corner)
     prng, twin = Prng(7), Prng(7)
-    before = state.integers()
-    state.update(Input(x), g, prng)
+    before = state.stored()
+    state.update(Input(x), g, g, prng)
     for i in (0, 2):
         for o in range(4):
             d = (int(g[o]) * int(x[i]) + (twin.next() >> 2)) >> 30
             limit = 2**layer.wlog
             assert state.weight[i, o] == max(-limit, min(limit - 1, int(before[i, o]) - d))
     assert prng.state == twin.state
-    assert (state.integers()[1] == before[1]).all()
+    assert (state.stored()[1] == before[1]).all()
 
 
 def test_shift_out_of_range_is_refused() -> None:
@@ -142,5 +142,5 @@ def test_shift_out_of_range_is_refused() -> None:
     layer = random_model(1, sizes=(3, 4), sparse=(False,)).layers[0]
     for su in (0, 31):
         with pytest.raises(UserError, match="update shift"):
-            DenseLayer(layer, su + layer.fw - layer.fx, 0, stochastic=True, batch=1)
-    DenseLayer(layer, FG, 0, stochastic=True, batch=1)
+            DenseLayer(layer, Rules(su + layer.fw - layer.fx, 0, True, 1))
+    DenseLayer(layer, Rules(FG, 0, True, 1))

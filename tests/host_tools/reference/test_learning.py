@@ -10,24 +10,25 @@ import pytest
 from numpy.typing import NDArray
 
 from generator.artefacts import DdrScore, Layer, Model
-from host_tools.reference import loss, network
-from host_tools.reference.layer import Input, LayerState
+from host_tools.reference import loss
+from host_tools.reference.layer import Input, WeightedLayer
+from host_tools.reference.network import learning_network
 from host_tools.reference.prng import Prng
 from host_tools.reference.replay import Replay, Sample, Slot
-from host_tools.reference.sparse import SparseLayer
 from host_tools.reference.state import State
 from host_tools.reference.task import Table, removal_count
 from tests.host_tools.reference.models import LEARNING, random_model, random_samples
 
 Array = NDArray[np.float64]
 RATE = 0.05
+EMPTY = np.zeros(1, dtype=np.uint8)
 
 
 def float_gradients(model: Model, x: Array, label: int) -> tuple[list[Array], list[Array]]:
     """Gradients of the cross-entropy over all classes by textbook back-propagation."""
     state = State.initial(model)
-    weights = [s.weight / 2.0**s.layer.fw for s in state.layers]
-    biases = [s.bias / 2.0 ** (s.layer.fw + s.layer.fx) for s in state.layers]
+    weights = [s.weight / 2.0**s.layer.fw for _, s in state.network.weighted]
+    biases = [s.bias / 2.0 ** (s.layer.fw + s.layer.fx) for _, s in state.network.weighted]
     inputs = [x]
     for number, (w, b) in enumerate(zip(weights, biases, strict=True)):
         z = inputs[-1] @ w + b
@@ -43,14 +44,13 @@ def float_gradients(model: Model, x: Array, label: int) -> tuple[list[Array], li
     return dw[::-1], db[::-1]
 
 
-def stored_and_chosen(state: LayerState) -> NDArray[np.bool_]:
+def stored_and_chosen(state: WeightedLayer) -> NDArray[np.bool_]:
     """Where the gradient mask is, (n_in, n_pad)."""
     result = np.ones(state.weight.shape, dtype=np.bool_)
-    if isinstance(state, SparseLayer):
+    if state.layer.sparse:
         result[...] = False
         for panel in state.panels:
-            chosen = panel.chosen
-            result[panel.inputs[chosen][:, None], panel.outputs(state.layer.block)[chosen]] = True
+            result.reshape(-1)[state.entries(panel)[panel.chosen]] = True
     return result
 
 
@@ -61,20 +61,19 @@ def test_update_is_the_gradient(seed: int, batch: int) -> None:
     model = random_model(seed, sizes=(12, 16, 10, 4), stochastic=False, batch=batch, learning_rate=RATE, fraction=11)
     state = State.initial(model)
     xs, labels = random_samples(model, range(4), batch, seed)
-    before = [(s.weight.copy(), s.bias.copy()) for s in state.layers]
-    dw: list[Array] = [np.zeros_like(s.weight) for s in state.layers]
-    db: list[Array] = [np.zeros(s.bias.size) for s in state.layers]
+    before = [(s.weight.copy(), s.bias.copy()) for _, s in state.network.weighted]
+    dw: list[Array] = [np.zeros_like(s.weight) for _, s in state.network.weighted]
+    db: list[Array] = [np.zeros(s.bias.size) for _, s in state.network.weighted]
     for x, label in zip(xs, labels.tolist(), strict=True):
-        trace = network.forward(state.layers, x.astype(np.int64), 4, state.counters)
+        trace = state.network.forward(x.astype(np.int64), state.counters)
         e, _ = loss.cross_entropy(trace.z, np.arange(4), label, model.layers[-1].fa, 4)
-        network.backward(state.layers, trace, e, model.current, state.prng, state.counters, batch)
+        state.network.backward(trace, e, model.current, state.prng, state.counters, batch=batch > 1)
         one_w, one_b = float_gradients(model, x / 2.0 ** model.layers[0].fx, label)
         dw = [a + b / batch for a, b in zip(dw, one_w, strict=True)]
         db = [a + b / batch for a, b in zip(db, one_b, strict=True)]
     if batch > 1:
-        for layer in state.layers:
-            layer.apply(state.prng)
-    for number, layer in enumerate(state.layers):
+        state.network.apply(state.prng)
+    for number, layer in state.network.weighted:
         fw, fx = layer.layer.fw, layer.layer.fx
         chosen = stored_and_chosen(layer)
         got_w = (before[number][0] - layer.weight) / 2.0**fw
@@ -90,11 +89,11 @@ def test_update_is_the_gradient(seed: int, batch: int) -> None:
 def test_stochastic_rounding_is_unbiased() -> None:
     """Many small updates add up to their sum."""
     model = random_model(2, sizes=(3, 4), sparse=(False,), learning_rate=RATE)
-    layer = network.build(model)[0]
+    layer = next(learning_network(model).weighted)[1]
     x, g, prng = np.array([3, 0, 200]), np.array([1, -2, 40, -90]), Prng(3)
     layer.weight[...] = 0
     for _ in range(4000):
-        layer.update(Input(x), g, prng)
+        layer.update(Input(x), g, g, prng)
     expected = -4000 * np.outer(x, g) / 2.0**layer.su
     assert np.abs(layer.weight - expected).max() < 4 * np.sqrt(4000 / 4)
 
@@ -102,8 +101,7 @@ def test_stochastic_rounding_is_unbiased() -> None:
 def test_batch_equals_single_without_rounding_loss() -> None:
     """Two samples with weights frozen in between, applied once: the accumulators are cleared."""
     model = random_model(1, batch=2, stochastic=False)
-    layers = network.build(model)
-    layer = layers[0]
+    _, layer = next(learning_network(model).weighted)
     x, g = Input(np.full(12, 255)), np.full(layer.layer.n_pad, 3000)
     before = layer.weight.copy()
     layer.accumulate(x, g)
@@ -154,7 +152,7 @@ def test_shuffle_is_a_permutation() -> None:
 def test_reservoir_is_uniform() -> None:
     """Every sample of the stream stays equally often."""
     prng, hits, rounds, length, capacity = Prng(11), np.zeros(60), 800, 60, 12
-    slots = [Slot(Sample(k, 0, 0, np.zeros(1, dtype=np.uint8)), None) for k in range(length)]
+    slots = [Slot(Sample(k, 0, 0, EMPTY, EMPTY), None) for k in range(length)]
     for _ in range(rounds):
         replay = Replay(capacity)
         for slot in slots:
@@ -200,12 +198,13 @@ def test_padding_stays_zero() -> None:
     """Padded outputs never get a weight, a bias or an activation."""
     model = random_model(6, sizes=(8, 7, 5), sparse=(True, True), block=4, density=1.0)
     state = State.initial(model)
-    layers: list[Layer] = [s.layer for s in state.layers]
+    weighted = [s for _, s in state.network.weighted]
+    layers: list[Layer] = [s.layer for s in weighted]
     for seed in range(5):
         x = random_samples(model, [0], 1, seed)[0][0].astype(np.int64)
-        trace = network.forward(state.layers, x, 5, state.counters)
-        e, _ = loss.cross_entropy(trace.z, np.arange(5), 0, layers[-1].fa, layers[-1].n_pad)
-        network.backward(state.layers, trace, e, model.current, state.prng, state.counters, 1)
-    for layer, s in zip(layers, state.layers, strict=True):
+        trace = state.network.forward(x, state.counters)
+        e, _ = loss.cross_entropy(trace.z, np.arange(5), 0, layers[-1].fa, layers[-1].n_out)
+        state.network.backward(trace, e, model.current, state.prng, state.counters, batch=False)
+    for layer, s in zip(layers, weighted, strict=True):
         assert not s.weight[:, layer.n_out :].any()
         assert not s.bias[layer.n_out :].any()

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 
 from generator.artefacts import Growth
 from host_tools.reference import mask
+from host_tools.reference.dense import DenseLayer, Factors
 from host_tools.reference.prng import Prng
-from host_tools.reference.sparse import (
-    PanelMask,
-    SparseLayer,
-    grown_best,
-    grown_random,
-    pruned,
-    selected,
-)
+from host_tools.reference.sparse import PanelMask, grown_best, grown_random, pruned, selected
 from host_tools.reference.state import State
 from tests.host_tools.reference.models import random_model
 
@@ -28,14 +22,14 @@ N_IN = 9
 
 
 def panel_of(seed: int, density: float = 0.5) -> PanelMask:
-    """A random panel, 9 inputs x 6 blocks."""
+    """A random panel, 9 lines x 6 places."""
     model = random_model(seed, sizes=(N_IN, 12, 3), density=density)
     return PanelMask.of(model.layers[0].panels[0])
 
 
 def keys(panel: PanelMask) -> list[tuple[int, bool, int]]:
     """Storage order as sortable triples."""
-    rows = zip(panel.inputs.tolist(), (~panel.chosen).tolist(), panel.index.tolist(), strict=True)
+    rows = zip(panel.lines.tolist(), (~panel.chosen).tolist(), panel.index.tolist(), strict=True)
     return list(rows)
 
 
@@ -43,10 +37,10 @@ def check(panel: PanelMask) -> None:
     """Storage order, no entry twice, start and split consistent."""
     assert keys(panel) == sorted(keys(panel))
     assert len({(i, o) for i, _, o in keys(panel)}) == panel.entries
-    start, split = panel.start(N_IN), panel.split(N_IN)
+    start, split = panel.start(), panel.split()
     assert start[-1] == panel.entries
     for i in range(N_IN):
-        assert (panel.inputs[start[i] : start[i + 1]] == i).all()
+        assert (panel.lines[start[i] : start[i + 1]] == i).all()
         assert panel.chosen[start[i] : split[i]].all()
         assert not panel.chosen[split[i] : start[i + 1]].any()
 
@@ -80,9 +74,9 @@ def test_select(seed: int, levels: int, share: float) -> None:
 def test_grow_random(seed: int, share: float) -> None:
     """Any number up to all free places; two draws for each."""
     panel = panel_of(seed)
-    count = int(share * (N_IN * panel.constants.blocks - panel.entries))
+    count = int(share * (N_IN * panel.constants.places - panel.entries))
     prng, twin = Prng(seed), Prng(seed)
-    after = grown_random(panel, count, N_IN, prng)
+    after = grown_random(panel, count, prng)
     twin.draw(2 * count)
     assert prng.state == twin.state
     assert after.entries == panel.entries + count
@@ -93,12 +87,12 @@ def test_grow_random(seed: int, share: float) -> None:
 
 @given(seed=st.integers(0, 1000), levels=st.integers(1, 5), share=st.floats(0, 1))
 def test_grow_best(seed: int, levels: int, share: float) -> None:
-    """The best free places, ties by input, then block."""
+    """The best free places, ties by line, then place."""
     panel = panel_of(seed)
-    blocks = panel.constants.blocks
-    score = np.random.default_rng(seed).integers(0, levels, size=(N_IN, blocks))
+    places = panel.constants.places
+    score = np.random.default_rng(seed).integers(0, levels, size=(N_IN, places))
     used = {(i, o) for i, _, o in keys(panel)}
-    free = [(-int(score[i, o]), i, o) for i in range(N_IN) for o in range(blocks) if (i, o) not in used]
+    free = [(-int(score[i, o]), i, o) for i in range(N_IN) for o in range(places) if (i, o) not in used]
     count = int(share * len(free))
     after = grown_best(panel, count, score)
     new = {(i, o) for i, _, o in keys(after)} - used
@@ -122,7 +116,7 @@ def test_update_keeps_the_budget(seed: int, growth: Growth, block: int, dgm: boo
     state.task = 1
     mask.grow_between_tasks(state)
     assert state.grown
-    layer = cast(SparseLayer, state.layers[0])
+    layer = cast(DenseLayer, state.layers[0])
     panel = layer.panels[0]
     assert panel.entries == panel.constants.capacity
     check(panel)
@@ -133,7 +127,7 @@ def test_update_keeps_the_budget(seed: int, growth: Growth, block: int, dgm: boo
     for number in range(3):
         x, e = rng.integers(0, 256, N_IN), rng.integers(-16384, 16384, model.layers[0].n_pad)
         kind = state.captured.current if number else state.captured.replay
-        kind.append(((x, e), (x, e)))
+        kind.append((Factors(x, e), None))
     mask.update(state)
     after = layer.panels[0]
     assert after.entries == after.constants.nnz
@@ -142,7 +136,7 @@ def test_update_keeps_the_budget(seed: int, growth: Growth, block: int, dgm: boo
     assert not state.captured.current
     check(after)
     stored = np.zeros_like(before, dtype=np.bool_)
-    stored[after.inputs[:, None], after.outputs(block)] = True
+    stored.reshape(-1)[layer.entries(after)] = True
     assert not layer.weight[~stored].any()
     changed = layer.weight != before
     assert not layer.weight[changed].any()
@@ -152,7 +146,7 @@ def test_regrown_entry_starts_at_zero() -> None:
     """An entry that is pruned and grown again at once loses its weight."""
     model = random_model(4, sizes=(2, 2, 2), block=1, density=1.0, p_intra=1.0, p_inter=0.0)
     state = State.initial(model)
-    layer = cast(SparseLayer, state.layers[0])
+    layer = cast(DenseLayer, state.layers[0])
     assert layer.weight.any()
     mask.update(state)
     assert layer.panels[0].entries == 4

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import struct
+import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from generator.artefacts import DdrScore, Growth, Method, Model, SingleHead
+from generator.artefacts import DdrScore, Growth, Method, Model, Op, SingleHead
 from host_tools.reference import Command, Device, arrays
-from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
+from host_tools.reference.task import Phase
+from tests.host_tools.reference.models import random_conv_model, random_model, random_samples, samples, task_begin
 from tests.host_tools.reference.scalar import Sample, Scalar
 
 OPTIONS = st.fixed_dictionaries(
@@ -49,13 +52,16 @@ def compare(device: Device, scalar: Scalar) -> None:
         assert got[f"scalars.{name}"][0] == getattr(scalar, name), name
     for name in ("saturated_activations", "saturated_errors", "guard_shifts"):
         assert got[f"scalars.{name}"][0] == getattr(scalar, name), name
-    assert got["scalars.captured_d"][0] == len(scalar.captured_d)
-    assert got["scalars.captured_m"][0] == len(scalar.captured_m)
+    assert got["scalars.captured_d"][0] == scalar.captured_d
+    assert got["scalars.captured_m"][0] == scalar.captured_m
     assert got["scalars.class_task"].tolist() == scalar.class_task
     assert got["table.id"].tolist() == scalar.ids
     assert got["table.score"].tolist() == scalar.scores
     assert got["replay.id"].tolist() == [sample.id for sample, _ in scalar.slots]
+    assert got["replay.sample_crc"].tolist() == [record(scalar, k) for k in range(len(scalar.slots))]
     for number, net in enumerate(scalar.nets):
+        if net.layer.op not in (Op.DENSE, Op.CONV):
+            continue
         assert got[f"layer{number}.bias"].tolist() == net.bias
         if not net.layer.sparse:
             assert got[f"layer{number}.weight"].tolist() == [e.weight[0] for e in net.panels[0]]
@@ -64,11 +70,19 @@ def compare(device: Device, scalar: Scalar) -> None:
             prefix = f"layer{number}.panel{p}"
             assert got[f"{prefix}.index"].tolist() == [e.index for e in entries]
             assert got[f"{prefix}.weight"].tolist() == [w for e in entries for w in e.weight]
-            inputs = [e.input for e in entries]
-            start = np.searchsorted(inputs, np.arange(net.layer.n_in + 1)).tolist()
-            chosen = np.bincount([e.input for e in entries if e.chosen], minlength=net.layer.n_in)
+            lines = [e.line for e in entries]
+            start = np.searchsorted(lines, np.arange(net.layer.lines + 1)).tolist()
+            chosen = np.bincount([e.line for e in entries if e.chosen], minlength=net.layer.lines)
             assert got[f"{prefix}.start"].tolist() == start
             assert got[f"{prefix}.split"].tolist() == (np.array(start[:-1]) + chosen).tolist()
+
+
+def record(scalar: Scalar, slot: int) -> int:
+    """Checksum of a sample record (docs/flash-format.md)."""
+    sample, model = scalar.slots[slot][0], scalar.model
+    values = scalar.latent(sample.x) if model.latent_stored else sample.x
+    head = struct.pack("<HBB", sample.id, scalar.tasks[slot], sample.label)
+    return zlib.crc32(head + bytes(v & 255 for v in values))
 
 
 def run(model: Model, n: int, tasks: int = 2) -> tuple[Device, Scalar]:
@@ -107,6 +121,34 @@ def test_random_networks(seed: int, options: dict[str, object]) -> None:
     run(random_model(seed, sizes=(7, 10, 6, 4), **options), n=8)  # type: ignore[arg-type]
 
 
+CONV_OPTIONS = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(Method),
+        "batch": st.sampled_from([1, 1, 2, 3]),
+        "epochs": st.sampled_from([1, 2]),
+        "capacity": st.sampled_from([2, 8]),
+        "stochastic": st.booleans(),
+        "single_head": st.sampled_from(SingleHead),
+        "tdm": st.booleans(),
+        "dgm": st.booleans(),
+        "updates_per_epoch": st.sampled_from([1, 3]),
+        "growth": st.sampled_from(Growth),
+        "capture": st.sampled_from([1, 2, 4]),
+        "ddr": st.booleans(),
+        "tight": st.booleans(),
+        "scale": st.sampled_from([1.0, 8.0]),
+        "learning_rate": st.sampled_from([0.02, 0.5]),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), options=CONV_OPTIONS)
+def test_random_convolutional_networks(seed: int, options: dict[str, object]) -> None:
+    """Two tasks on small nets of layers of every kind."""
+    run(random_conv_model(seed, **options), n=4)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("growth", list(Growth))
 @pytest.mark.parametrize("batch", [1, 3])
 def test_two_panels(growth: Growth, batch: int) -> None:
@@ -143,3 +185,27 @@ def test_saturation_and_guard_are_reached() -> None:
 def test_falling_learning_rate() -> None:
     """Each epoch has its own share of the learning rate."""
     run(random_model(5, epochs=2, lr_q8=(256, 77)), n=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({"seed": 1}, 0x8687CD0E),
+        (
+            {"seed": 2, "block": 4, "batch": 3, "growth": Growth.GRADIENT, "signed": True, "stochastic": False},
+            0xCBFDAF62,
+        ),
+        ({"seed": 3, "sparse": (False,) * 3, "tight": True, "fraction": 12, "scale": 20.0}, 0x01C8F8B0),
+    ],
+)
+def test_the_bits_of_fully_connected_networks_stay(options: dict[str, Any], digest: int) -> None:
+    """What these models learnt before there were convolutions."""
+    device = Device(random_model(**options))
+    for number, classes in enumerate([(0, 1), (2, 3)]):
+        x, y = random_samples(device.model, classes, 12, seed=number)
+        device.apply(Command.TASK_BEGIN, task_begin(classes, 12))
+        device.apply(Command.SAMPLES, samples(0, x, y))
+        while device.phase == Phase.TRAINING:
+            device.apply(Command.TRAIN, struct.pack("<HB", 50, 0))
+        device.apply(Command.TASK_END, b"")
+    assert device.digest() == digest
