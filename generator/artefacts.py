@@ -96,6 +96,8 @@ class Dataset:
     an input (``x / 2**fraction`` is what the network sees).  ``shape``: of one
     sample before flattening, for pictures.  ``base``: samples the initial model
     was trained on that are not part of any task (``initial.train = "base"``).
+    ``class_numbers``: number of each class in the data set's own order, which an imported
+    model's outputs have; empty if the order is the same.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Dataset:
     fraction: int
     tasks: tuple[Task, ...]
     base: Task | None = None
+    class_numbers: tuple[int, ...] = ()
 
     @property
     def n_in(self) -> int:

@@ -9,16 +9,19 @@ the file and the line, or the ``--set`` option, that has to change.
 from __future__ import annotations
 
 import difflib
+import inspect
+import itertools
 import keyword
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from generator.architecture import LAYER_ENTRIES, LayerEntry, layer_conflicts
 from generator.artefacts import DdrScore, Growth, Method, SingleHead
 from generator.errors import UserError
 
@@ -28,11 +31,30 @@ ClassName: TypeAlias = int | str
 MAX_CLASSES = 255
 """A label is one byte and 255 means none (docs/algorithm.md, ``class_task``)."""
 
+WATCH_RATE = 50
+"""Samples per second of the watch recordings."""
+
 RESERVED_NAMES = ("current", "emulator")
 """Folders of ``build/`` that are no experiment's (generator/pipeline.py, host_tools/emulator.py)."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Width = Annotated[int, Field(ge=1, le=65535)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+
+
+def _pair(value: object) -> object:
+    """One number is both sides of a square."""
+    return (value, value) if isinstance(value, int) else value
+
+
+def _alone(value: object) -> object:
+    """One name is a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Size = Annotated[tuple[Pixels, Pixels], BeforeValidator(_pair)]
+Feature = Literal["raw", "mean", "std", "min", "max", "mean_abs_diff", "bands"]
+Features = Annotated[tuple[Feature, ...], Field(min_length=1), BeforeValidator(_alone)]
 
 
 class _Section(BaseModel):
@@ -49,35 +71,94 @@ class ExperimentSection(_Section):
 
 
 class DataSection(_Section):
-    """The data set."""
+    """The data set: one that comes with a package, or your own."""
 
-    set: Literal["mnist5k", "digits", "watch", "npz"] = Field("mnist5k", description="Data set")
+    set: Literal["mnist5k", "digits", "watch", "npz", "csv", "images", "function", "keras"] = Field(
+        "mnist5k", description="Data set"
+    )
     path: Path | None = Field(
         None,
         strict=False,
-        description="npz only: file with x_train, y_train, x_test, y_test; relative to this file",
+        description="npz: file with x_train, y_train, and unless a share is held out x_test, y_test; csv: table with a "
+        "header; images: folder with a folder for each class, or with such folders in train/ and test/; function: "
+        "folder of the module, default: this file's; relative to this file",
     )
-    size: Literal[16, 28] = Field(16, description="mnist5k only: side of the picture, 16 (2x2 mean) or 28")
+    test_path: Path | None = Field(None, strict=False, description="csv only: table of the test samples")
+    function: str | None = Field(
+        None, description="function only: module:name of a function that returns what an npz holds"
+    )
+    name: Literal["mnist", "fashion_mnist", "cifar10", "cifar100"] | None = Field(
+        None, description="keras only: which of Keras's sets; downloaded when it is first used"
+    )
+    label: str = Field("label", description="csv only: column with the class")
+    group: str | None = Field(None, description="csv only: column with the group (person, sensor, ...)")
+    recording: str | None = Field(
+        None, description="csv with window only: column that tells recordings apart; no window spans two"
+    )
+    columns: tuple[str, ...] | None = Field(
+        None, min_length=1, description="csv only: columns the network sees; default: all others"
+    )
+    size: Size | None = Field(
+        None,
+        description="Pictures: [height, width] or the side of a square. mnist5k: 16 (2x2 mean, the default) or 28; "
+        "images: default is the first picture's; keras: default is the set's",
+    )
+    color: bool | None = Field(None, description="images only: three channels; default: if any picture has colours")
+    test_share: float = Field(
+        0.2,
+        gt=0.0,
+        lt=1.0,
+        description="Share of each class (and group) that is held out where a set has no test samples: the last "
+        "samples, or the last part of each recording",
+    )
     train_per_class: int | None = Field(
         None,
         ge=1,
         le=65535,
-        description="Training samples of each class; default: 400 for mnist5k, else all there are",
+        description="Training samples of each class (and group); default: 400 for mnist5k, else all there are",
     )
     test_per_class: int | None = Field(
         None,
         ge=1,
         le=65535,
-        description="Test samples of each class; default: 100 for mnist5k, else all there are",
+        description="Test samples of each class (and group); default: 100 for mnist5k, else all there are",
+    )
+    window: int | None = Field(
+        None,
+        ge=2,
+        le=65535,
+        description="Time series: time steps of a window; needed for csv, default: 100 for watch, else all of a sample",
+    )
+    hop: int | None = Field(
+        None, ge=1, le=65535, description="Time series: steps from one window to the next; default: half a window"
+    )
+    features: Features | None = Field(
+        None,
+        description='Time series: what the network sees of each channel of a window: "raw" for every value, or a '
+        "list of mean, std, min, max, mean_abs_diff, bands (log power in spectral bands); default: raw, all for watch",
+    )
+    rate: float | None = Field(None, gt=0.0, description="Time series: steps per second, for bands")
+    bands: tuple[float, ...] = Field(
+        (2.0, 5.0), min_length=1, max_length=32, description="Edges between the spectral bands in Hz"
+    )
+    standardise: bool | None = Field(
+        None,
+        description="Each feature or channel to mean 0 and deviation 1 over the samples the host knows; npz, csv and "
+        "function only (watch always does); default: csv and time series",
     )
 
 
 class TasksSection(_Section):
-    """How the classes are cut into tasks."""
+    """How the data set is cut into tasks."""
 
+    by: Literal["class", "group"] = Field(
+        "class",
+        description="A task brings new classes, or new groups (people, sensors, ...) with the same classes",
+    )
     classes_per_task: int = Field(2, ge=1, le=MAX_CLASSES, description="Classes of each task, in the data set's order")
+    groups_per_task: int = Field(1, ge=1, le=65535, description="By group: groups of each task, in order")
     split: tuple[tuple[ClassName, ...], ...] | None = Field(
-        None, description="The classes of each task, written out; replaces classes_per_task"
+        None, description="The classes (by group: groups) of each task, written out"
     )
     first: Literal["board", "host"] = Field(
         "board",
@@ -87,24 +168,64 @@ class TasksSection(_Section):
 
 
 class ModelSection(_Section):
-    """The network: fully connected layers with ReLU."""
+    """The network, in one of four ways: `hidden`, `layers`, `path`, `function`.
 
-    hidden: tuple[Width, ...] = Field((512,), min_length=1, max_length=8, description="Widths of the hidden layers")
+    The output layer, dense with one output for each class, is implied in `hidden` and `layers`.
+    """
+
+    hidden: tuple[Width, ...] = Field(
+        (512,), min_length=1, max_length=8, description="Fully connected network: widths of the hidden layers"
+    )
+    layers: tuple[LayerEntry, ...] | None = Field(
+        None, max_length=100, description="List of layers, each a table with a type (see below)"
+    )
+    path: Path | None = Field(
+        None, strict=False, description="Keras model, a .keras or .h5 file; relative to this file"
+    )
+    function: str | None = Field(
+        None,
+        description='"module:function" that returns a Keras model; the module may lie beside this file',
+    )
+    input: Literal["unit", "raw"] | None = Field(
+        None,
+        description="How an imported model wants pictures of 8 bit: 0..1 (unit) or 0..255 (raw); default: raw if it "
+        "begins with Rescaling or Normalization, else unit",
+    )
+    freeze: int | None = Field(
+        None, ge=1, le=1000, description="That many of the first layers with weights never learn on the board"
+    )
+    train_last: int | None = Field(
+        None, ge=1, le=1000, description="Only that many of the last layers with weights learn on the board"
+    )
+    latent: bool = Field(
+        False, description="Records in flash hold what the frozen layers make of a sample, instead of the sample"
+    )
+
+    @property
+    def imported(self) -> bool:
+        """Whether the network comes from Keras."""
+        return self.path is not None or self.function is not None
 
 
 class InitialSection(_Section):
     """The initial model, made on the host."""
 
-    train: Literal["first_task", "base", "none"] = Field(
-        "first_task", description="What the host trains it on: the first task, the base classes, or nothing"
+    train: Literal["first_task", "base", "none"] | None = Field(
+        None,
+        description="What the host trains it on: the first task, the base classes, or nothing; default: first_task, "
+        "but none for a model from Keras",
     )
     epochs: int = Field(5, ge=1, le=1000, description="Epochs on the host")
     lr: float = Field(0.03, gt=0.0, le=10.0, description="Learning rate on the host (SGD)")
     batch: int = Field(8, ge=1, le=4096, description="Batch size on the host")
     base_classes: tuple[ClassName, ...] = Field(
-        (), description="base only: classes the model ships with; they are in no task"
+        (), description="base, or a model from Keras: classes the model ships with; they are in no task"
     )
-    rescale: bool = Field(True, description="Scale kept weights to the variance of a dense initialisation")
+    rescale: bool | None = Field(
+        None,
+        description="Scale kept weights to the variance of all weights; default: true, but false for a model from "
+        "Keras that is not trained",
+    )
     mask: Literal["data", "magnitude"] = Field(
         "data", description="First mask: by |w| times the norm of its input, or by |w| alone"
     )
@@ -118,6 +239,12 @@ class SparsitySection(_Section):
     block: Literal[1, 2, 4] = Field(1, description="Consecutive outputs that are present or absent together")
     scope: Literal["layer", "global"] = Field("layer", description="The share holds in each layer, or over all of them")
     dense_output: bool = Field(True, description="Keep the output layer dense")
+    dense_input: bool | None = Field(
+        None, description="Keep the first layer with weights dense; default: if it is a convolution"
+    )
+    dense_depthwise: bool = Field(
+        True, description="Keep depthwise convolutions dense: each of their few weights is much of what a channel sees"
+    )
 
 
 class MethodSection(_Section):
@@ -209,6 +336,18 @@ class Config(_Section):
         return round(self.sparsity.weights + 0.2 * (1.0 - self.sparsity.weights), 9)
 
     @property
+    def initial_train(self) -> Literal["first_task", "base", "none"]:
+        """What the host trains the initial model on (``initial.train`` with its default)."""
+        return self.initial.train or ("none" if self.model.imported else "first_task")
+
+    @property
+    def rescale(self) -> bool:
+        """Whether kept weights are scaled (``initial.rescale`` with its default)."""
+        if self.initial.rescale is not None:
+            return self.initial.rescale
+        return not self.model.imported or self.initial_train != "none"
+
+    @property
     def ddr_until(self) -> int:
         """Epochs in which DDR removes samples (``ddr.until`` with its default)."""
         return self.ddr.until if self.ddr.until is not None else min(3, self.method.epochs)
@@ -241,43 +380,174 @@ def _conflicts(c: Config) -> Iterator[_Conflict]:
     if name.lower() in RESERVED_NAMES:
         yield (("experiment", "name"),), f"experiment.name {name!r} is taken by a folder of build/: set another name"
     yield from _data_conflicts(c)
+    yield from _model_conflicts(c)
     yield from _method_conflicts(c)
     yield from _sparcl_conflicts(c)
 
 
+_SET_KEYS: dict[str, tuple[str, ...]] = {
+    "path": ("npz", "csv", "images", "function"),
+    "test_path": ("csv",),
+    "function": ("function",),
+    "name": ("keras",),
+    "label": ("csv",),
+    "group": ("csv",),
+    "recording": ("csv",),
+    "columns": ("csv",),
+    "size": ("mnist5k", "images", "keras"),
+    "color": ("images",),
+    "test_share": ("digits", "watch", "npz", "csv", "images", "function"),
+    "window": ("watch", "npz", "csv", "function"),
+    "hop": ("watch", "npz", "csv", "function"),
+    "features": ("watch", "npz", "csv", "function"),
+    "rate": ("npz", "csv", "function"),
+    "bands": ("watch", "npz", "csv", "function"),
+    "standardise": ("npz", "csv", "function"),
+}
+"""Keys of [data] that only some sets take."""
+
+_NEEDED = {"npz": "path", "csv": "path", "images": "path", "function": "function", "keras": "name"}
+
+
 def _data_conflicts(c: Config) -> Iterator[_Conflict]:
-    if c.data.set == "npz" and c.data.path is None:
-        yield (("data", "path"), ("data", "set")), 'data.set = "npz" needs data.path'
-    if c.data.set != "npz" and c.data.path is not None:
-        yield (("data", "path"),), f'data.path is for data.set = "npz", but the set is "{c.data.set}"'
-    if c.data.size != 16 and c.data.set != "mnist5k":
-        yield (("data", "size"),), f'data.size is for data.set = "mnist5k", but the set is "{c.data.set}"'
+    d = c.data
+    if d.set in _NEEDED and getattr(d, _NEEDED[d.set]) is None:
+        yield (("data", _NEEDED[d.set]), ("data", "set")), f'data.set = "{d.set}" needs data.{_NEEDED[d.set]}'
+    for key, sets in _SET_KEYS.items():
+        if getattr(d, key) != DataSection.model_fields[key].default and d.set not in sets:
+            names = " or ".join(f'"{name}"' for name in sets)
+            yield (("data", key),), f'data.{key} is for data.set = {names}, but the set is "{d.set}"'
+    if d.set == "mnist5k" and d.size not in (None, (16, 16), (28, 28)):
+        yield (("data", "size"),), 'data.set = "mnist5k" has data.size = 16 or 28'
+    if d.function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", d.function):
+        yield (("data", "function"),), f'data.function = "{d.function}": write it as "module:name"'
+    series = d.set == "watch" or d.window is not None or d.features is not None
+    if d.test_share != 0.2 and (d.test_path is not None or (d.test_per_class is not None and not series)):
+        yield (
+            (("data", "test_share"),),
+            "data.test_share holds out test samples: leave out data.test_path and data.test_per_class",
+        )
+    if d.set == "watch" and d.test_share != 0.2 and c.tasks.by == "class":
+        yield (
+            (("data", "test_share"), ("tasks", "by")),
+            'data.test_share: "watch" has test people of its own, unless tasks.by = "group"',
+        )
+    yield from _table_conflicts(d)
+    yield from _series_conflicts(d)
+    yield from _task_conflicts(c)
+
+
+def _table_conflicts(d: DataSection) -> Iterator[_Conflict]:
+    """Columns of a table."""
+    roles = {"label": d.label, "group": d.group, "recording": d.recording}
+    for key in ("group", "recording"):
+        if roles[key] == d.label:
+            yield (("data", key), ("data", "label")), f"data.{key} and data.label are the same column, {d.label}"
+    for number, name in enumerate(d.columns or ()):
+        if name in (d.columns or ())[:number]:
+            yield (("data", "columns"),), f"data.columns names {name} twice"
+        for key, column in roles.items():
+            if name == column:
+                yield (("data", "columns"), ("data", key)), f"data.columns names {name}, which is data.{key}"
+
+
+def _series_conflicts(d: DataSection) -> Iterator[_Conflict]:
+    """Time series and their features."""
+    features, own = d.features or (), d.set != "watch"
+    for key in ("hop", "recording", "features"):
+        # A sample of an npz or a function may be a window already.
+        if getattr(d, key) is not None and own and d.window is None and (d.set == "csv" or key == "hop"):
+            yield (("data", key),), f"data.{key} needs data.window, the time steps of a window"
+    if "raw" in features and len(features) > 1:
+        yield (("data", "features"),), 'data.features: "raw" is every value of a window and stands alone'
+    if len(set(features)) != len(features):
+        yield (("data", "features"),), "data.features names a feature twice"
+    if "bands" in features and own and d.rate is None:
+        yield (("data", "rate"), ("data", "features")), "data.features: bands needs data.rate, time steps per second"
+    rate = d.rate if own else WATCH_RATE
+    ascending = all(a < b for a, b in itertools.pairwise((0.0, *d.bands)))
+    if not ascending or (rate is not None and d.bands[-1] >= rate / 2):
+        yield (("data", "bands"), ("data", "rate")), "data.bands have to rise from above 0 to below half of data.rate"
+
+
+def _task_conflicts(c: Config) -> Iterator[_Conflict]:
+    what = "group" if c.tasks.by == "group" else "class"
     split = c.tasks.split
     if split is not None:
         flat = [str(name) for task in split for name in task]
         if not split or not all(split):
-            yield (("tasks", "split"),), "tasks.split has no tasks, or a task without classes"
+            plural = "groups" if what == "group" else "classes"
+            yield (("tasks", "split"),), f"tasks.split has no tasks, or a task without {plural}"
         repeated = sorted({n for n in flat if flat.count(n) > 1})
         if repeated:
-            yield (("tasks", "split"),), f"tasks.split names class {repeated[0]} more than once"
-        both = sorted(set(flat) & {str(n) for n in c.initial.base_classes})
+            yield (("tasks", "split"),), f"tasks.split names {what} {repeated[0]} more than once"
+        both = sorted(set(flat) & {str(n) for n in c.initial.base_classes}) if what == "class" else []
         if both:
             yield (
                 (("tasks", "split"), ("initial", "base_classes")),
                 f"class {both[0]} is a base class and in a task",
             )
-    if c.initial.train == "base" and not c.initial.base_classes:
+    if what == "group":
+        yield from _group_conflicts(c)
+    elif c.tasks.groups_per_task != 1:
+        yield (("tasks", "groups_per_task"),), 'tasks.groups_per_task needs tasks.by = "group"'
+    if c.initial_train == "base" and not c.initial.base_classes and what == "class":
         yield (
             (("initial", "base_classes"), ("initial", "train")),
             'initial.train = "base" needs initial.base_classes',
         )
-    if c.initial.train != "base" and c.initial.base_classes:
+    if c.initial_train != "base" and c.initial.base_classes and not c.model.imported:
         yield (("initial", "base_classes"),), 'initial.base_classes needs initial.train = "base"'
-    if c.tasks.first == "host" and c.initial.train != "first_task":
+    if c.tasks.first == "host" and c.initial_train != "first_task" and not c.model.imported:
         yield (
             (("tasks", "first"), ("initial", "train")),
             'tasks.first = "host" needs initial.train = "first_task"',
         )
+
+
+def _group_conflicts(c: Config) -> Iterator[_Conflict]:
+    """What tasks by group cannot have."""
+    by = ("tasks", "by")
+    if c.data.set not in ("watch", "npz", "csv", "function"):
+        yield (by,), f'tasks.by = "group": data.set = "{c.data.set}" has no groups'
+    if c.data.set == "csv" and c.data.group is None:
+        yield (("data", "group"), by), 'tasks.by = "group" needs data.group, the column with the group'
+    if c.tasks.classes_per_task != 2:
+        yield (("tasks", "classes_per_task"),), 'tasks.by = "group" has tasks.groups_per_task, not classes_per_task'
+    if c.tasks.split is not None and c.tasks.groups_per_task != 1:
+        yield (("tasks", "groups_per_task"), ("tasks", "split")), "tasks.split replaces tasks.groups_per_task"
+    if c.initial_train == "base" or c.initial.base_classes:
+        yield (
+            (("initial", "base_classes"), ("initial", "train"), by),
+            'classes that the model ships with need tasks.by = "class"; by group, tasks.first = "host" is the way',
+        )
+
+
+def _model_conflicts(c: Config) -> Iterator[_Conflict]:
+    m = c.model
+    ways = [key for key in ("layers", "path", "function", "hidden") if key in m.model_fields_set]
+    if len(ways) > 1:
+        yield (
+            tuple(("model", key) for key in ways),
+            f"model.{ways[0]} and model.{ways[1]} are two ways to give the network: leave one out",
+        )
+    if m.layers == ():
+        yield (("model", "layers"),), "model.layers is empty: name at least one layer before the output layer"
+    if m.freeze is not None and m.train_last is not None:
+        yield (
+            (("model", "train_last"), ("model", "freeze")),
+            "model.freeze and model.train_last say the same in two ways: leave one out",
+        )
+    if m.latent and m.freeze is None and m.train_last is None:
+        yield (("model", "latent"),), "model.latent needs frozen layers: set model.freeze or model.train_last"
+    if m.input is not None and not m.imported:
+        yield (("model", "input"),), "model.input is for a model from Keras (model.path or model.function)"
+    if m.path is not None and m.path.suffix not in (".keras", ".h5", ".hdf5"):
+        yield (("model", "path"),), f"model.path has to be a .keras or .h5 file, not {m.path.name}"
+    if m.function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", m.function):
+        yield (("model", "function"),), f'model.function has to be "module:function", not {m.function!r}'
+    for number, message in layer_conflicts(m.layers or ()):
+        yield (("model", f"layers.{number}"), ("model", "layers")), f"model.layers: entry {number}: {message}"
 
 
 def _method_conflicts(c: Config) -> Iterator[_Conflict]:
@@ -366,11 +636,25 @@ def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -
 
 
 def _resolve_paths(config: Config, path: Path) -> Config:
-    """Make ``data.path`` independent of the current directory."""
-    if config.data.path is None:
-        return config
-    resolved = (path.parent / config.data.path).resolve()
-    return config.model_copy(update={"data": config.data.model_copy(update={"path": resolved})})
+    """Make paths independent of the current directory; a module of data lies beside the experiment file by default."""
+    given = {"path": config.data.path, "test_path": config.data.test_path}
+    if config.data.set == "function" and config.data.path is None:
+        given["path"] = Path()
+    resolved = {key: (path.parent / value).resolve() for key, value in given.items() if value is not None}
+    data = config.data.model_copy(update=resolved)
+    return config.model_copy(update={"data": data, "model": _resolve_model(config.model, path)})
+
+
+def _resolve_model(model: ModelSection, path: Path) -> ModelSection:
+    """A module beside the experiment file becomes ``/its/path.py:function``."""
+    if model.path is not None:
+        return model.model_copy(update={"path": (path.parent / model.path).resolve()})
+    if model.function is not None:
+        module, _, function = model.function.partition(":")
+        beside = (path.parent / (module.replace(".", "/") + ".py")).resolve()
+        if beside.is_file():
+            return model.model_copy(update={"function": f"{beside}:{function}"})
+    return model
 
 
 def _tuples(value: Any) -> Any:
@@ -400,19 +684,32 @@ _ASSIGNMENT = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|
 
 
 def _places(path: Path, text: str) -> dict[_Key, str]:
-    """``file:line`` of each (section, key), and of each section under the key ``""``."""
+    """``file:line`` of each (section, key), of a section under the key ``""``, of entry n of a list as ``key.n``."""
     places: dict[_Key, str] = {}
-    section = ""
+    section: list[str] = []
+    keys: list[str] = []
+    entries = 0
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
-            section = _unquote(header[1])
-            places.setdefault((section, ""), f"{path}:{number}")
+            section = [_unquote(part) for part in header[1].split(".")]
+            places.setdefault((section[0], ""), f"{path}:{number}")
+            if len(section) > 1:
+                # One more entry of [[section.key]].
+                entries = entries + 1 if section == keys[:-1] else 1
+                places.setdefault((section[0], section[1]), f"{path}:{number}")
+                places[section[0], f"{section[1]}.{entries}"] = f"{path}:{number}"
         elif assignment := _ASSIGNMENT.match(line):
             parts = [_unquote(part) for part in assignment[1].split(".")]
-            keys = [section, *parts] if section else parts
+            keys = [*section, *parts]
             places.setdefault((keys[0], ""), f"{path}:{number}")
             if len(keys) > 1:
                 places.setdefault((keys[0], keys[1]), f"{path}:{number}")
+            if len(section) < 2:
+                entries = 0
+        elif len(keys) == 2 and line.lstrip().startswith("{"):
+            for _ in range(line.count("{")):
+                entries += 1
+                places[keys[0], f"{keys[1]}.{entries}"] = f"{path}:{number}"
     return places
 
 
@@ -448,6 +745,10 @@ def _describe(detail: ErrorDetails, path: Path, places: Mapping[_Key, str]) -> s
     section = str(detail["loc"][0])
     key = str(detail["loc"][1]) if len(detail["loc"]) > 1 else ""
     place = _place([(section, key)], path, places)
+    if (section, key) == ("model", "layers") and len(detail["loc"]) > 2:
+        number = int(detail["loc"][2]) + 1
+        place = places.get((section, f"{key}.{number}"), place)
+        return f"{place}: model.layers: entry {number}: {_entry_error(detail)}"
     if detail["type"] == "extra_forbidden":
         return f"{place}: {_unknown(section, key)}"
     if not key:
@@ -468,6 +769,28 @@ def _unknown(section: str, key: str) -> str:
     return f"unknown key {key!r} in [{section}]; {hint}"
 
 
+def _entry_error(detail: ErrorDetails) -> str:
+    """What is wrong with an entry of ``model.layers``."""
+    types = {kind: entry for entry in LAYER_ENTRIES for kind in get_args(entry.model_fields["type"].annotation)}
+    _, _, _, *inner = detail["loc"]
+    if detail["type"] == "union_tag_not_found":
+        return f"a layer needs a type: {', '.join(types)}"
+    if detail["type"] == "union_tag_invalid":
+        kind = str(detail.get("ctx", {}).get("tag", ""))
+        near = difflib.get_close_matches(kind, types, 1)
+        return f"unknown type {kind!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(types)}")
+    if len(inner) < 2:
+        return f'has to be a table such as {{ type = "dense", units = 64 }}, not {detail["input"]!r}'
+    kind, key = str(inner[0]), str(inner[1])
+    fields = {info.alias or name: info for name, info in types[kind].model_fields.items()}
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, fields, 1)
+        return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}")
+    if detail["type"] == "missing":
+        return f"{kind} needs {key!r} ({fields[key].description})"
+    return f"{key}: {_sentence(detail)} ({fields[key].description})"
+
+
 def _fields(section: str) -> dict[str, Any]:
     model = cast(type[BaseModel], Config.model_fields[section].annotation)
     return dict(model.model_fields)
@@ -475,18 +798,22 @@ def _fields(section: str) -> dict[str, Any]:
 
 def _expected(detail: ErrorDetails, section: str, key: str) -> str:
     """What the value should have been; pydantic's sentences with the value found."""
+    entry = f"entry {detail['loc'][2] + 1}: " if len(detail["loc"]) > 2 and isinstance(detail["loc"][2], int) else ""
+    return f"{entry}{_sentence(detail)} ({_fields(section)[key].description})"
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """Pydantic's sentence with the value found."""
     value = detail["input"]
     shown = f"{value!r}" if not isinstance(value, tuple) else str(list(value)).replace("(", "[").replace(")", "]")
-    message = detail["msg"]
     message = (
-        message.replace("Input should be", "has to be")
+        detail["msg"]
+        .replace("Input should be", "has to be")
         .replace("valid tuple", "list")
         .replace("a valid ", "a ")
         .replace("a integer", "an integer")
     )
-    if len(detail["loc"]) > 2 and isinstance(detail["loc"][2], int):
-        message = f"entry {detail['loc'][2] + 1}: {message}"
-    return f"{message}, not {shown} ({_fields(section)[key].description})"
+    return f"{message}, not {shown}"
 
 
 def options_table() -> str:
@@ -497,7 +824,7 @@ def options_table() -> str:
         lines += [
             f"## [{section}]",
             "",
-            (model.__doc__ or "").strip(),
+            inspect.cleandoc(model.__doc__ or ""),
             "",
             "| key | default | meaning |",
             "|---|---|---|",
@@ -505,8 +832,23 @@ def options_table() -> str:
         for key, field in model.model_fields.items():
             default = "" if field.default is None else f"`{_toml(field.default)}`"
             lines.append(f"| `{key}` | {default} | {(field.description or '').replace('|', chr(92) + '|')} |")
-        lines.append("")
+        lines += ["", *(_entries_table() if section == "model" else [])]
     return "\n".join(lines)
+
+
+def _entries_table() -> list[str]:
+    """What an entry of ``model.layers`` can be."""
+    lines = ["Types of `layers`:", "", "| type | keys | meaning |", "|---|---|---|"]
+    for entry in LAYER_ENTRIES:
+        keys = [
+            f"`{info.alias or name}`" + (f" = `{_toml(info.default)}`" if info.default not in (None, ...) else "")
+            for name, info in entry.model_fields.items()
+            if name != "type" and not info.is_required()
+        ]
+        needed = [f"**`{info.alias or name}`**" for name, info in entry.model_fields.items() if info.is_required()]
+        kinds = ", ".join(f"`{kind}`" for kind in get_args(entry.model_fields["type"].annotation))
+        lines.append(f"| {kinds} | {', '.join([*needed[1:], *keys])} | {(entry.__doc__ or '').strip()} |")
+    return [*lines, ""]
 
 
 def _toml(value: object) -> str:

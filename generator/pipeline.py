@@ -23,7 +23,25 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from generator import artefacts, boards, config, data, plan, prune, quantise, render, store
+from generator import (
+    architecture,
+    artefacts,
+    boards,
+    config,
+    data,
+    formats,
+    keras_model,
+    layout,
+    network,
+    plan,
+    proof,
+    prune,
+    quantise,
+    rates,
+    render,
+    store,
+    train,
+)
 from generator.artefacts import Dataset, FloatModel, Model
 from generator.boards import ROOT, Board
 from generator.config import Config
@@ -85,7 +103,7 @@ def generate(
     dataset = cache.stage(
         "02-data",
         Dataset,
-        _fingerprint(settings.data, settings.tasks, settings.initial, settings.experiment, data),
+        _fingerprint(settings.data, settings.tasks, settings.initial, settings.experiment, data.fingerprint(settings)),
         lambda: data.load(settings),
         lambda: say(f"loading {settings.data.set}"),
     )
@@ -93,19 +111,24 @@ def generate(
         "03-initial",
         FloatModel,
         _fingerprint(
-            settings.model, settings.initial, settings.sparsity, settings.experiment, store.digest(dataset), prune
+            *(settings.model, settings.initial, settings.sparsity, settings.dgm, settings.experiment),
+            *(store.digest(dataset), keras_model.fingerprint(settings)),
+            *(train, architecture, keras_model, network, prune),
         ),
-        lambda: _train(settings, dataset),
+        lambda: train.train(settings, dataset),
         lambda: say(_training(settings)),
     )
     model = cache.stage(
         "04-quantised",
         Model,
-        _fingerprint(settings, store.digest(dataset), store.digest(float_model), quantise, artefacts),
+        _fingerprint(
+            *(settings, store.digest(dataset), store.digest(float_model)),
+            *(quantise, formats, layout, rates, proof, network, prune, artefacts),
+        ),
         lambda: quantise.quantise(settings, dataset, float_model),
         lambda: say("quantising"),
     )
-    (shared / "04-overflow-proof.txt").write_text(quantise.proof_text(quantise.overflow_proof(model)), encoding="utf-8")
+    (shared / "04-overflow-proof.txt").write_text(proof.proof_text(proof.overflow_proof(model)), encoding="utf-8")
     memory = plan.plan(model, facts)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "05-plan.json").write_text(_plan_json(memory, model), encoding="utf-8")
@@ -142,15 +165,10 @@ class _Cache:
         return result
 
 
-def _train(settings: Config, dataset: Dataset) -> FloatModel:
-    from generator import train  # TensorFlow is imported only when a model is made
-
-    return train.train(settings, dataset)
-
-
 def _training(settings: Config) -> str:
-    what = {"none": "initialising", "first_task": "training on the first task", "base": "training on the base classes"}
-    return f"{what[settings.initial.train]} and pruning the initial model"
+    begin = "importing" if settings.model.imported else "initialising"
+    what = {"none": begin, "first_task": "training on the first task", "base": "training on the base classes"}
+    return f"{what[settings.initial_train]} and pruning the initial model"
 
 
 def _fingerprint(*parts: object) -> str:
@@ -161,15 +179,11 @@ def _fingerprint(*parts: object) -> str:
             state.update(part)
         elif isinstance(part, BaseModel):
             state.update(part.model_dump_json().encode())
-            path = getattr(part, "path", None)
-            if isinstance(path, Path) and path.is_file():
-                state.update(path.read_bytes())
         else:
             source = getattr(part, "__file__", None)
             assert isinstance(source, str)
             state.update(Path(source).read_bytes())
         state.update(b"|")
-    state.update((ROOT / "generator" / "train.py").read_bytes())
     return state.hexdigest()
 
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 
-from generator.artefacts import Layer, Method, Model, position_bytes
+from generator.arena import Placement, arena_bytes, captures, eight_bit, place
+from generator.artefacts import Growth, Layer, Method, Model, Op, Panel, needs_error, position_bytes
 from generator.boards import Board
 from generator.errors import UserError
 
@@ -21,6 +24,22 @@ ENGINE_CODE = 30 * 1024
 
 CODE_PER_PASS = 900
 """Code of one panel or dense layer over all passes, in bytes; kernels are specialised for each."""
+
+CODE_PER_CONV = 2300
+"""The same of a convolution without masks, ..."""
+
+CODE_PER_SPARSE_CONV = 4800
+"""... of one with masks and one panel, ..."""
+
+CODE_PER_STEP = 800
+"""... and of a layer without weights."""
+
+ACTIVE_ERROR_BYTES = 6
+"""``scl_active_t``."""
+
+
+LIFE_WIDTH = 24
+"""Most columns of the bar that shows when something lives."""
 
 
 class DoesNotFit(UserError):
@@ -52,6 +71,10 @@ class Plan:
     flash_limit: int
     store_limit: int
     shared: bool
+    placements: tuple[Placement, ...]
+    """Who lives where in the arena of activations and errors, and when."""
+    graph: bool
+    """Whether there are other layers than dense ones."""
 
     @property
     def ram_bytes(self) -> int:
@@ -89,38 +112,78 @@ def plan(model: Model, board: Board) -> Plan:
         flash_limit=board.memory.flash_bytes,
         store_limit=board.store.size,
         shared=board.memory.shared,
+        placements=place(model),
+        graph=any(layer.op is not Op.DENSE for layer in (*model.prefix, *model.layers)),
     )
 
 
-def spread_sizes(model: Model) -> tuple[int, int]:
-    """Weights of the widest panel and inputs of the largest sparse layer: work space of a mask update."""
-    sparse = [layer for layer in model.layers if layer.sparse]
-    weights = max((p.blocks * layer.block for layer in sparse for p in layer.panels), default=0)
-    return weights, max((layer.n_in for layer in sparse), default=0)
+@dataclass(frozen=True)
+class Spread:
+    """Work space of a mask update: one line of a panel spread out by place (``scl_net.h``), in values."""
+
+    weights: int
+    sums: int
+    lines: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return 8 * self.sums + 2 * self.weights + 2 * self.lines + 256
 
 
-def captures(model: Model) -> bool:
-    """Whether gradients are captured for mask updates."""
-    return (model.learning.tdm or model.learning.dgm) and any(layer.sparse for layer in model.layers)
+def spread(model: Model) -> Spread:
+    """The longest line and the most lines of all sparse layers; gradient sums move along when a convolution grows."""
+    sparse = [(layer, p) for layer in model.layers if layer.sparse for p in layer.panels]
+    moves = captures(model) and model.learning.tdm and model.learning.growth is Growth.RANDOM
+    return Spread(
+        weights=max((p.places * layer.block for layer, p in sparse), default=0),
+        sums=max((p.places * layer.block for layer, p in sparse if layer.op is Op.CONV and moves), default=0),
+        lines=max((layer.lines for layer, _ in sparse), default=0),
+    )
 
 
-def max_pad(model: Model) -> int:
-    """Values that the sums of a pass need: the widest output, or the widest input of a layer above the first."""
-    return max([layer.n_pad for layer in model.layers] + [layer.n_in for layer in model.layers[1:]])
+def active_errors(model: Model) -> int:
+    """Entries of the list of errors that the backward pass of a convolution walks, for one output channel."""
+    return max((layer.active for _, layer in model.weighted if layer.op is Op.CONV), default=1)
 
 
-def scaled_size(model: Model) -> int:
-    """Scaled errors kept beside the errors: layers above the first need both at once."""
-    return max((layer.n_pad for layer in model.layers[1:]), default=0)
+def widest_block(model: Model) -> int:
+    """The largest block of a convolution that learns."""
+    return max((layer.block for _, layer in model.weighted if layer.op is Op.CONV), default=1)
+
+
+def work_bytes(model: Model) -> int:
+    """``scl_scratch_t``: sums and active errors of a pass, or what a mask update needs."""
+    work = 4 * max_sums(model) + ACTIVE_ERROR_BYTES * active_errors(model) * widest_block(model)
+    if any(layer.sparse for layer in model.layers):
+        work = max(work, 1024, spread(model).size)
+    return -(-work // 4) * 4
+
+
+def max_sums(model: Model) -> int:
+    """Values that the sums of a pass need: a dense layer's outputs, and the errors of inputs that have one."""
+    with_error = needs_error(model.layers)
+    sums = [1]
+    sums += [layer.n_pad for layer in (*model.prefix, *model.layers) if layer.op is Op.DENSE]
+    for layer in model.layers:
+        source = layer.inputs[0]
+        if layer.weighted and with_error[source]:
+            sums.append(layer.n_in if layer.op is Op.DENSE else model.tensor(source).size)
+    return max(sums)
+
+
+def weight_values(layer: Layer) -> int:
+    """Weights of a layer without masks, as it stores them."""
+    return layer.n_in * (layer.n_pad if layer.op is Op.DENSE else layer.n_out)
 
 
 def parameter_bytes(layer: Layer, position: int) -> tuple[int, int]:
     """(weights and biases, masks) of a layer at its largest, in bytes."""
     bias = 4 * layer.n_pad
     if not layer.sparse:
-        return bias + 2 * layer.n_in * layer.n_pad, 0
+        return bias + 2 * weight_values(layer), 0
     entries = sum(p.capacity for p in layer.panels)
-    masks = entries + len(layer.panels) * (2 * layer.n_in + 1) * position
+    masks = entries + len(layer.panels) * (2 * layer.lines + 1) * position
     return bias + 2 * entries * layer.block, masks
 
 
@@ -129,43 +192,50 @@ def gradient_bytes(model: Model) -> int:
     if model.learning.batch == 1:
         return 0
     total = 0
-    for layer in model.layers:
+    for _, layer in model.weighted:
         entries = (
-            sum((p.grad + p.grow_inter) * layer.block for p in layer.panels)
-            if layer.sparse
-            else layer.n_in * layer.n_pad
+            sum((p.grad + p.grow_inter) * layer.block for p in layer.panels) if layer.sparse else weight_values(layer)
         )
         total += 4 * (entries + layer.n_pad)
     return total
 
 
+def captured_sums(model: Model, layer: Layer, panel: Panel) -> int:
+    """Gradients of one kind that a panel of a convolution keeps for its scores."""
+    growth = model.learning.growth is Growth.GRADIENT
+    return (layer.lines * panel.places if growth else panel.capacity) * layer.block
+
+
 def factor_bytes(model: Model) -> int:
-    """Captured inputs and errors for the scores of mask updates."""
+    """Captured inputs and errors, or gradients, for the scores of mask updates."""
     if not captures(model):
         return 0
     rows = 2 * model.learning.capture
-    return sum(
-        rows * (layer.n_in * (1 if number == 0 else 2) + 2 * layer.n_pad)
-        for number, layer in enumerate(model.layers)
-        if layer.sparse
-    )
+    small = eight_bit(model.layers)
+    total = 0
+    for layer in model.layers:
+        if layer.sparse and layer.op is Op.DENSE:
+            total += rows * (layer.n_in * (1 if small[layer.inputs[0]] else 2) + 2 * layer.n_pad)
+        elif layer.sparse:
+            total += sum(2 * 4 * captured_sums(model, layer, p) for p in layer.panels)
+    return total
 
 
 def _ram(model: Model, board: Board) -> tuple[Row, ...]:
     position = position_bytes(model)
     parameters = [parameter_bytes(layer, position) for layer in model.layers]
-    weights, inputs = spread_sizes(model)
-    activations = sum(4 * layer.n_pad for layer in model.layers) + 2 * scaled_size(model)
-    work = max(4 * max_pad(model), 1024, 2 * weights + 2 * inputs + 256) if weights else 4 * max_pad(model)
-    sample = 0 if board.store.mapped else 8 + model.n_in
+    activations = arena_bytes(model) + 4 * model.layers[-1].n_pad
+    sample = 0 if board.store.mapped else 8 + model.n_stored
+    latent = model.input.values if model.latent_stored else 0
     payload = max_payload(model, board)
     rows = [
         Row("weights and biases", sum(p[0] for p in parameters), "16 and 32 bit"),
         Row("masks", sum(p[1] for p in parameters), "indices and columns of sparse layers"),
         Row("gradients", gradient_bytes(model), f"batch {model.learning.batch}, gradient mask only"),
         Row("activations and errors", activations, "one sample"),
-        Row("work space", work, "sums of a pass; mask updates"),
+        Row("work space", work_bytes(model), "sums of a pass; mask updates"),
         Row("gradient factors", factor_bytes(model), f"{model.learning.capture} samples of each kind, for TDM and DGM"),
+        Row("latent", latent, "output of the frozen layers"),
         Row("task table", 5 * model.learning.table, f"{model.learning.table} samples: address, id, score"),
         Row(
             "replay index",
@@ -183,11 +253,27 @@ def _ram(model: Model, board: Board) -> tuple[Row, ...]:
 def _flash(model: Model) -> tuple[Row, ...]:
     position = position_bytes(model)
     initial = sum(sum(parameter_bytes(layer, position)) for layer in model.layers)
-    passes = sum(max(1, len(layer.panels)) for layer in model.layers)
-    return (
-        Row("engine code", ENGINE_CODE + CODE_PER_PASS * passes, "estimate; the build checks the true size"),
+    frozen = sum(sum(parameter_bytes(layer, position)) for layer in model.prefix)
+    code = ENGINE_CODE + sum(_code(layer, frozen=False) for layer in model.layers)
+    code += sum(_code(layer, frozen=True) for layer in model.prefix)
+    rows = (
+        Row("engine code", code, "estimate; the build checks the true size"),
         Row("initial model", initial, "constants"),
+        Row("frozen layers", frozen, "constants"),
     )
+    return tuple(row for row in rows if row.size)
+
+
+def _code(layer: Layer, *, frozen: bool) -> int:
+    """Code of a layer over all passes; a convolution has a table of its kernel positions besides."""
+    table = 2 * layer.n_in if layer.op is Op.CONV else 0
+    if not layer.weighted:
+        return CODE_PER_STEP
+    if layer.op is Op.DENSE or frozen:
+        return table + CODE_PER_PASS * max(1, len(layer.panels))
+    if not layer.sparse:
+        return table + CODE_PER_CONV
+    return table + CODE_PER_SPARSE_CONV + CODE_PER_PASS * (len(layer.panels) - 1)
 
 
 def snapshot_bytes(model: Model) -> int:
@@ -213,11 +299,11 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
 
     header = rounded(rounded(48, store.program_unit), store.granule)
     room = store.sector - header
-    sample = rounded(8 + model.n_in, store.granule)
+    sample = rounded(8 + model.n_stored, store.granule)
     logits = rounded(8 + 2 * model.n_classes, store.granule) if learning.method == Method.DERPP else 0
     if max(sample, logits) > room:
         raise UserError(
-            f"a sample of {model.n_in} bytes with {model.n_classes} logits does not fit a flash sector of "
+            f"a sample of {model.n_stored} bytes with {model.n_classes} logits does not fit a flash sector of "
             f"{board.name} ({store.sector} bytes): fewer inputs, or another board"
         )
     table = 0 if learning.streamed else learning.table
@@ -237,7 +323,7 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
 
 def check(p: Plan) -> None:
     """Raises :class:`DoesNotFit`, which says what is too large and what to try."""
-    model = "a higher [sparsity] weights or a narrower [model] hidden"
+    model = "a higher [sparsity] weights or a smaller [model]"
     _check("RAM", p, p.ram, p.ram_limit, f"{model}, or fewer samples in a task")
     if p.shared:
         _check("RAM for code and data", p, (*p.ram, *p.flash), p.ram_limit, model)
@@ -264,8 +350,34 @@ def _check(what: str, p: Plan, rows: tuple[Row, ...], limit: int, advice: str) -
     )
 
 
-def table(p: Plan) -> Table:
-    """The plan for people: one row per region, totals against the board's limits."""
+def table(p: Plan) -> RenderableType:
+    """The plan for people: one row per region, totals against the board's limits; for a graph, the arena besides."""
+    regions = _regions(p)
+    return Group(regions, _arena(p.placements)) if p.graph else regions
+
+
+def _arena(placements: Sequence[Placement]) -> Table:
+    """Who lives where, when: time runs to the right, forward through the layers and back again."""
+    result = Table(title="Activations and errors: who lives where, when (forward, then back)", title_justify="left")
+    for heading in ("name", "shape"):
+        result.add_column(heading, no_wrap=True)
+    for heading in ("bytes", "offset"):
+        result.add_column(heading, justify="right")
+    result.add_column("lives", no_wrap=True)
+    moments = 1 + max((q.last for q in placements), default=0)
+    for q in placements:
+        result.add_row(q.name, q.what, f"{q.size:,}", f"{q.offset:,}", _life(q, moments))
+    return result
+
+
+def _life(placement: Placement, moments: int) -> str:
+    """A bar from the first to the last moment, no wider than LIFE_WIDTH."""
+    width = min(moments, LIFE_WIDTH)
+    first, last = placement.first * width // moments, placement.last * width // moments
+    return "".join("\u2588" if first <= column <= last else "\u00b7" for column in range(width))
+
+
+def _regions(p: Plan) -> Table:
     result = Table(title=f"Memory on {p.board}", title_justify="left")
     result.add_column("region")
     result.add_column("bytes", justify="right")

@@ -13,9 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from generator import __version__
-from generator.artefacts import Layer, Method, Model, position_bytes
+from generator.arena import Placement, arena_bytes, captures, place
+from generator.artefacts import Layer, Method, Model, Op, position_bytes
 from generator.boards import ROOT, Board
-from generator.plan import captures, max_pad, max_payload, scaled_size, spread_sizes
+from generator.plan import active_errors, max_payload, max_sums, spread, widest_block
+from generator.render_layers import LayerView, frozen_views, views
 
 TEMPLATES = ROOT / "templates"
 FILES = ("scl_config.h", "scl_board.h", "scl_initial.h", "scl_initial.c", "scl_model.c")
@@ -23,9 +25,10 @@ FILES = ("scl_config.h", "scl_board.h", "scl_initial.h", "scl_initial.c", "scl_m
 
 @dataclass(frozen=True)
 class Table:
-    """One constant array of the initial model and the variable it is copied to."""
+    """One constant array, in C ``constant``; ``name`` is the variable that the initial model copies it to."""
 
     name: str
+    constant: str
     ctype: str
     count: int
     text: str
@@ -62,11 +65,12 @@ def _banner(template: str, model: Model, board: Board) -> str:
 
 def _context(model: Model, board: Board) -> dict[str, Any]:
     learning = model.learning
-    layers = [_layer(model, number) for number in range(len(model.layers))]
-    initial = _initial(model)
-    weights, inputs = spread_sizes(model)
-    regions = _regions(model)
-    transient = _transient(model)
+    assert model.layers[-1].op is Op.DENSE, "logits come from a dense layer"
+    layers = views(model)
+    frozen = frozen_views(model)
+    masked = [layer for layer in layers if layer.layer.sparse]
+    regions = _regions(layers, position_bytes(model))
+    transient = _transient(layers)
     return {
         "version": [int(part) for part in __version__.split(".")],
         "model": model,
@@ -77,16 +81,22 @@ def _context(model: Model, board: Board) -> dict[str, Any]:
         "replay": learning.method != Method.FINETUNE and model.replay.multiplier > 0,
         "distil_mq": int(np.floor(2 / model.n_classes * 32768 + 0.5)),
         "position_bytes": position_bytes(model),
-        "max_pad": max_pad(model),
         "max_payload": max_payload(model, board),
-        "scaled_size": scaled_size(model),
-        "spread_weights": weights,
-        "spread_inputs": inputs,
+        "max_sums": max_sums(model),
+        "active": active_errors(model),
+        "max_block": widest_block(model),
+        "spread": spread(model),
+        "arena_values": arena_bytes(model) // 2,
+        "placements": place(model),
+        "place_of": _place,
         "layers": layers,
-        "masked": [layer for layer in layers if layer["sparse"]],
+        "frozen_layers": frozen,
+        "masked": masked,
         "captured": captures(model),
-        "initial": initial,
-        "cleared": transient + [f"layer{n}_error" for n in range(len(layers) - 1)],
+        # Below the first masked layer no error is captured.
+        "captured_from": min((layer.number for layer in masked), default=0),
+        "initial": _tables(model.layers, layers, "_initial"),
+        "frozen": _tables(model.prefix, frozen, ""),
         "region_rows": regions,
         "n_regions": len(regions),
         "transient": transient,
@@ -94,68 +104,28 @@ def _context(model: Model, board: Board) -> dict[str, Any]:
     }
 
 
-def _layer(model: Model, number: int) -> dict[str, Any]:
-    layer = model.layers[number]
-    first, last = number == 0, number == len(model.layers) - 1
-    error = "scl_logit_error" if last else f"layer{number}_error"
-    above = None if last else model.layers[number + 1]
-    capture_log2 = model.learning.capture.bit_length() - 1
-    return {
-        "number": number,
-        "first": first,
-        "last": last,
-        "batched": model.learning.batch > 1,
-        "n_in": layer.n_in,
-        "n_out": layer.n_out,
-        "n_pad": layer.n_pad,
-        "block": layer.block,
-        "block_log2": layer.block.bit_length() - 1,
-        "sparse": layer.sparse,
-        "relu": layer.relu,
-        "fw": layer.fw,
-        "fx": layer.fx,
-        "fa": layer.fa,
-        "wlog": layer.wlog,
-        "blog": layer.blog,
-        "l1_err": layer.l1_err,
-        "guard_out": above.l1_in if above is not None else 0,
-        "su": model.fg + layer.fx - layer.fw,
-        "bias_shift": model.fg - layer.fw - layer.fx,
-        "unit_shift": layer.fx + 6 - layer.fw + capture_log2,
-        "panels": layer.panels,
-        "x": "x" if first else f"layer{number - 1}_out",
-        "kind": "SCL_INPUT_KIND" if first else "SCL_I16",
-        "x_type": "scl_input_t" if first else "int16_t",
-        "x_bytes": 1 if first else 2,
-        "out": "scl_logits" if last else f"layer{number}_out",
-        "error": error,
-        "step": error if first else "scaled",
-    }
+def _place(p: Placement) -> str:
+    """Where something lies in the arena, in C."""
+    address = f"(arena + {p.offset // 2})"
+    return address if p.ctype == "int16_t" else f"(({p.ctype} *){address})"
 
 
-def _panel_arrays(number: int, layer: Layer) -> list[tuple[str, str, NDArray[Any]]]:
-    result: list[tuple[str, str, NDArray[Any]]] = []
-    for p, panel in enumerate(layer.panels):
-        prefix = f"layer{number}_panel{p}"
-        result += [
-            (f"{prefix}_start", "scl_pos_t", panel.start),
-            (f"{prefix}_split", "scl_pos_t", panel.split),
-            (f"{prefix}_index", "uint8_t", panel.index),
-            (f"{prefix}_weight", "int16_t", panel.weight.ravel()),
-        ]
-    return result
-
-
-def _initial(model: Model) -> list[Table]:
+def _tables(layers: Sequence[Layer], rendered: Sequence[LayerView], ending: str) -> list[Table]:
+    """Weights, masks and biases of all layers."""
     arrays: list[tuple[str, str, NDArray[Any]]] = []
-    for number, layer in enumerate(model.layers):
-        if layer.sparse:
-            arrays += _panel_arrays(number, layer)
-        else:
-            assert layer.weight is not None
-            arrays.append((f"layer{number}_weight", "int16_t", layer.weight.ravel()))
-        arrays.append((f"layer{number}_bias", "int32_t", layer.bias))
-    return [Table(name, ctype, len(values), _numbers(values)) for name, ctype, values in arrays]
+    for layer, view in zip(layers, rendered, strict=True):
+        for panel, names in zip(layer.panels, view.panels, strict=True):
+            arrays += [
+                (f"{names.name}_start", "scl_pos_t", panel.start),
+                (f"{names.name}_split", "scl_pos_t", panel.split),
+                (f"{names.name}_index", "uint8_t", panel.index),
+                (f"{names.name}_weight", "int16_t", panel.weight.ravel()),
+            ]
+        if layer.weight is not None:
+            arrays.append((f"{view.name}_weight", "int16_t", layer.weight.ravel()))
+        if layer.weighted:
+            arrays.append((f"{view.name}_bias", "int32_t", layer.bias))
+    return [Table(name, name + ending, ctype, len(values), _numbers(values)) for name, ctype, values in arrays]
 
 
 def _numbers(values: NDArray[Any], per_line: int = 16) -> str:
@@ -164,37 +134,40 @@ def _numbers(values: NDArray[Any], per_line: int = 16) -> str:
     return "\n".join("    " + ", ".join(map(str, line)) + "," for line in lines)
 
 
-def _regions(model: Model) -> list[dict[str, Any]]:
+def _regions(layers: Sequence[LayerView], position: int) -> list[dict[str, Any]]:
     """The parameters in the order of the state digest (docs/algorithm.md), as rows of scl_regions."""
-    position = position_bytes(model)
     rows: list[dict[str, Any]] = []
 
     def add(name: str, size: int, entries: str = "NULL") -> None:
         rows.append({"name": name, "size": size, "entries": entries})
 
-    for number, layer in enumerate(model.layers):
-        for p in range(len(layer.panels)):
-            prefix = f"layer{number}_panel{p}"
-            entries = f"&{prefix}_start[{layer.n_in}]"
-            add(f"{prefix}_start", position * (layer.n_in + 1))
-            add(f"{prefix}_split", position * layer.n_in)
-            add(f"{prefix}_index", 1, entries)
-            add(f"{prefix}_weight", 2 * layer.block, entries)
-        if not layer.sparse:
-            add(f"layer{number}_weight", 2 * layer.n_in * layer.n_pad)
-        add(f"layer{number}_bias", 4 * layer.n_pad)
+    for view in layers:
+        layer = view.layer
+        for panel in view.panels:
+            entries = f"&{panel.name}_start[{layer.lines}]"
+            add(f"{panel.name}_start", position * (layer.lines + 1))
+            add(f"{panel.name}_split", position * layer.lines)
+            add(f"{panel.name}_index", 1, entries)
+            add(f"{panel.name}_weight", 2 * layer.block, entries)
+        if view.weights:
+            add(f"{view.name}_weight", 2 * view.weights)
+        if layer.weighted:
+            add(f"{view.name}_bias", 4 * layer.n_pad)
     return rows
 
 
-def _transient(model: Model) -> list[str]:
+def _transient(layers: Sequence[LayerView]) -> list[str]:
+    """Arrays that a snapshot in the middle of a task needs besides; all begin as 0."""
     names = []
-    for number, layer in enumerate(model.layers):
-        if layer.sparse and captures(model):
-            names += [f"layer{number}_factor_x", f"layer{number}_factor_e"]
-        if model.learning.batch > 1:
-            names.append(f"layer{number}_bias_gradient")
-            if layer.sparse:
-                names += [f"layer{number}_panel{p}_gradient" for p in range(len(layer.panels))]
-            else:
-                names.append(f"layer{number}_gradient")
+    for view in layers:
+        if not view.layer.weighted:
+            continue
+        if view.captured and view.layer.op is Op.DENSE:
+            names += [f"{view.name}_factor_x", f"{view.name}_factor_e"]
+        for panel in view.panels:
+            if panel.captured:
+                names += [f"{panel.name}_captured_d", f"{panel.name}_captured_m"]
+        if view.batched:
+            names.append(f"{view.name}_bias_gradient")
+            names += [f"{panel.name}_gradient" for panel in view.panels] or [f"{view.name}_gradient"]
     return names

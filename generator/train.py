@@ -1,44 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The initial model: a small Keras network, masked first and then trained sparse.
+"""The initial model: made or imported, masked first and then trained sparse.
 
-The only module that imports TensorFlow, and only when there is something to train.
+TensorFlow is imported only when there is something to train or to import (keras_model.py).
 Pruning after dense training cost 4 points in continual learning; choosing the
 mask first costs nothing (docs/algorithm.md, "the initial model").
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import itertools
-import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from generator import prune
-from generator.artefacts import Dataset, FloatLayer, FloatModel, Task
+from generator import architecture, keras_model, network, prune
+from generator.architecture import Shape, shown
+from generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Op, Task
 from generator.config import Config
+from generator.errors import UserError
 
 Floats = NDArray[np.float64]
 
+CHUNK = 16
+"""Samples a convolution looks at together: its windows take much memory."""
+
 
 def train(config: Config, dataset: Dataset) -> FloatModel:
-    """The initial model: initialised, masked, rescaled and, if the experiment says so, trained.
+    """The initial model: initialised or imported, masked, rescaled and, if the experiment says so, trained.
 
-    Depends on the configuration and the data only: the same seed gives the same bits.
+    Depends on the configuration, the data and an imported model only: the same seed gives the same bits.
     """
     known = dataset.base or dataset.tasks[0]
-    samples = known.x_train[_spread(len(known.x_train), config.initial.mask_samples)] / 2.0**dataset.fraction
-    layers = _masked(config, _initialise(config, dataset), samples)
-    if config.initial.train != "none":
-        layers = _fit(config, dataset, known, layers)
-    layers = _with_saliency(layers, samples)
     tasks = [*([dataset.base] if dataset.base else []), *dataset.tasks]
-    return FloatModel(layers, {task.name: _accuracy(layers, dataset, task) for task in tasks})
+    if config.model.imported:
+        input_shape, layers, imported = _import(config, dataset, tasks)
+    else:
+        input_shape, layers = _initialise(config, dataset)
+        imported = {}
+    frozen = architecture.frozen_layers(layers, config.model.freeze, config.model.train_last)
+    samples = _samples(dataset, input_shape, known.x_train[_spread(len(known.x_train), config.initial.mask_samples)])
+    layers = _masked(config, layers, frozen, samples)
+    if config.initial_train != "none":
+        # What an imported model brings is better than what the samples of one task would make of it.
+        fixed = frozen if config.model.imported else 0
+        layers = _fit(config, dataset, known, input_shape, layers, fixed)
+    layers = _with_saliency(layers, samples)
+    accuracy = {task.name: _accuracy(layers, dataset, input_shape, task) for task in tasks}
+    return FloatModel(input_shape, layers, accuracy, frozen, imported)
 
 
 def _spread(total: int, count: int) -> NDArray[np.int64]:
@@ -47,26 +57,99 @@ def _spread(total: int, count: int) -> NDArray[np.int64]:
     return np.arange(count) * total // count
 
 
-def _initialise(config: Config, dataset: Dataset) -> tuple[FloatLayer, ...]:
-    """Dense layers: He normal before ReLU, Glorot uniform at the output; biases 0."""
+def _samples(dataset: Dataset, input_shape: Shape, x: NDArray[np.integer]) -> Floats:
+    """Samples as the network sees them: (samples, channels, height, width)."""
+    return network.channel_first(x, input_shape, 2.0**-dataset.fraction)
+
+
+# ---------------------------------------------------------------- made
+
+
+def _initialise(config: Config, dataset: Dataset) -> tuple[Shape, tuple[FloatLayer, ...]]:
+    """He normal before ReLU, Glorot uniform at the output and where no activation follows; biases 0."""
+    if config.model.layers is None:
+        shape, layers = architecture.hidden_layers(config.model.hidden, dataset.n_in, dataset.n_classes)
+    else:
+        shape, layers = architecture.listed_layers(config.model.layers, dataset.shape, dataset.n_classes)
     random = np.random.default_rng(config.experiment.seed)
-    widths = [dataset.n_in, *config.model.hidden, dataset.n_classes]
-    sparse = prune.sparse_layers(config, len(widths) - 1)
-    layers = []
-    for k, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
-        relu = k < len(widths) - 2
-        if relu:
-            weight = random.normal(0.0, np.sqrt(2.0 / n_in), (n_in, n_out))
-        else:
-            limit = np.sqrt(6.0 / (n_in + n_out))
-            weight = random.uniform(-limit, limit, (n_in, n_out))
-        ones = np.ones((n_in, n_out), dtype=np.bool_)
-        layers.append(FloatLayer(weight, np.zeros(n_out), ones, np.abs(weight), sparse[k], relu))
-    return tuple(layers)
+    return shape, tuple(_initial_weights(layer, random) if layer.weighted else layer for layer in layers)
 
 
-def _masked(config: Config, layers: Sequence[FloatLayer], samples: Floats) -> tuple[FloatLayer, ...]:
-    """Masks by saliency of the initial weights, kept weights rescaled.
+def _initial_weights(layer: FloatLayer, random: np.random.Generator) -> FloatLayer:
+    n_in, n_out = layer.weight.shape
+    if layer.activation is not Activation.NONE:
+        weight = random.normal(0.0, np.sqrt(2.0 / n_in), (n_in, n_out))
+    else:
+        fan_out = (layer.multiplier or n_out) * (layer.window.area if layer.window else 1)
+        limit = np.sqrt(6.0 / (n_in + fan_out))
+        weight = random.uniform(-limit, limit, (n_in, n_out))
+    return replace(layer, weight=weight)
+
+
+# ---------------------------------------------------------------- imported
+
+
+def _import(
+    config: Config, dataset: Dataset, tasks: Sequence[Task]
+) -> tuple[Shape, tuple[FloatLayer, ...], dict[str, float]]:
+    """The user's network with the outputs in the order of learning, and its accuracy as it came."""
+    keras = keras_model.start(config.experiment.seed)
+    model = keras_model.load(keras, config)
+    shape = keras_model.sample_shape(model)
+    _check_samples(model.name, shape, dataset)
+    scale = _input_scale(config, dataset, model)
+    input_shape, layers = keras_model.from_keras(model, scale)
+    outputs = _output_units(model.name, layers[-1].weight.shape[1], dataset)
+    accuracy = {}
+    for task in tasks:
+        x = (task.x_test * (scale / 2.0**dataset.fraction)).astype(np.float32)
+        z = keras_model.predict(model, x.reshape(-1, *(int(n or 0) for n in shape)))[:, outputs]
+        accuracy[task.name] = _percent(z, task)
+    last = replace(layers[-1], weight=layers[-1].weight[:, outputs], bias=layers[-1].bias[outputs])
+    last = replace(last, shape=(len(outputs), 1, 1), mask=np.ones(last.weight.shape, dtype=np.bool_))
+    return input_shape, (*layers[:-1], last), accuracy
+
+
+def _check_samples(name: str, shape: tuple[int | None, ...], dataset: Dataset) -> None:
+    """The model's samples are those of the data, up to axes of length 1 and flattening."""
+    sides = [n for n in shape if n != 1]
+    if sides != [n for n in dataset.shape if n != 1] and list(shape) != [dataset.n_in]:
+        raise UserError(
+            f"model {name!r} takes samples of shape {shown(shape)}, but those of {dataset.name} have "
+            f"{shown(dataset.shape)}"
+        )
+
+
+def _input_scale(config: Config, dataset: Dataset, model: Any) -> float:
+    """What the board's input is multiplied with to be the model's: pictures of 8 bit are x / 256 on the board."""
+    if dataset.signed or dataset.fraction != 8:
+        if config.model.input is not None:
+            raise UserError(
+                f'model.input = "{config.model.input}" is for pictures of 8 bit, but {dataset.name} holds other '
+                "numbers, which the model gets as they are: leave it out"
+            )
+        return 1.0
+    kind = config.model.input or ("raw" if keras_model.begins_scaled(model) else "unit")
+    return 256.0 if kind == "raw" else 256.0 / 255.0
+
+
+def _output_units(name: str, units: int, dataset: Dataset) -> list[int]:
+    """For each class in the order of learning, its unit in the model, whose order is that of the data set."""
+    numbers = list(dataset.class_numbers or range(dataset.n_classes))
+    left_out = max(numbers) >= len(numbers)
+    if units <= max(numbers) or (units > len(numbers) and not left_out):
+        raise UserError(
+            f"the output layer of model {name!r} has {units} units, but {dataset.name} has {max(numbers) + 1} classes: "
+            "give it one unit for each class in the data set's order, also for those it does not know yet"
+        )
+    return numbers
+
+
+# ---------------------------------------------------------------- masks
+
+
+def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: Floats) -> tuple[FloatLayer, ...]:
+    """Masks by saliency of the initial weights, kept weights rescaled; frozen layers stay dense.
 
     Rescaling gives each layer the sum of squares it had when dense, so that its outputs
     keep the variance the initialisation is made for.
@@ -76,46 +159,69 @@ def _masked(config: Config, layers: Sequence[FloatLayer], samples: Floats) -> tu
         prune.saliency(layer.weight, norms if data_aware else None)
         for layer, norms in zip(layers, _input_norms(layers, samples), strict=True)
     ]
-    result = []
-    for layer, mask in zip(layers, prune.masks(config, saliencies), strict=True):
+    if frozen:
+        # The layer sparsity.dense_input speaks of is frozen.
+        sparsity = config.sparsity.model_copy(update={"dense_input": False})
+        config = config.model_copy(update={"sparsity": sparsity})
+    learning = layers[frozen:]
+    sparse = prune.sparse_layers(config, learning)
+    masks = prune.masks(config, learning, saliencies[frozen:])
+    result = list(layers[:frozen])
+    for layer, on, mask in zip(learning, sparse, masks, strict=True):
         weight = np.where(mask, layer.weight, 0.0)
-        if config.initial.rescale:
+        if config.rescale and not mask.all():
             weight *= np.sqrt(np.square(layer.weight).sum() / np.square(weight).sum())
-        result.append(FloatLayer(weight, layer.bias, mask, layer.saliency, layer.sparse, layer.relu))
+        result.append(replace(layer, weight=weight, mask=mask, sparse=on))
     return tuple(result)
 
 
-def _input_norms(layers: Sequence[FloatLayer], samples: Floats) -> list[Floats]:
-    """For each layer, (n_in,): L2 norm of each of its inputs over the samples."""
-    norms, x = [], samples
-    for layer in layers:
-        norms.append(np.sqrt(np.square(x).sum(axis=0)))
-        x = _forward([layer], x)
-    return norms
+def _input_norms(layers: Sequence[FloatLayer], samples: Floats) -> list[Floats | None]:
+    """For each layer with weights the norms of what they multiply (prune.py)."""
+    tensors = _tensors(layers, samples)
+    return [prune.input_norms(layer, tensors[layer.inputs[0]]) if layer.weighted else None for layer in layers]
 
 
-def _forward(layers: Sequence[FloatLayer], x: Floats) -> Floats:
-    for layer in layers:
-        x = x @ layer.weight + layer.bias
-        x = np.maximum(x, 0.0) if layer.relu else x
-    return x
+def _tensors(layers: Sequence[FloatLayer], x: Floats) -> list[Floats]:
+    """All tensors of the network."""
+    parts = [network.forward(layers, part) for part in _parts(layers, x)]
+    return [np.concatenate(tensors) for tensors in zip(*parts, strict=True)]
+
+
+def _parts(layers: Sequence[FloatLayer], x: Floats) -> list[Floats]:
+    """The samples as they are, or few at a time where there are convolutions."""
+    chunk = CHUNK if any(layer.op is Op.CONV for layer in layers) else len(x)
+    return [x[k : k + chunk] for k in range(0, len(x), chunk)]
 
 
 def _with_saliency(layers: Sequence[FloatLayer], samples: Floats) -> tuple[FloatLayer, ...]:
     """The saliency of the weights as they are now: ``|w| ||x||``, 0 where masked."""
     return tuple(
-        FloatLayer(y.weight, y.bias, y.mask, prune.saliency(y.weight, norms), y.sparse, y.relu)
-        for y, norms in zip(layers, _input_norms(layers, samples), strict=True)
+        replace(layer, saliency=prune.saliency(layer.weight, norms))
+        for layer, norms in zip(layers, _input_norms(layers, samples), strict=True)
     )
 
 
-def _accuracy(layers: Sequence[FloatLayer], dataset: Dataset, task: Task) -> float:
+# ---------------------------------------------------------------- training
+
+
+def _accuracy(layers: Sequence[FloatLayer], dataset: Dataset, input_shape: Shape, task: Task) -> float:
     """Percent of a task's test samples, the arg-max over all classes."""
-    z = _forward(layers, task.x_test / 2.0**dataset.fraction)
-    return round(100.0 * float(np.mean(z.argmax(axis=1) == task.y_test)), 4)
+    parts = _parts(layers, _samples(dataset, input_shape, task.x_test))
+    return _percent(np.concatenate([network.forward(layers, part)[-1] for part in parts]), task)
 
 
-def _fit(config: Config, dataset: Dataset, known: Task, layers: Sequence[FloatLayer]) -> tuple[FloatLayer, ...]:
+def _percent(logits: NDArray[Any], task: Task) -> float:
+    return round(100.0 * float(np.mean(logits.reshape(len(logits), -1).argmax(axis=1) == task.y_test)), 4)
+
+
+def _fit(
+    config: Config,
+    dataset: Dataset,
+    known: Task,
+    input_shape: Shape,
+    layers: Sequence[FloatLayer],
+    fixed: int,
+) -> tuple[FloatLayer, ...]:
     """Train with Keras on the samples the host knows, masks enforced after every update.
 
     Cross-entropy over all classes, as on the board.  Leaving out the classes that come later looks kinder
@@ -123,77 +229,19 @@ def _fit(config: Config, dataset: Dataset, known: Task, layers: Sequence[FloatLa
     fell from 90.0 to 85.8 % when the host learns the first task, and was the same (89.5, 89.7) when the
     board does (float simulation, split MNIST-5k, 10 seeds, validation split, 3 epochs on the host).
     """
-    keras = _tensorflow(config.experiment.seed)
-    network = _network(keras, dataset.n_in, layers)
-    network.compile(
+    keras = keras_model.start(config.experiment.seed)
+    model = keras_model.to_keras(keras, input_shape, layers, fixed)
+    model.compile(
         optimizer=keras.optimizers.SGD(learning_rate=config.initial.lr),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     x = (known.x_train / 2.0**dataset.fraction).astype(np.float32)
-    network.fit(
-        x,
+    model.fit(
+        x.reshape(-1, *keras_model.keras_shape(input_shape)),
         known.y_train.astype(np.int32),
         batch_size=config.initial.batch,
         epochs=config.initial.epochs,
         shuffle=True,
         verbose=0,
     )
-    fitted = []
-    for layer, dense in zip(layers, network.layers, strict=True):
-        weight, bias = (np.asarray(v, dtype=np.float64) for v in dense.get_weights())
-        fitted.append(FloatLayer(weight * layer.mask, bias, layer.mask, layer.saliency, layer.sparse, layer.relu))
-    return tuple(fitted)
-
-
-def _tensorflow(seed: int) -> Any:
-    """Keras on TensorFlow, without the start-up messages, seeded and deterministic."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    with _quiet():
-        tensorflow = importlib.import_module("tensorflow")
-        tensorflow.keras.utils.set_random_seed(seed)
-        tensorflow.config.experimental.enable_op_determinism()
-        tensorflow.zeros(1)
-    return tensorflow.keras
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what TensorFlow's C++ writes to standard error before its logging can be configured.
-
-    The exception of a failed import still reaches the caller.
-    """
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def _network(keras: Any, n_in: int, layers: Sequence[FloatLayer]) -> Any:
-    """A Sequential of Dense layers that starts from ``layers``."""
-
-    class Masked(keras.constraints.Constraint):  # type: ignore[misc]
-        """Sets absent weights to 0 after each update."""
-
-        def __init__(self, mask: NDArray[np.bool_]) -> None:
-            self.mask = keras.ops.convert_to_tensor(mask.astype(np.float32))
-
-        def __call__(self, w: Any) -> Any:
-            return w * self.mask
-
-    network = keras.Sequential([keras.Input((n_in,))])
-    for layer in layers:
-        dense = keras.layers.Dense(
-            layer.weight.shape[1],
-            activation="relu" if layer.relu else None,
-            kernel_constraint=None if layer.mask.all() else Masked(layer.mask),
-        )
-        network.add(dense)
-        dense.set_weights([layer.weight.astype(np.float32), layer.bias.astype(np.float32)])
-    return network
+    return keras_model.trained(model, input_shape, layers)

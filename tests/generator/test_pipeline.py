@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from generator import config, keras_model
 from generator.pipeline import generate
 
 EXPERIMENT = """
@@ -41,3 +42,16 @@ def test_a_lost_artefact_is_made_anew(
     again = generate(experiment, "native", progress=said.append)
     assert len(said) == 1
     assert again.model.model_hash == first.model.model_hash
+
+
+def test_an_imported_model_is_read_anew_when_its_file_changes(tmp_path: Path) -> None:
+    experiment, module, saved = tmp_path / "own.toml", tmp_path / "net.py", tmp_path / "net.keras"
+    for line, file in (('function = "net:build"', module), ('path = "net.keras"', saved)):
+        experiment.write_text(f"[model]\n{line}\n")
+        file.write_text("one")
+        settings = config.load(experiment)
+        before = keras_model.fingerprint(settings)
+        file.write_text("two")
+        assert keras_model.fingerprint(settings) != before
+        file.write_text("one")
+        assert keras_model.fingerprint(settings) == before

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ def artefacts() -> dict[type, Any]:
     c, d = helpers.config(model={"hidden": (9,)}), helpers.dataset()
     f = helpers.float_model(c, d)
     return {Dataset: d, FloatModel: f, Model: quantise.quantise(c, d, f)}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_round_trip_of_any_network(seed: int, frozen: bool, tmp_path: Path) -> None:
+    c = helpers.config(sparsity={"weights": 0.5})
+    d, f = helpers.random_float_model(c, seed, depth=4, frozen=frozen, shape=(2, 6, 6))
+    f = replace(f, accuracy={"task0": 50.0}, imported_accuracy={"task0": 25.0, "task1": 12.5})
+    for artefact in (f, quantise.quantise(c, d, f)):
+        store.save(tmp_path / "a", artefact)
+        back = store.load(tmp_path / "a", type(artefact))
+        assert store.digest(back) == store.digest(artefact)
+        assert repr(back) == repr(artefact)
 
 
 @pytest.mark.parametrize("cls", [Dataset, FloatModel, Model])

@@ -7,30 +7,46 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from generator import data, prune, train
+from generator.artefacts import FloatModel
 from generator.config import Config
+from generator.errors import UserError
 
 from . import helpers
 
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
+import hashlib
 import sys
 from generator import data, store, train
 from generator.config import Config
 kind = sys.argv[1]
-c = Config.model_validate({
-    "data": {"set": "digits", "train_per_class": 40}, "model": {"hidden": (16,)},
-    "sparsity": {"weights": 0.7}, "initial": {"train": kind, "epochs": 8},
-    "experiment": {"seed": int(sys.argv[2])},
-})
-model = train.train(c, data.load(c))
-print(store.digest(model).hex(), "tensorflow" in sys.modules, model.accuracy["0/1"])
-assert all((y.weight[~y.mask] == 0).all() for y in model.layers)
+convolutions = (
+    {"type": "conv2d", "filters": 4, "kernel": 3, "activation": "relu6"},
+    {"type": "avg_pool", "size": 3, "stride": 2, "padding": "same"},
+    {"type": "depthwise_conv2d", "kernel": 3, "stride": 2, "multiplier": 2},
+    {"type": "conv2d", "filters": 8, "kernel": 1},
+    {"type": "add", "from": 3},
+    {"type": "max_pool", "size": 2, "padding": "same"},
+)
+digests, accuracies = [], []
+for network in ({"hidden": (16,)}, {"layers": convolutions, "freeze": 1}):
+    c = Config.model_validate({
+        "data": {"set": "digits", "train_per_class": 40}, "model": network,
+        "sparsity": {"weights": 0.7}, "initial": {"train": kind, "epochs": 8},
+        "experiment": {"seed": int(sys.argv[2])},
+    })
+    model = train.train(c, data.load(c))
+    assert all((y.weight[~y.mask] == 0).all() for y in model.layers)
+    digests.append(store.digest(model))
+    accuracies.append(model.accuracy["0/1"])
+print(hashlib.sha256(b"".join(digests)).hexdigest(), "tensorflow" in sys.modules, min(accuracies))
 """
 
 
@@ -89,4 +105,67 @@ def test_accuracy_is_reported_per_task_and_for_the_base() -> None:
     c = Config.model_validate(
         {"data": {"set": "digits"}, "initial": {"train": "none"}, "tasks": {"split": ((0, 1), (2, 3, 4))}}
     )
-    assert set(train.train(c, data.load(c)).accuracy) == {"0/1", "2/3/4"}
+    model = train.train(c, data.load(c))
+    assert set(model.accuracy) == {"0/1", "2/3/4"}
+    assert model.imported_accuracy == {}
+
+
+LAYERS = (
+    {"type": "conv2d", "filters": 6, "kernel": 3},
+    {"type": "max_pool", "size": 2},
+    {"type": "conv2d", "filters": 8, "kernel": 3, "activation": "none"},
+    {"type": "dense", "units": 20},
+)
+
+
+def convolutional(**sections: Any) -> FloatModel:
+    sections.setdefault("model", {"layers": LAYERS})
+    c = helpers.config(sparsity={"weights": 0.75} | sections.pop("sparsity", {}), **sections)
+    return helpers.float_model(c, replace(helpers.dataset(n_in=64), shape=(8, 8)))
+
+
+def test_variance_of_initial_weights_counts_the_positions_of_a_kernel() -> None:
+    layers = convolutional(sparsity={"weights": 0.0}, initial={"train": "none", "mask": "magnitude"}).layers
+    assert layers[0].weight.std() == pytest.approx(np.sqrt(2 / 9), rel=0.2)
+    assert np.abs(layers[2].weight).max() == pytest.approx(np.sqrt(6 / (9 * 6 + 9 * 8)), rel=0.02)
+    assert layers[3].weight.std() == pytest.approx(np.sqrt(2 / 128), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "sparse"),
+    [
+        ({}, [False, True, True, False]),
+        ({"dense_input": False}, [True, True, True, False]),
+        ({"dense_output": False}, [False, True, True, True]),
+        ({"dense_input": False, "scope": "global"}, [True, True, True, False]),
+        ({"weights": 0.0}, [False] * 4),
+    ],
+)
+def test_which_layers_are_sparse(sparsity: dict[str, Any], sparse: list[bool]) -> None:
+    layers = [layer for layer in convolutional(sparsity=sparsity).layers if layer.weighted]
+    assert [layer.sparse for layer in layers] == sparse
+    for layer in layers:
+        assert (layer.mask.mean() < 1.0) == layer.sparse
+        assert (layer.saliency[~layer.mask] == 0.0).all()
+        assert layer.saliency.shape == layer.weight.shape
+    kept = sum(int(layer.mask.sum()) for layer in layers if layer.sparse)
+    assert kept == pytest.approx(0.25 * sum(layer.mask.size for layer in layers if layer.sparse), abs=2)
+
+
+@pytest.mark.parametrize("way", [{"freeze": 2}, {"train_last": 2}])
+def test_frozen_layers_stay_dense(way: dict[str, int]) -> None:
+    model = convolutional(model={"layers": LAYERS} | way)
+    assert model.frozen == 3
+    assert [layer.sparse for layer in model.layers] == [False, False, False, True, False]
+    assert model.layers[2].mask.all()
+
+
+def test_a_frozen_first_layer_leaves_the_next_one_sparse() -> None:
+    model = convolutional(model={"layers": LAYERS, "freeze": 1})
+    assert model.frozen == 2
+    assert [layer.sparse for layer in model.layers] == [False, False, True, True, False]
+
+
+def test_freezing_everything_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model.freeze = 4: the network has 4 layers with weights; possible: 1, 2, 3$"):
+        convolutional(model={"layers": LAYERS, "freeze": 4})

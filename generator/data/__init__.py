@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets as streams of tasks with 8-bit inputs.
+
+Sources (sets.py, arrays.py, table.py, images.py) give all samples; series.py cuts
+time series into windows; tasks.py makes integers and tasks.  Splits depend on nothing
+but the configuration: two seeds see the same training and test samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from generator.artefacts import Dataset
+from generator.config import Config
+from generator.data import arrays, images, sets, table, tasks
+from generator.data.raw import Raw, check_size, limit
+
+_READERS: dict[str, Callable[[Config], Raw]] = {
+    "mnist5k": sets.mnist5k,
+    "digits": sets.digits,
+    "watch": sets.watch,
+    "keras": sets.keras,
+    "npz": arrays.npz,
+    "function": arrays.function,
+    "csv": table.load,
+    "images": images.folder,
+}
+
+
+def load(config: Config) -> Dataset:
+    """The stream of tasks an experiment asks for.
+
+    Labels are numbered in the order of learning: the base classes first, then the classes of each task;
+    in tasks by group, which share their classes, in the natural order.  Classes in no task are left out.
+    Raises ``UserError`` for data that is missing, broken or of the wrong kind.
+    """
+    raw = limit(_READERS[config.data.set](config), config.data)
+    check_size(raw)
+    plan = tasks.plan(config, raw)
+    integers, signed, fraction = tasks.to_integers(config, raw, plan.known.where(raw.train))
+    return tasks.cut(integers, plan, signed, fraction)
+
+
+def fingerprint(config: Config) -> bytes:
+    """Hash of the user's files and of the source of this package: what the stage depends on besides the settings.
+
+    Of a function its module counts, not what it reads.
+    """
+    state = hashlib.sha256()
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), *_user_files(config)]:
+        # The name of a picture's folder is its class.
+        state.update(f"{path.parent.name}/{path.name}".encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return state.digest()
+
+
+def _user_files(config: Config) -> list[Path]:
+    """The files of the user's own data, as far as they exist."""
+    data = config.data
+    if data.set == "images" and data.path is not None:
+        return images.files(data.path) if data.path.is_dir() else []
+    named = [arrays.module_file(data)] if data.set == "function" else [data.path, data.test_path]
+    return [path for path in named if path is not None and path.is_file()]

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's own arrays: an ``.npz``, or what a function returns."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import traceback
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from generator.config import Config, DataSection
+from generator.data import series
+from generator.data.raw import Labels, Raw, Samples, check_classes, held_out, hold_out
+from generator.errors import UserError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_NEEDED = ("x_train", "y_train")
+_KEYS = (*_NEEDED, "x_test", "y_test", "group_train", "group_test")
+
+
+def npz(config: Config) -> Raw:
+    """The arrays of ``data.path``; what they have to look like is in the errors below."""
+    path = cast(Path, config.data.path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"{path}: is a single array; save it with numpy.savez(path, x_train=..., ...)")
+            # Only what is needed: other arrays may be anything.
+            wanted = [key for key in _wanted(config) if key in archive.files]
+            found = {key: archive[key] for key in wanted}
+            _check_keys(str(path), config, found, archive.files)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such data file (data.path)") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not an .npz of plain arrays ({error})") from None
+    return _raw(config, path.stem, str(path), found)
+
+
+def function(config: Config) -> Raw:
+    """What ``data.function`` returns: (x_train, y_train[, x_test, y_test]), or a mapping as in an ``.npz``."""
+    text = cast(str, config.data.function)
+    module, _, name = text.partition(":")
+    source = f'data.function = "{text}"'
+    with _importing(config.data.path):
+        try:
+            loader = getattr(_module(config.data.path, module), name, None)
+            result = loader() if callable(loader) else None
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == module:
+                raise UserError(f"{source}: there is no module {module} in {config.data.path} or installed") from None
+            raise UserError(f"{source} failed: {type(error).__name__}: {error}{_place(config.data, error)}") from None
+    if not callable(loader):
+        raise UserError(f"{source}: module {module} has no function {name}")
+    found = _named(source, result)
+    _check_keys(source, config, found, list(found))
+    return _raw(config, module.rpartition(".")[2], source, {k: v for k, v in found.items() if k in _wanted(config)})
+
+
+def module_file(data: DataSection) -> Path | None:
+    """The module of ``data.function`` where it lies beside the experiment file."""
+    module = (data.function or "").partition(":")[0]
+    path = (data.path or Path()) / f"{module.replace('.', '/')}.py"
+    return path if path.is_file() else None
+
+
+def _place(data: DataSection, error: BaseException) -> str:
+    """The line of the user's module in which it happened."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == module_file(data)]
+    return f" ({module_file(data)}:{lines[-1]})" if lines else ""
+
+
+def _module(folder: Path | None, name: str) -> ModuleType:
+    """A module in ``folder``, or one that can be imported.
+
+    One in the folder is run each time and hides nothing of the same name, for it is not imported under its name.
+    """
+    path = (folder or Path()) / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"_sparcl_data_{name}", path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        return importlib.import_module(name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _importing(folder: Path | None) -> Iterator[None]:
+    """Modules in the folder can be imported."""
+    before = list(sys.path)
+    if folder is not None:
+        sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _named(source: str, result: object) -> dict[str, NDArray[Any]]:
+    """The result of the user's function as arrays with names."""
+    if isinstance(result, tuple) and len(result) in (2, 4):
+        result = dict(zip(_KEYS, result, strict=False))
+    if not isinstance(result, Mapping):
+        raise UserError(
+            f"{source} returned {type(result).__name__}; it has to return (x_train, y_train), "
+            f"(x_train, y_train, x_test, y_test) or a mapping with {', '.join(_KEYS)}"
+        )
+    try:
+        return {str(key): np.asarray(value) for key, value in result.items() if value is not None}
+    except ValueError as error:
+        raise UserError(f"{source}: not all of what it returned are arrays ({error})") from None
+
+
+def _wanted(config: Config) -> tuple[str, ...]:
+    return _KEYS if config.tasks.by == "group" else _KEYS[:4]
+
+
+def _check_keys(source: str, config: Config, found: Arrays, names: list[str]) -> None:
+    """All that is needed is there."""
+    needed = list(_NEEDED)
+    if "x_test" in found or "y_test" in found:
+        needed += ["x_test", "y_test"]
+    if config.tasks.by == "group":
+        needed += [key.replace("y_", "group_") for key in needed if key.startswith("y_")]
+    missing = [key for key in needed if key not in found]
+    if missing:
+        why = ' (tasks.by = "group")' if missing[0].startswith("group") else ""
+        raise UserError(f"{source}: lacks {', '.join(missing)}{why}; it has {', '.join(names) or 'nothing'}")
+
+
+def _raw(config: Config, name: str, source: str, arrays: Arrays) -> Raw:
+    """Checked arrays as samples."""
+    parts = ("train", "test") if "x_test" in arrays else ("train",)
+    for part in parts:
+        _check_part(source, part, arrays)
+    if len(parts) == 2 and arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:]:
+        raise UserError(
+            f"{source}: samples of x_train have shape {arrays['x_train'].shape[1:]}, "
+            f"of x_test {arrays['x_test'].shape[1:]}"
+        )
+    classes = np.unique(arrays["y_train"])
+    check_classes(f"{source}: y_train", tuple(str(c) for c in classes))
+    if len(parts) == 2:
+        unknown = np.setdiff1d(arrays["y_test"], classes)
+        if len(unknown):
+            raise UserError(f"{source}: y_test has class {unknown[0]!s}, which y_train has not")
+    grouped = "group_train" in arrays
+    groups: NDArray[Any] = np.zeros(0, np.int64)
+    if grouped:
+        groups = np.unique(np.concatenate([arrays[f"group_{part}"].reshape(-1) for part in parts]))
+    samples = []
+    for part in parts:
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
+        group = _numbers(groups, arrays[f"group_{part}"].reshape(-1)) if grouped else np.zeros(len(y), np.int64)
+        samples.append(Samples(x.reshape(len(x), *(x.shape[1:] or (1,))), _numbers(classes, y), group))
+    raw = Raw(name, source, tuple(map(str, classes)), samples[0], samples[-1], tuple(map(str, groups)))
+    if series.wanted(config.data):
+        # Counts in the experiment file are of windows, here are recordings.
+        return _windows(config.data, raw if len(parts) == 2 else hold_out(raw, config.data))
+    return raw if len(parts) == 2 else held_out(raw, config)
+
+
+def _numbers(names: NDArray[Any], values: NDArray[Any]) -> Labels:
+    return np.searchsorted(names, values).astype(np.int64)
+
+
+def _check_part(source: str, part: str, arrays: Arrays) -> None:
+    """The arrays of the training or the test set."""
+    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    if x.ndim < 1 or x.dtype.kind not in "buif":
+        raise UserError(f"{source}: x_{part} has to be an array of numbers, not {x.dtype} of shape {x.shape}")
+    for key, what in ((f"y_{part}", "label"), (f"group_{part}", "group")):
+        values = arrays.get(key, y)
+        if values.dtype.kind not in "iuUS" or values.ndim not in (1, 2) or values.shape[1:] not in ((), (1,)):
+            raise UserError(
+                f"{source}: {key} has to hold one {what} (integer or string) a sample, "
+                f"not {values.dtype} of shape {values.shape}"
+            )
+        if len(x) != len(values):
+            raise UserError(f"{source}: x_{part} has {len(x)} samples, {key} has {len(values)}")
+    if len(x) == 0:
+        raise UserError(f"{source}: x_{part} is empty")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
+        raise UserError(f"{source}: x_{part} has NaN or infinite values, the first in x_{part}[{row}]")
+
+
+def _windows(data: DataSection, raw: Raw) -> Raw:
+    """Each sample is a time series: (time, channels), or (time,) of a single channel."""
+    if len(raw.shape) > 2 or raw.shape[0] < 2:
+        raise UserError(
+            f"{raw.source}: data.window and data.features need samples of shape (time, channels), not {raw.shape}"
+        )
+    if data.window is not None and data.window > raw.shape[0]:
+        raise UserError(f"{raw.source}: samples have {raw.shape[0]} time steps, less than data.window = {data.window}")
+
+    def windows(samples: Samples) -> Samples:
+        x = samples.x.reshape(len(samples.x), raw.shape[0], -1)
+        if data.window is None:
+            return Samples(series.see(data, x), samples.y, samples.group)
+        cut = [series.cut(data, signal) for signal in x]
+        count = len(cut[0])
+        return Samples(
+            series.see(data, np.concatenate(cut)), np.repeat(samples.y, count), np.repeat(samples.group, count)
+        )
+
+    return Raw(raw.name, raw.source, raw.class_names, windows(raw.train), windows(raw.test), raw.group_names)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures: a folder for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from generator.config import Config
+from generator.data.raw import Raw, Samples, check_classes, held_out, natural, ungrouped
+from generator.errors import UserError
+
+Pictures: TypeAlias = NDArray[np.uint8]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+"""Other files are passed over."""
+
+
+def folder(config: Config) -> Raw:
+    """``path``/class/*.png, or ``path``/train/class/*.png and ``path``/test/class/*.png.
+
+    (n, height, width[, 3]) uint8.
+    """
+    root = cast(Path, config.data.path)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder (data.path)")
+    apart = (root / "train").is_dir() and (root / "test").is_dir()
+    train_files = _files(root / "train" if apart else root)
+    names = natural(train_files)
+    check_classes(str(root), names)
+    test_files = _files(root / "test") if apart else {}
+    for name in test_files:
+        if name not in names:
+            raise UserError(f"{root / 'test' / name}: there is no such class in {root / 'train'}")
+    train, test = _samples(config, names, train_files, test_files)
+    raw = Raw(root.name, str(root), names, train, test)
+    return raw if apart else held_out(raw, config)
+
+
+def files(root: Path) -> list[Path]:
+    """All pictures below a folder."""
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def resize(pictures: Pictures, size: tuple[int, int]) -> Pictures:
+    """(n, height, width[, 3]) -> (n, *size[, 3]): means of whole blocks where possible (28 to 16 too, after padding
+    to 32), else bilinear.
+    """
+    if pictures.shape[1:3] == size:
+        return pictures
+    if pictures.shape[1:3] == (28, 28) and size == (16, 16):
+        pictures = np.pad(pictures, ((0, 0), (2, 2), (2, 2), *((0, 0),) * (pictures.ndim - 3)))
+    n, height, width, *channels = pictures.shape
+    if height % size[0] == 0 and width % size[1] == 0:
+        rows, columns = height // size[0], width // size[1]
+        sums = pictures.reshape(n, size[0], rows, size[1], columns, *channels).sum(axis=(2, 4), dtype=np.int64)
+        means: Pictures = ((sums + rows * columns // 2) // (rows * columns)).astype(np.uint8)
+        return means
+    scaled = [Image.fromarray(p).resize(size[::-1], Image.Resampling.BILINEAR) for p in pictures]
+    return np.stack([np.asarray(p) for p in scaled])
+
+
+def _files(root: Path) -> dict[str, list[Path]]:
+    """The pictures of each class."""
+    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise UserError(f"{root}: has no folders; put the pictures of each class into a folder of its own")
+    result = {path.name: files(path) for path in classes}
+    for name, found in result.items():
+        if not found:
+            raise UserError(f"{root / name}: has no pictures ({', '.join(SUFFIXES)})")
+    return result
+
+
+def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path]]) -> tuple[Samples, Samples]:
+    """Training and test samples with the same size and number of channels."""
+    size = config.data.size
+    loaded: list[list[Pictures]] = []
+    for part in parts:
+        pictures = []
+        for paths in part.values():
+            for path in paths:
+                picture = _read(path)
+                size = size or (picture.shape[0], picture.shape[1])
+                pictures.append(resize(picture[np.newaxis], size)[0])
+        loaded.append(pictures)
+    color = config.data.color
+    if color is None:
+        color = any(_colored(picture) for pictures in loaded for picture in pictures)
+    channels = (3,) if color else ()
+    result = []
+    for part, pictures in zip(parts, loaded, strict=True):
+        y = np.repeat([names.index(name) for name in part], [len(paths) for paths in part.values()]).astype(np.int64)
+        x = np.zeros((len(pictures), *(size or (1, 1)), *channels), dtype=np.uint8)
+        for k, picture in enumerate(pictures):
+            x[k] = np.asarray(Image.fromarray(picture).convert("RGB" if color else "L"))
+        result.append(ungrouped(x, y))
+    return result[0], result[1]
+
+
+def _read(path: Path) -> Pictures:
+    """(height, width) if the file is grey, else (height, width, 3)."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "BMP")) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):
+                # 16 bits a value.
+                high: Pictures = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+                return high
+            grey = picture.mode in ("1", "L", "LA", "La")
+            return np.asarray(picture.convert("L" if grey else "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "broken or no picture" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path}: not a readable PNG, JPEG or BMP ({reason})") from None
+
+
+def _colored(picture: Pictures) -> bool:
+    return picture.ndim == 3 and bool((picture != picture[:, :, :1]).any())

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A data set before it is cut into tasks, and what all sources of data need."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from generator.config import MAX_CLASSES, Config, DataSection
+from generator.errors import UserError
+
+Labels: TypeAlias = NDArray[np.int64]
+
+MAX_VALUES = 65535
+"""Values of a sample: its number is two bytes on the line (docs/protocol.md)."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """``x``: (samples, *shape) numbers; ``y``: (samples,) numbers of ``Raw.class_names``; ``group``: (samples,)
+    numbers of ``Raw.group_names``, all 0 where there are no groups.
+    """
+
+    x: NDArray[Any]
+    y: Labels
+    group: Labels
+
+    def take(self, where: Labels) -> Samples:
+        """The samples at these positions, in this order."""
+        return Samples(self.x[where], self.y[where], self.group[where])
+
+
+@dataclass(frozen=True)
+class Raw:
+    """All samples of a data set.
+
+    ``source``: what errors call it.  Names of classes and groups are in their natural order.
+    """
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    train: Samples
+    test: Samples
+    group_names: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(int(n) for n in self.train.x.shape[1:])
+
+
+def ungrouped(x: NDArray[Any], y: Labels) -> Samples:
+    """Samples of a set without groups."""
+    return Samples(x, y, np.zeros(len(y), dtype=np.int64))
+
+
+def natural(names: Iterable[str]) -> tuple[str, ...]:
+    """Each name once: in the order of the numbers if all are whole numbers, else of the text."""
+    unique = set(names)
+    numeric = all(re.fullmatch(r"-?[0-9]+", name) for name in unique)
+    return tuple(sorted(unique, key=lambda name: (int(name), name) if numeric else (0, name)))
+
+
+def check_classes(source: str, names: tuple[str, ...]) -> None:
+    """A label is one byte."""
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{source} has {len(names)} classes; at most {MAX_CLASSES} are possible")
+
+
+def check_size(raw: Raw) -> None:
+    """Samples of a size that the line can carry."""
+    size = math.prod(raw.shape)
+    if not 1 <= size <= MAX_VALUES:
+        raise UserError(f"{raw.source}: a sample has {size} values; 1 to {MAX_VALUES} are possible")
+
+
+def hold_out(raw: Raw, data: DataSection, train_count: int | None = None, test_count: int | None = None) -> Raw:
+    """Splits ``raw.train``: the first samples of each class (and group) for training, the last for testing.
+
+    The test set is ``test_count`` samples of each, or else ``data.test_share`` of them; the training set
+    is ``train_count``, or else the others.
+    """
+    train, test = [], []
+    for where, stratum in _strata(raw, raw.train):
+        n_test = test_count if test_count is not None else max(1, math.floor(len(where) * data.test_share + 1e-9))
+        n_train = train_count if train_count is not None else len(where) - n_test
+        if n_train < 1 or n_train + n_test > len(where):
+            asked = f"{n_train} + {n_test} samples of {stratum} asked for, there are {len(where)}"
+            counts = "data.train_per_class + data.test_per_class"
+            if train_count is None and test_count is None:
+                asked, counts = f"{stratum} has {len(where)} samples, too few to hold any out", raw.source
+            raise UserError(f"{counts}: {asked}")
+        train.append(where[:n_train])
+        test.append(where[len(where) - n_test :])
+    return replace(raw, train=raw.train.take(np.concatenate(train)), test=raw.train.take(np.concatenate(test)))
+
+
+def held_out(raw: Raw, config: Config) -> Raw:
+    """``hold_out`` with the counts of the experiment file."""
+    return hold_out(raw, config.data, config.data.train_per_class, config.data.test_per_class)
+
+
+def limit(raw: Raw, data: DataSection) -> Raw:
+    """At most the first ``train_per_class`` and ``test_per_class`` samples of each class (and group)."""
+
+    def first(samples: Samples, count: int | None) -> Samples:
+        if count is None:
+            return samples
+        kept = [where[:count] for where, _ in _strata(raw, samples)]
+        return samples.take(np.sort(np.concatenate(kept)))
+
+    return replace(raw, train=first(raw.train, data.train_per_class), test=first(raw.test, data.test_per_class))
+
+
+def _strata(raw: Raw, samples: Samples) -> list[tuple[Labels, str]]:
+    """Where the samples of each class (and group) are, and what to call these samples."""
+    result = []
+    for c, g in sorted(set(zip(samples.y.tolist(), samples.group.tolist(), strict=True))):
+        where = np.flatnonzero((samples.y == c) & (samples.group == g))
+        place = f" in group {raw.group_names[g]}" if raw.group_names else ""
+        result.append((where, f"class {raw.class_names[c]}{place}"))
+    return result

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CSV tables: a header, a column with the class, numbers in the others.
+
+Errors are ``file:row:column``: the line in the file and the number of its field, both from 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from generator.config import Config, DataSection
+from generator.data import series
+from generator.data.raw import Labels, Raw, Samples, check_classes, held_out, natural
+from generator.data.series import Recording
+from generator.errors import UserError
+
+
+@dataclass(frozen=True)
+class Table:
+    """``x``: (rows, columns) float64; ``lines``: (rows,) where each row ends in the file; ``texts``: for label,
+    group and recording, as far as there are such columns, their text in each row.
+    """
+
+    path: Path
+    header: tuple[str, ...]
+    columns: tuple[str, ...]
+    x: NDArray[np.float64]
+    lines: tuple[int, ...]
+    texts: dict[str, tuple[str, ...]]
+
+    def place(self, row: int, column: str) -> str:
+        """``file:row:column`` of a value."""
+        return f"{self.path}:{self.lines[row]}:{self.header.index(column) + 1}"
+
+
+def load(config: Config) -> Raw:
+    """The tables of ``data.path`` and ``data.test_path``.
+
+    A row is a sample, or a time step if there is a ``window``: (n, columns) or (n, *window) float64.
+    """
+    data = config.data
+    train = read(cast(Path, data.path), data, data.columns)
+    tables = [train]
+    if data.test_path is not None:
+        tables.append(read(data.test_path, data, train.columns))
+    names = natural(train.texts["label"])
+    check_classes(f"{train.path}: column {data.label}", names)
+    for table in tables[1:]:
+        for row, text in enumerate(table.texts["label"]):
+            if text not in names:
+                raise UserError(f'{table.place(row, data.label)}: class "{text}" is not in {train.path}')
+    grouped = config.tasks.by == "group"
+    groups = natural(text for table in tables for text in table.texts["group"]) if grouped else ()
+    if data.window is not None:
+        return _series(data, tables, names, groups)
+    parts = [Samples(table.x, _labels(table, names), _groups(table, groups)) for table in tables]
+    raw = Raw(train.path.stem, str(train.path), names, parts[0], parts[-1], groups)
+    return raw if len(parts) == 2 else held_out(raw, config)
+
+
+def read(path: Path, data: DataSection, columns: Sequence[str] | None) -> Table:
+    """A table; ``columns``: those the network sees, None for all that have no other role."""
+    rows = _rows(path)
+    top, header = next(rows)
+    _check_header(path, top, header)
+    roles = {"label": data.label, "group": data.group, "recording": data.recording}
+    texts = {role: _column(path, top, header, name, f"data.{role}") for role, name in roles.items() if name is not None}
+    if columns is None:
+        numbers = [k for k in range(len(header)) if k not in texts.values()]
+        unnamed = [k for k in numbers if not header[k]]
+        if unnamed:
+            raise UserError(
+                f"{path}:{top}:{unnamed[0] + 1}: a column without a name (the number of the row?); "
+                "name it, or list the columns the network sees in data.columns"
+            )
+    else:
+        option = "data.columns" if data.columns is not None else f"as in {data.path}"
+        numbers = [_column(path, top, header, name, option) for name in columns]
+    if not numbers:
+        raise UserError(f"{path}:{top}: no column of numbers beside {', '.join(header)}")
+    lines, x, found = [], [], []
+    for line, fields in rows:
+        if len(fields) != len(header):
+            raise UserError(f"{path}:{line}: {len(fields)} fields, but the header has {len(header)}")
+        x.append(_numbers(path, line, fields, header, numbers))
+        found.append(tuple(_text(path, line, fields, header, k) for k in texts.values()))
+        lines.append(line)
+    if not lines:
+        raise UserError(f"{path}: has a header, but no rows")
+    columns_of_text = dict(zip(texts, zip(*found, strict=True), strict=True))
+    return Table(path, header, tuple(header[k] for k in numbers), np.array(x), tuple(lines), columns_of_text)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line, fields) of each row that is not blank; commas, semicolons or tabs, whichever the header has."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such data file (data.path, data.test_path)") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
+        raise UserError(f"{path}:{line}: not UTF-8 text (byte {column} of the row): save it as UTF-8") from None
+    if not text.strip():
+        raise UserError(f"{path}: is empty")
+    delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                yield reader.line_num, tuple(field.strip() for field in fields)
+            elif len(fields) > 1:
+                yield reader.line_num, tuple(fields)
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+
+
+def _check_header(path: Path, line: int, header: Sequence[str]) -> None:
+    if all(_number(name) is not None for name in header):
+        raise UserError(f"{path}:{line}: the first row has numbers only; it has to name the columns")
+    for k, name in enumerate(header):
+        if name and name in header[:k]:
+            raise UserError(f"{path}:{line}:{k + 1}: column {name} is there twice")
+
+
+def _column(path: Path, line: int, header: Sequence[str], name: str, option: str) -> int:
+    if name not in header:
+        raise UserError(f'{path}:{line}: no column "{name}" ({option}); there are {", ".join(header)}')
+    return header.index(name)
+
+
+def _number(text: str) -> float | None:
+    """A number as other programs write it; Python alone knows 1_000."""
+    try:
+        return float(text) if "_" not in text else None
+    except ValueError:
+        return None
+
+
+def _numbers(path: Path, line: int, fields: Sequence[str], header: Sequence[str], where: Sequence[int]) -> list[float]:
+    result = []
+    for k in where:
+        value = _number(fields[k])
+        if value is None or not math.isfinite(value):
+            what = f'"{fields[k]}" is not a number' if value is None else f"{fields[k]} is not a finite number"
+            what = what if fields[k] else "a value is missing"
+            raise UserError(f"{path}:{line}:{k + 1}: {what} (column {header[k]})")
+        result.append(value)
+    return result
+
+
+def _text(path: Path, line: int, fields: Sequence[str], header: Sequence[str], k: int) -> str:
+    if not fields[k]:
+        raise UserError(f"{path}:{line}:{k + 1}: a value is missing (column {header[k]})")
+    return fields[k]
+
+
+def _labels(table: Table, names: Sequence[str]) -> Labels:
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([number[text] for text in table.texts["label"]], dtype=np.int64)
+
+
+def _groups(table: Table, names: Sequence[str]) -> Labels:
+    if not names:
+        return np.zeros(len(table.lines), dtype=np.int64)
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([number[text] for text in table.texts["group"]], dtype=np.int64)
+
+
+def _series(data: DataSection, tables: Sequence[Table], names: tuple[str, ...], groups: tuple[str, ...]) -> Raw:
+    """Windows of the tables' rows."""
+    stretches = [_recordings(table, names, groups) for table in tables]
+    source = str(tables[0].path)
+    if len(tables) == 2:
+        train = series.gather(data, stretches[0], source)
+        test = series.gather(data, stretches[1], str(tables[1].path))
+    else:
+        train, test = series.gather_apart(data, stretches[0], source)
+    train, test = (Samples(series.see(data, part.x), part.y, part.group) for part in (train, test))
+    return Raw(tables[0].path.stem, source, names, train, test, groups)
+
+
+def _recordings(table: Table, names: Sequence[str], groups: Sequence[str]) -> list[Recording]:
+    """Stretches of rows with the same recording, label and group: no window reaches beyond one."""
+    y, group = _labels(table, names), _groups(table, groups)
+    key = list(zip(*table.texts.values(), strict=True))
+    change = [k for k in range(1, len(key)) if key[k] != key[k - 1]]
+    borders = [0, *change, len(key)]
+    return [Recording(table.x[a:b], int(y[a]), int(group[a])) for a, b in itertools.pairwise(borders)]

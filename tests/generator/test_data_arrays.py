@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's own arrays, from an .npz or a function: types, shares held out, groups, windows, errors."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from generator import config, data
+from generator.artefacts import Dataset
+from generator.config import Config
+from generator.errors import UserError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(**sections: Any) -> Dataset:
+    return data.load(Config.model_validate(sections))
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    random = np.random.default_rng(1)
+    result: dict[str, Any] = {
+        "x_train": random.normal(size=(40, 3, 2)),
+        "y_train": np.arange(40) % 4,
+        "x_test": random.normal(size=(8, 3, 2)),
+        "y_test": np.arange(8) % 4,
+    }
+    result.update(changes)
+    return {k: v for k, v in result.items() if v is not None}
+
+
+def load_npz(tmp_path: Path, contents: dict[str, Any], **options: Any) -> Dataset:
+    path = tmp_path / "own.npz"
+    np.savez(path, **contents)
+    tasks = options.pop("tasks", {})
+    return load(data={"set": "npz", "path": path, **options}, tasks=tasks)
+
+
+def test_npz_floats_are_calibrated(tmp_path: Path) -> None:
+    contents = arrays()
+    d = load_npz(tmp_path, contents)
+    assert (d.name, d.shape, d.signed, d.tasks[0].x_train.dtype) == ("own", (3, 2), True, np.int8)
+    seen = np.concatenate([t.x_test for t in d.tasks]) / 2.0**d.fraction
+    meant = np.concatenate([contents["x_test"][np.isin(contents["y_test"], t)] for t in ((0, 1), (2, 3))])
+    inside = np.abs(meant.reshape(8, 6)) < 127 / 2**d.fraction
+    assert np.abs(seen - meant.reshape(8, 6))[inside].max() <= 0.5 / 2**d.fraction
+
+
+def test_npz_positive_floats_are_unsigned(tmp_path: Path) -> None:
+    d = load_npz(tmp_path, arrays(x_train=np.random.default_rng(0).random((40, 5)), x_test=np.ones((8, 5))))
+    assert (d.signed, d.fraction, d.tasks[0].x_test.max()) == (False, 8, 255)
+
+
+def test_npz_pictures_are_taken_as_they_are(tmp_path: Path) -> None:
+    x = np.arange(40 * 4, dtype=np.uint8).reshape(40, 2, 2)
+    d = load_npz(tmp_path, arrays(x_train=x, x_test=x[:8]))
+    assert (d.signed, d.fraction) == (False, 8)
+    assert np.array_equal(d.tasks[0].x_train[0], x[0].ravel())
+
+
+def test_npz_string_labels(tmp_path: Path) -> None:
+    names = np.array(["wave", "tap", "shake", "rest"])
+    d = load_npz(tmp_path, arrays(y_train=names[np.arange(40) % 4], y_test=names[np.arange(8) % 4]))
+    assert d.class_names == ("rest", "shake", "tap", "wave")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_test": None}, "lacks y_test; it has x_train"),
+        ({"x_test": np.zeros((8, 3, 3))}, r"samples of x_train have shape \(3, 2\), of x_test \(3, 3\)"),
+        ({"y_train": np.arange(39) % 4}, "x_train has 40 samples, y_train has 39"),
+        ({"x_train": np.full((40, 3, 2), np.nan)}, r"x_train has NaN or infinite values, the first in x_train\[0\]"),
+        ({"y_test": np.arange(8)}, "y_test has class 4, which y_train has not"),
+        ({"y_train": np.arange(40) / 2}, "one label"),
+        ({"x_train": np.full((40, 3, 2), 300.0)}, "magnitudes up to 300.*set data.standardise = true"),
+        ({"x_train": None}, "lacks x_train; it has y_train"),
+        ({"x_test": None}, "lacks x_test; it has x_train"),
+        ({"x_test": None, "y_test": None, "y_train": np.arange(40) % 40}, "class 0 has 1 samples, too few to hold"),
+        ({"x_train": np.zeros((40, 65536)), "x_test": np.zeros((8, 65536))}, "a sample has 65536 values"),
+        ({"x_train": np.zeros((0, 3, 2)), "y_train": np.zeros(0, int)}, "x_train is empty"),
+        ({"x_train": np.array([["a"]] * 40)}, "array of numbers"),
+        ({"x_train": np.array([None] * 40)}, "not an .npz of plain arrays"),
+        (
+            {"x_train": np.zeros((600, 2)), "x_test": np.zeros((8, 2)), "y_train": np.arange(600) % 300},
+            "300 classes",
+        ),
+    ],
+)
+def test_npz_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_npz(tmp_path, arrays(**changes))
+
+
+def test_npz_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    with pytest.raises(UserError, match="no such data file"):
+        load(data={"set": "npz", "path": path})
+    path.write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(UserError, match=r"not an \.npz"):
+        load(data={"set": "npz", "path": path})
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"not an \.npz"):
+        load(data={"set": "npz", "path": path})
+
+
+def test_npz_holds_out_the_last_samples(tmp_path: Path) -> None:
+    x = np.arange(40, dtype=np.uint8)[:, np.newaxis]
+    d = load_npz(tmp_path, arrays(x_train=x, x_test=None, y_test=None))
+    # Class 0 has samples 0, 4, ..., 36: two of ten are held out.
+    assert d.tasks[0].x_train[d.tasks[0].y_train == 0].ravel().tolist() == list(range(0, 32, 4))
+    assert d.tasks[0].x_test[d.tasks[0].y_test == 0].ravel().tolist() == [32, 36]
+    d = load_npz(tmp_path, arrays(x_train=x, x_test=None, y_test=None), train_per_class=3, test_per_class=1)
+    assert d.tasks[0].x_test[d.tasks[0].y_test == 0].ravel().tolist() == [36]
+    assert [len(t.y_train) for t in d.tasks] == [6, 6]
+
+
+def test_npz_standardised(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    scales = np.array([1000.0, 0.01, 3.0])
+    d = load_npz(
+        tmp_path,
+        arrays(x_train=random.normal(size=(40, 3)) * scales, x_test=random.normal(size=(8, 3)) * scales),
+        standardise=True,
+    )
+    known = d.tasks[0].x_train / 2.0**d.fraction
+    assert np.allclose(known.mean(axis=0), 0.0, atol=0.05)
+    assert np.allclose(known.std(axis=0), 1.0, atol=0.05)
+
+
+GROUPS = {"group_train": np.repeat(["ann", "bob", "eve", "joe"], 10), "group_test": np.repeat(["ann", "eve"], 4)}
+
+
+def test_npz_by_group(tmp_path: Path) -> None:
+    contents = arrays(**GROUPS)
+    d = load_npz(tmp_path, contents, tasks={"by": "group", "split": (("eve",), ("ann", "bob"))})
+    assert [t.name for t in d.tasks] == ["eve", "ann/bob"]
+    assert [t.classes for t in d.tasks] == [(0, 1, 2, 3)] * 2
+    assert d.class_numbers == (0, 1, 2, 3)
+    assert [(len(t.y_train), len(t.y_test)) for t in d.tasks] == [(10, 4), (20, 4)]
+    assert d.tasks[0].y_train.tolist() == contents["y_train"][20:30].tolist()
+
+
+def test_npz_by_group_names_only_classes_that_occur(tmp_path: Path) -> None:
+    y = np.where(np.arange(40) < 20, np.arange(40) % 2, 2 + np.arange(40) % 2) + 5
+    d = load_npz(
+        tmp_path,
+        arrays(y_train=y, x_test=None, y_test=None, group_train=np.arange(40) // 10),
+        tasks={"by": "group", "split": ((2,), (3,))},
+    )
+    assert d.class_names == ("7", "8")
+    assert d.class_numbers == (2, 3)
+    assert [t.classes for t in d.tasks] == [(0, 1), (0, 1)]
+
+
+def test_npz_by_group_holds_out_of_each_group(tmp_path: Path) -> None:
+    contents = arrays(x_test=None, y_test=None, y_train=np.arange(40) % 2, group_train=np.arange(40) // 20)
+    d = load_npz(tmp_path, contents, tasks={"by": "group"})
+    assert [t.name for t in d.tasks] == ["0", "1"]
+    assert [(len(t.y_train), np.bincount(t.y_test).tolist()) for t in d.tasks] == [(16, [2, 2])] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_train": None}, r'lacks group_train \(tasks.by = "group"\)'),
+        ({"group_test": None}, "lacks group_test"),
+        ({"group_train": np.zeros(3, int)}, "x_train has 40 samples, group_train has 3"),
+        ({"group_train": np.zeros(40)}, "group_train has to hold one group"),
+        ({}, "task bob has no test samples"),
+    ],
+)
+def test_npz_group_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_npz(tmp_path, arrays(**GROUPS | changes), tasks={"by": "group"})
+
+
+def test_npz_windows(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(50.0, 9.0, size=(40, 30, 3))
+    d = load_npz(tmp_path, arrays(x_train=x, x_test=x[:8]), window=10, hop=5)
+    assert d.shape == (10, 3)
+    assert [len(t.y_train) for t in d.tasks] == [100, 100]
+    mean, deviation = (f(x[np.arange(40) % 4 < 2], axis=(0, 1)) for f in (np.mean, np.std))
+    second = (x[0, 5:15] - mean) / deviation
+    assert np.allclose(d.tasks[0].x_train[1].reshape(10, 3) / 2.0**d.fraction, second, atol=0.07)
+
+
+def test_npz_features_of_whole_samples(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(40, 30))
+    d = load_npz(tmp_path, arrays(x_train=x, x_test=x[:8]), features=("max", "min"), standardise=False)
+    assert d.shape == (2,)
+    assert np.allclose(d.tasks[0].x_test[0] / 2.0**d.fraction, [x[0].max(), x[0].min()], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 31}, "samples have 30 time steps, less than data.window = 31"),
+        ({"features": ("mean",)}, r"need samples of shape \(time, channels\), not \(30, 2, 2\)"),
+    ],
+)
+def test_npz_window_errors(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    x = np.zeros((40, 30, 2, 2) if "features" in options else (40, 30, 2))
+    with pytest.raises(UserError, match=message):
+        load_npz(tmp_path, arrays(x_train=x, x_test=x[:8]), **options)
+
+
+FUNCTION = """
+import numpy as np
+import helper_of_mine
+
+def pair():
+    return helper_of_mine.X, np.arange(40) % 4
+
+def four():
+    x, y = pair()
+    return x, y, x[:8], y[:8]
+
+def groups():
+    x, y = pair()
+    return {"x_train": x.tolist(), "y_train": list(y), "group_train": ["a"] * 20 + ["b"] * 20}
+
+def wrong():
+    return 3
+
+def ragged():
+    return [[1], [1, 2]], [0, 1]
+
+def fails():
+    raise KeyError("sensor 7")
+
+def leaves():
+    raise SystemExit("bye")
+
+number = 4
+"""
+
+
+def experiment(tmp_path: Path, function: str, extra: str = "") -> Config:
+    (tmp_path / "random.py").write_text(FUNCTION)  # in Python's library too: the one in the folder counts
+    (tmp_path / "helper_of_mine.py").write_text("import numpy as np\nX = np.eye(40)\n")
+    path = tmp_path / "exp.toml"
+    path.write_text(f'[data]\nset = "function"\nfunction = "{function}"\n{extra}')
+    return config.load(path)
+
+
+@pytest.mark.parametrize("name", ["pair", "four", "groups"])
+def test_function(tmp_path: Path, name: str) -> None:
+    extra = '[tasks]\nby = "group"\n' if name == "groups" else ""
+    d = data.load(experiment(tmp_path, f"random:{name}", extra))
+    assert (d.name, d.shape, len(d.tasks)) == ("random", (40,), 2)
+    assert sum(len(t.y_train) for t in d.tasks) == (40 if name == "four" else 32)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("random:wrong", r"returned int; it has to return \(x_train, y_train\)"),
+        ("random:ragged", "not all of what it returned are arrays"),
+        ("random:fails", r"failed: KeyError: 'sensor 7' \(.*random.py:23\)"),
+        ("random:leaves", "failed: SystemExit: bye"),
+        ("random:number", "module random has no function number"),
+        ("random:nothing", "module random has no function nothing"),
+        ("no_such_module:load", "there is no module no_such_module in .* or installed"),
+    ],
+)
+def test_function_errors(tmp_path: Path, function: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        data.load(experiment(tmp_path, function))
+
+
+def test_fingerprint_follows_the_file(tmp_path: Path) -> None:
+    first = experiment(tmp_path, "random:pair")
+    before = data.fingerprint(first)
+    assert before == data.fingerprint(first)
+    (tmp_path / "random.py").write_text(FUNCTION + "# changed\n")
+    assert before != data.fingerprint(first)
+
+
+def test_the_example_of_own_data(tmp_path: Path) -> None:
+    """The script makes what the experiment file beside it reads."""
+    shutil.copy(EXAMPLES / "own_data.toml", tmp_path)
+    command = [sys.executable, str(EXAMPLES / "own_data.py"), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    settings = config.load(tmp_path / "own_data.toml")
+    assert settings.model.path is not None
+    assert settings.model.path.is_file()
+    d = data.load(settings)
+    assert (d.shape, d.n_classes, [t.name for t in d.tasks]) == ((8, 8, 1), 10, ["6/7", "8/9"])
+    assert d.base is not None
+    assert len(d.base.y_train) > 500
