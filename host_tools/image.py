@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,14 @@ def measure(path: Path, plan: Plan) -> ImageSizes:
         with path.open("rb") as file:
             elf = ELFFile(file)
             constant, variable = _sections(elf)
-            initial = _symbols(elf, "_initial")
+            initial = _symbols(elf, lambda name: name.endswith("_initial"))
+            frozen = _symbols(elf, lambda name: name.startswith("prefix"))
     except (OSError, ELFError) as error:
         raise BoardError(f"{path} cannot be read as a firmware image: {error}") from error
     ram = {row.name: row.size for row in plan.ram}
     ram["engine"] = variable - sum(size for name, size in ram.items() if name not in ("engine", "stack"))
-    return ImageSizes(ram, {"engine code": constant - initial, "initial model": initial})
+    flash = {"engine code": constant - initial - frozen, "initial model": initial, "frozen layers": frozen}
+    return ImageSizes(ram, {name: size for name, size in flash.items() if size})
 
 
 def _sections(elf: ELFFile) -> tuple[int, int]:
@@ -57,8 +60,13 @@ def _sections(elf: ELFFile) -> tuple[int, int]:
     return constant, variable
 
 
-def _symbols(elf: ELFFile, ending: str) -> int:
+def _symbols(elf: ELFFile, wanted: Callable[[str], bool]) -> int:
+    """Bytes of the objects whose name is ``wanted``."""
     table = elf.get_section_by_name(".symtab")
     if not isinstance(table, SymbolTableSection):
         return 0
-    return sum(symbol["st_size"] for symbol in table.iter_symbols() if symbol.name.endswith(ending))
+    return sum(
+        symbol["st_size"]
+        for symbol in table.iter_symbols()
+        if symbol["st_info"]["type"] == "STT_OBJECT" and wanted(symbol.name)
+    )

@@ -414,11 +414,11 @@ def region_sizes(model: Model, n: int, filled: int) -> dict[int, int]:
     """Bytes of each dump region; negative: bytes per entry of the panel, which `start` counts."""
     sizes = [48 + model.n_classes, 2 * n, n, REPLAY_SLOT * filled]
     position = position_bytes(model)
-    for layer in model.layers:
+    for _, layer in model.weighted:
         for panel in layer.panels:
             sizes += [len(panel.start) * position, len(panel.split) * position, -1, -2 * layer.block]
-        if not layer.sparse:
-            sizes.append(2 * layer.n_in * layer.n_pad)
+        if layer.weight is not None:
+            sizes.append(2 * layer.weight.size)
         sizes.append(4 * layer.n_pad)
     return {region.number: size for region, size in zip(regions(model), sizes, strict=True)}
 

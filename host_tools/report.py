@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from generator.artefacts import Model, Task
 from generator.errors import UserError
 
 from . import metrics
 from .image import ImageSizes, measure
-from .protocol import PHASE_TICKS
+from .protocol import PHASE_TICKS, Command, pack_labelled
+from .reference import Device
 from .stream import RESULT as STREAM_RESULT
 from .stream import Score, StreamResult
 from .validate import RESULT as VALIDATION_RESULT
@@ -33,11 +35,17 @@ class _Part(BaseModel):
 
 
 class Accuracy(_Part):
-    """The initial model on what the host trained it on, in percent."""
+    """Test accuracy of the initial model, before the board learns, in percent."""
 
-    keras: Percent | None = Field(description="Test accuracy of the Keras model, floating point, known classes only")
-    board: Percent = Field(description="Test accuracy on the board, fixed point, over all classes")
+    imported: Percent | None = Field(description="Of the imported Keras model as it came; null if none was imported")
+    keras: Percent | None = Field(description="Of the pruned initial model in floating point, over all classes")
+    reference: Percent = Field(description="In the fixed-point NumPy reference, over all classes")
+    board: Percent = Field(description="On the board, over all classes")
     board_task_il: Percent = Field(description="The same, over the task's own classes")
+
+    def columns(self, imported: bool) -> list[Percent | None]:
+        """Side by side for the page: floating point, reference, board."""
+        return [*([self.imported] if imported else []), self.keras, self.reference, self.board]
 
 
 class Ticks(_Part):
@@ -151,6 +159,11 @@ class Report(_Part):
     sessions: int = Field(description="1 + resumptions")
     retries: int = Field(description="Requests sent again")
     epochs: list[EpochReport]
+
+    @property
+    def imported(self) -> bool:
+        """Whether the initial model came from a file or function of the user's."""
+        return any(accuracy.imported is not None for accuracy in self.initial_accuracy.values())
 
     def key_figures(self) -> list[tuple[str, str]]:
         """Names and values a reader wants first."""
@@ -281,19 +294,34 @@ def _percent(score: Score) -> float:
 def _non_zeros(project: Project) -> int:
     return sum(
         sum(panel.nnz for panel in layer.panels) * layer.block if layer.sparse else layer.n_in * layer.n_out
-        for layer in project.model.layers
+        for layer in (*project.model.prefix, *project.model.layers)
+        if layer.weighted
     )
 
 
 def _initial(project: Project, result: StreamResult) -> dict[str, Accuracy]:
+    tasks = {task.name: task for task in (project.dataset.base, *project.dataset.tasks) if task is not None}
     return {
         name: Accuracy(
+            imported=project.float_model.imported_accuracy.get(name),
             keras=project.float_model.accuracy.get(name),
+            reference=_reference_accuracy(project.model, tasks[name]),
             board=_percent(score),
             board_task_il=metrics.percent(score.task_il, score.total),
         )
         for name, score in result.initial.items()
     }
+
+
+def _reference_accuracy(model: Model, task: Task) -> float:
+    """Test accuracy of the initial model in the reference, in percent."""
+    device, correct = Device(model), 0
+    for first in range(0, len(task.y_test), 255):
+        part = slice(first, first + 255)
+        reply = device.apply(Command.EVALUATE, pack_labelled(task.y_test[part], task.x_test[part]))
+        assert reply is not None, "an evaluation is always answered"
+        correct += reply.payload[0]
+    return metrics.percent(correct, len(task.y_test))
 
 
 def _sizes(project: Project) -> ImageSizes:

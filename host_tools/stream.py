@@ -235,7 +235,8 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
             f"the firmware on the board holds model {state.model_hash.hex()}, "
             f"this experiment has {model.model_hash.hex()}: {fix}"
         )
-    largest = max(len(task.y_train) for task in project.dataset.tasks)
+    plan = make_plan(project.dataset, model, first_on_host=project.config.tasks.first == "host")
+    largest = max(len(task.y_train) for task in project.dataset.tasks[plan.first :])
     if largest > state.table_capacity:
         raise UserError(
             f"a task has {largest} training samples, the board's table holds {state.table_capacity}: "
@@ -295,6 +296,7 @@ class _Session:
 
     def __init__(self, project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
         self.dataset = project.dataset
+        self.imported = bool(project.float_model.imported_accuracy)
         self.model = project.model
         self.folder = project.folder
         self.plan = make_plan(project.dataset, project.model, first_on_host=project.config.tasks.first == "host")
@@ -362,13 +364,13 @@ class _Session:
             self.state = protocol.hello(self.link)
 
     def _evaluate_initial(self) -> None:
-        """Measure the model as shipped on what the host trained it on."""
-        if self.result.initial:
-            return
-        if self.dataset.base is not None:
-            self.result.initial[self.dataset.base.name] = self._evaluate(self.dataset.base)
-        else:
-            self.result.initial[self.dataset.tasks[0].name] = self._evaluate(self.dataset.tasks[0])
+        """Measure the model as shipped on what the host trained it on; an imported one on everything."""
+        known = [self.dataset.base] if self.dataset.base is not None else [self.dataset.tasks[0]]
+        if self.imported:
+            known = [*([self.dataset.base] if self.dataset.base is not None else []), *self.dataset.tasks]
+        for task in known:
+            if task.name not in self.result.initial:
+                self.result.initial[task.name] = self._evaluate(task)
         self._save()
 
     # -- one task ---------------------------------------------------------------------------------
