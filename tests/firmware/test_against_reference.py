@@ -9,17 +9,18 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from generator.artefacts import DdrScore, Growth, Method, Model, SingleHead
+from generator.artefacts import DdrScore, Growth, Layer, Method, Model, Op, SingleHead
 from host_tools import protocol
 from host_tools.protocol import Command
 from tests.firmware.native import Teacher, Twin, build, running
-from tests.host_tools.reference.models import random_model
+from tests.host_tools.reference.models import random_conv_model, random_model
 
 Case = Mapping[str, Any]
 
@@ -109,8 +110,6 @@ def make(case: Case, seed: int) -> Model:
     if case["panels"] > 1 and hidden:
         hidden[0] = 256 * block + int(rng.integers(1, 30))
     sizes = (int(rng.integers(6, 18)), *hidden, 5)
-    alpha, beta = case["terms"]
-    per_epoch, every = case["updates"]
     return random_model(
         seed,
         sizes=sizes,
@@ -122,13 +121,36 @@ def make(case: Case, seed: int) -> Model:
         scale=float(rng.choice([0.5, 1.0, 3.0])),
         density=float(rng.choice([0.2, 0.4])),
         grad_share=0.6 if case["dgm"] else 1.0,
-        **{name: case[name] for name in ("method", "batch", "tdm", "dgm", "ddr", "ddr_score", "growth", "capture")},
-        **{name: case[name] for name in ("single_head", "stochastic", "streamed", "lr_q8")},
-        alpha=alpha,
-        beta=beta,
-        updates_per_epoch=per_epoch,
-        update_every_epochs=every,
+        **learning(case),
     )
+
+
+LEARNING = ("method", "batch", "tdm", "dgm", "ddr", "ddr_score", "growth", "capture", "single_head", "stochastic")
+
+
+def learning(case: Case) -> dict[str, Any]:
+    """The fields of ``Learning`` of a configuration."""
+    alpha, beta = case["terms"]
+    per_epoch, every = case["updates"]
+    fields = {name: case[name] for name in (*LEARNING, "streamed", "lr_q8")}
+    return fields | {"alpha": alpha, "beta": beta, "updates_per_epoch": per_epoch, "update_every_epochs": every}
+
+
+def make_conv(case: Case, seed: int) -> Model:
+    """A convolutional model of a configuration; its layers and sizes are drawn."""
+    rng = np.random.default_rng(seed)
+    scale = float(rng.choice([0.5, 1.0, 3.0]))
+    model = random_conv_model(
+        seed, classes=5, signed=case["signed"], tight=case["tight"], scale=scale, **learning(case)
+    )
+    if case["dgm"]:
+        return model
+    return replace(model, layers=tuple(all_learn(layer) for layer in model.layers))
+
+
+def all_learn(layer: Layer) -> Layer:
+    """Without DGM the gradient mask has room for all entries."""
+    return replace(layer, panels=tuple(replace(panel, grad=panel.nnz) for panel in layer.panels))
 
 
 def learn(twin: Twin, case: Case, seed: int) -> None:
@@ -185,6 +207,36 @@ def test_random_features(number: int, tmp_path: Path) -> None:
     rng = random.Random(1000 + number)
     case = {name: rng.choice(levels) for name, levels in FACTORS.items()}
     model = make(case, 1000 + number)
+    with running(model, build(model, tmp_path)) as twin:
+        learn(twin, case, number)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[describe(case) for case in CASES])
+def test_convolutional(number: int, tmp_path: Path) -> None:
+    """The same pairs of features with convolutions, pooling, sums and frozen prefixes."""
+    case = CASES[number]
+    model = make_conv(case, 200 + number)
+    with running(model, build(model, tmp_path)) as twin:
+        learn(twin, case, number)
+
+
+def test_the_convolutional_models_have_every_kind_of_layer() -> None:
+    """Masked and not, with a prefix stored as latent or not."""
+    models = [make_conv(case, 200 + number) for number, case in enumerate(CASES)]
+    layers = [layer for model in models for layer in model.layers]
+    assert {layer.op for layer in layers} == set(Op)
+    convolutions = {(layer.sparse, layer.multiplier > 0) for layer in layers if layer.op is Op.CONV}
+    assert convolutions == set(itertools.product((False, True), repeat=2))
+    assert {model.latent_stored for model in models if model.prefix} == {False, True}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(60))
+def test_random_convolutional(number: int, tmp_path: Path) -> None:
+    """Random models with random features."""
+    rng = random.Random(2000 + number)
+    case = {name: rng.choice(levels) for name, levels in FACTORS.items()}
+    model = make_conv(case, 2000 + number)
     with running(model, build(model, tmp_path)) as twin:
         learn(twin, case, number)
 

@@ -242,7 +242,7 @@ def test_question_mark(harness: Harness) -> None:
 # -- kernels ----------------------------------------------------------------------------------
 
 U8, I8, I16 = range(3)
-RANGE = {U8: (0, 255), I8: (-128, 127), I16: (0, 32767)}
+RANGE = {U8: (0, 255), I8: (-128, 127), I16: (-32768, 32767)}
 DTYPE = {U8: "u1", I8: "i1", I16: "<i2"}
 Ints = NDArray[np.int64]
 
@@ -252,6 +252,7 @@ class Case:
     """One layer, or one panel of a sparse one, and a sample."""
 
     kind: int
+    rectified: bool
     n_in: int
     n_out: int
     block: int
@@ -270,8 +271,8 @@ class Case:
 
     def pack(self) -> bytes:
         """The record for the harness."""
-        head = (self.kind, self.n_in, self.n_out, self.block, len(self.index), self.shift, self.wlog, self.prng)
-        parts = [struct.pack("<9I", *head, int(self.sparse)), self.x.astype(DTYPE[self.kind]).tobytes()]
+        head = (self.n_in, self.n_out, self.block, len(self.index), self.shift, self.wlog, self.prng, self.sparse)
+        parts = [struct.pack("<10I", self.kind, self.rectified, *head), self.x.astype(DTYPE[self.kind]).tobytes()]
         parts += [self.weight.astype("<i2").tobytes(), self.e.astype("<i2").tobytes(), self.acc.astype("<i4").tobytes()]
         if self.sparse:
             parts += [self.start.astype("<u2").tobytes(), self.split.astype("<u2").tobytes()]
@@ -297,6 +298,8 @@ def cases(rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[Case]:
     for number in range(60):
         kind = int(rng.choice(kinds))
         low, high = RANGE[kind]
+        rectified = low == 0 or bool(rng.integers(2))
+        low = 0 if rectified else low
         sparse = bool(rng.integers(2))
         block = int(rng.choice([1, 2, 4])) if sparse else 1
         blocks, n_in = int(rng.integers(1, 9)), int(rng.integers(1, 12))
@@ -323,7 +326,8 @@ def cases(rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[Case]:
         acc = small_ints(rng, -(2**24) + 1, 2**24 - 1, n_out)
         random_state = int(rng.integers(2**32))
         su = int(rng.integers(6, 31))
-        yield Case(kind, n_in, n_out, block, su, wlog, random_state, x, weight, e, acc, start, split, index, sparse)
+        sizes = (kind, rectified, n_in, n_out, block)
+        yield Case(*sizes, su, wlog, random_state, x, weight, e, acc, start, split, index, sparse)
 
 
 def stepped(case: Case, weight: int, change: int, by: int, draw: Callable[[], int] | None) -> int:
@@ -339,7 +343,7 @@ def expected(case: Case, sacc: int, stochastic: bool) -> bytes:
     acc, sums = case.acc.tolist(), [0] * case.n_in
     for i, o, k in case.entries():
         acc[o] += weight[k] * x[i]
-        sums[i] += weight[k] * e[o] if x[i] > 0 else 0
+        sums[i] += weight[k] * e[o] if x[i] > 0 or not case.rectified else 0
     state = case.prng
 
     def draw() -> int:
