@@ -138,8 +138,8 @@ def _regions(layers: Sequence[LayerView], position: int) -> list[dict[str, Any]]
     """The parameters in the order of the state digest (docs/algorithm.md), as rows of scl_regions."""
     rows: list[dict[str, Any]] = []
 
-    def add(name: str, size: int, entries: str = "NULL") -> None:
-        rows.append({"name": name, "size": size, "entries": entries})
+    def add(name: str, size: int, entries: str = "NULL", most: int = 0) -> None:
+        rows.append({"name": name, "size": size, "entries": entries, "most": most})
 
     for view in layers:
         layer = view.layer
@@ -147,8 +147,8 @@ def _regions(layers: Sequence[LayerView], position: int) -> list[dict[str, Any]]
             entries = f"&{panel.name}_start[{layer.lines}]"
             add(f"{panel.name}_start", position * (layer.lines + 1))
             add(f"{panel.name}_split", position * layer.lines)
-            add(f"{panel.name}_index", 1, entries)
-            add(f"{panel.name}_weight", 2 * layer.block, entries)
+            add(f"{panel.name}_index", 1, entries, panel.entries)
+            add(f"{panel.name}_weight", 2 * layer.block, entries, panel.entries)
         if view.weights:
             add(f"{view.name}_weight", 2 * view.weights)
         if layer.weighted:

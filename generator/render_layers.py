@@ -8,14 +8,7 @@ from dataclasses import dataclass
 
 from generator.arena import captures, eight_bit, keeps_alive, keeps_arg, readers, stored_values
 from generator.artefacts import Activation, Layer, Model, Op, Tensor, needs_error
-from generator.errors import UserError
 from generator.plan import captured_sums, weight_values
-
-LARGEST_OFFSET = 0xFFFF
-"""Kernel positions are 16-bit offsets into the input of a convolution, active errors too."""
-
-LARGEST_MAXIMUM = 256
-"""Values under the window of a maximum whose position is kept as a byte."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +122,6 @@ def _view(model: Model, layers: tuple[Layer, ...], number: int, *, frozen: bool)
         for k, t in enumerate(layer.inputs)
     )
     visited = not frozen and with_error[number + 1]
-    arg = not frozen and keeps_arg(layers, number)
-    if arg and layer.window is not None and layer.window.area > LARGEST_MAXIMUM:
-        raise UserError(
-            f"layer {layer.name or number}: max-pooling over {layer.window.area} values; where layers before it learn, "
-            f"at most {LARGEST_MAXIMUM}; pool over less, take the average, or freeze the layers before it"
-        )
     small = eight_bit(layers)[number + 1]
     return LayerView(
         layer=layer,
@@ -157,7 +144,7 @@ def _view(model: Model, layers: tuple[Layer, ...], number: int, *, frozen: bool)
         propagates=any(source.error for source in sources),
         alive=not frozen and keeps_alive(layers, number),
         highest=6 << layer.fa if layer.activation is Activation.RELU6 else 32767,
-        arg=arg,
+        arg=not frozen and keeps_arg(layers, number),
         su=model.fg - layer.kg + layer.fx - layer.fw,
         bias_shift=model.fg - layer.kg - layer.fw - layer.fx,
         unit_shift=layer.fx + 6 - layer.fw + model.learning.capture.bit_length() - 1,
@@ -274,11 +261,6 @@ def _positions(layer: Layer, source: Tensor) -> tuple[int, ...]:
     if layer.op is not Op.CONV:
         return ()
     assert layer.window is not None
-    if source.size > LARGEST_OFFSET:
-        raise UserError(
-            f"layer {layer.name or 'of a convolution'}: its input has {source.size} values with its margins, "
-            f"a convolution takes at most {LARGEST_OFFSET}; use a smaller input or fewer channels"
-        )
     return tuple(
         channel * source.plane + row * source.row + column
         for channel in range(1 if layer.multiplier else source.channels)

@@ -388,7 +388,7 @@ def dump(link: Link, region: int, size: int, max_payload: int) -> bytes:
     result = bytearray()
     while len(result) < size:
         piece = min(size - len(result), max_payload, 0xFFFF)
-        got = _ask(link, Command.DUMP, struct.pack("<BIH", region, len(result), piece))
+        got = _ask(link, Command.DUMP, struct.pack("<HIH", region, len(result), piece))
         if len(got) != piece:
             raise _malformed("dump")
         result += got

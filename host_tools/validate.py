@@ -392,7 +392,7 @@ class _Comparison:
         self.result.dumped_bytes_compared += len(board)
         if board == expected:
             return
-        number, offset, size = struct.unpack("<BIH", request)
+        number, offset, size = struct.unpack("<HIH", request)
         ours = self.replay.device.dump()
         whole = ours[number]
         theirs = {**ours, number: whole[:offset] + board + whole[offset + size :]}

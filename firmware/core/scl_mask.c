@@ -93,7 +93,6 @@ static uint32_t captured_at(place_t at, const line_t *line, uint32_t b, const in
 /* Score of the block of weights at place `b` of a line; w is NULL for a place that is not used. */
 static uint32_t score(place_t at, const line_t *line, uint32_t b, const int16_t *w, rank_t rank) {
   const scl_masked_t *layer = at.layer;
-  const int16_t *e = layer->factor_e + (at.panel->first + b) * layer->block;
   uint32_t total = 0;
   for (uint32_t j = 0; j < layer->block; j++) {
     uint32_t d = 0, m = 0;
@@ -101,8 +100,9 @@ static uint32_t score(place_t at, const line_t *line, uint32_t b, const int16_t 
       d = scl_abs(at.panel->captured_d[captured_at(at, line, b, w) + j]);
       m = scl_abs(at.panel->captured_m[captured_at(at, line, b, w) + j]);
     } else if (line->nonzero) {
-      d = gradient(line->d, e + j, layer->n_pad);
-      m = gradient(line->m, e + (uint32_t)SCL_CAPTURE * layer->n_pad + j, layer->n_pad);
+      const int16_t *e = layer->factor_e + (at.panel->first + b) * layer->block + j;
+      d = gradient(line->d, e, layer->n_pad);
+      m = gradient(line->m, e + (uint32_t)SCL_CAPTURE * layer->n_pad, layer->n_pad);
     }
     if (rank == BY_CWI) {
       total += scl_abs(w[j]) +

@@ -77,12 +77,13 @@ extern const scl_masked_t scl_masked[SCL_N_MASKED + 1]; /* the last is empty: C 
 
 /*
  * The parameters as ranges of memory, in the order of the state digest.  size
- * bytes, or *entries * size where entries is not NULL (lists of a panel).
+ * bytes, or *entries * size, at most `most` entries, where entries is not NULL
+ * (lists of a panel).
  */
 typedef struct {
   void *data;
   const scl_pos_t *entries;
-  uint32_t size;
+  uint32_t size, most;
 } scl_region_t;
 
 extern const scl_region_t scl_regions[SCL_N_REGIONS];

@@ -8,8 +8,8 @@
 /* Value (c, y, x) lies at origin + c * plane + y * row + x, in the input and in the output. */
 typedef struct {
   uint16_t channels, in_h, in_w, out_h, out_w;
-  uint8_t kernel_h, kernel_w, stride_h, stride_w;
-  uint8_t top, left; /* margin in front; what is needed behind follows from the sizes */
+  uint16_t kernel_h, kernel_w, stride_h, stride_w;
+  uint16_t top, left; /* margin in front; what is needed behind follows from the sizes */
   uint16_t in_row, out_row;
   uint32_t in_plane, in_origin, out_plane, out_origin;
 } scl_pool_t;
@@ -36,7 +36,10 @@ SCL_INLINE scl_window_t scl_pool_window(const scl_pool_t p, uint32_t y, uint32_t
   return w;
 }
 
-/* arg: position in its window of the first greatest value, for each output without margins; NULL: not kept. */
+/*
+ * arg: position in its window of the first greatest value, for each output without margins; NULL: not kept, else a
+ * window has at most 256 positions.
+ */
 SCL_INLINE uint32_t scl_max_pool(const scl_pool_t p, const void *x, scl_kind_t kind, int16_t *out, uint8_t *arg,
                                  scl_activation_t a) {
   uint32_t saturated = 0;

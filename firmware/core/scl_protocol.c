@@ -312,15 +312,15 @@ static scl_status_t do_digest(in_t in, out_t *o) {
 }
 
 static scl_status_t do_dump(in_t in, out_t *o) {
-  if (in.size != 7u) {
+  if (in.size != 8u) {
     return SCL_ERR_BAD_LENGTH;
   }
-  const uint32_t size = scl_get_u16(in.bytes + 5);
+  const uint32_t size = scl_get_u16(in.bytes + 6);
   if (size > SCL_MAX_PAYLOAD) {
     return SCL_ERR_RANGE;
   }
   o->size = size;
-  return scl_state_dump(in.bytes[0], scl_get_u32(in.bytes + 1), o->bytes, size);
+  return scl_state_dump(scl_get_u16(in.bytes), scl_get_u32(in.bytes + 2), o->bytes, size);
 }
 
 static scl_status_t do_statistics(in_t in, out_t *o) {

@@ -66,9 +66,14 @@ static void unpack(const uint8_t p[SCALARS]) {
   l->counts.guard_shifts = scl_get_u32(p + 44);
 }
 
+/* The lists of a panel come after their size, which a damaged snapshot can have wrong. */
 static scl_status_t visit_net(visit_fn visit, void *context) {
   for (uint32_t r = 0; r < SCL_N_REGIONS; r++) {
-    const scl_status_t status = visit(context, scl_regions[r].data, scl_region_size(&scl_regions[r]));
+    const scl_region_t *region = &scl_regions[r];
+    if (region->entries != NULL && *region->entries > region->most) {
+      return SCL_ERR_STORE;
+    }
+    const scl_status_t status = visit(context, region->data, scl_region_size(region));
     if (status != SCL_OK) {
       return status;
     }
@@ -185,6 +190,46 @@ scl_status_t scl_state_save(void) {
   return status != SCL_OK ? status : visit_all(write_part, NULL);
 }
 
+/*
+ * A snapshot that passes its checksums can still be one that no learner of this
+ * model wrote.  Whatever it holds, nothing is ever read or written beyond a
+ * table, a panel or a layer.
+ */
+static int learner_holds(void) {
+  const scl_learner_t *l = &scl_learner;
+  const int at_work = l->phase == SCL_PHASE_FILLING || l->phase == SCL_PHASE_TRAINING;
+  return l->n <= SCL_TABLE && l->n <= l->n_start && l->filled <= SCL_CAPACITY && l->phase <= SCL_PHASE_TRAINED &&
+         l->mode <= SCL_MODE_STREAMED && l->received <= l->n && l->pos <= l->n &&
+         (!at_work || (l->pos < l->n && l->epoch < SCL_EPOCHS));
+}
+
+static int panel_holds(const scl_panel_t *p, uint32_t lines) {
+  uint32_t learning = 0; /* entries of the gradient mask, for which a batch has sums */
+  for (uint32_t l = 0; l < lines; l++) {
+    if (p->start[l] > p->split[l] || p->split[l] > p->start[l + 1]) {
+      return 0;
+    }
+    learning += (uint32_t)p->split[l] - p->start[l];
+  }
+  for (uint32_t k = 0; k < p->start[lines]; k++) {
+    if (p->index[k] >= p->places) {
+      return 0;
+    }
+  }
+  return p->start[0] == 0 && learning <= p->grad + p->grow_inter;
+}
+
+static int panels_hold(void) {
+  for (const scl_masked_t *m = scl_masked; m->panels != NULL; m++) {
+    for (uint32_t p = 0; p < m->n_panels; p++) {
+      if (!panel_holds(&m->panels[p], m->lines)) {
+        return 0;
+      }
+    }
+  }
+  return 1;
+}
+
 scl_status_t scl_state_load(void) {
   uint8_t scalars[SCALARS];
   scl_status_t status = scl_journal_restore_begin();
@@ -193,12 +238,9 @@ scl_status_t scl_state_load(void) {
   }
   if (status == SCL_OK) {
     unpack(scalars);
-    if (scl_learner.n > SCL_TABLE || scl_learner.filled > SCL_CAPACITY) {
-      return SCL_ERR_STORE;
-    }
-    status = visit_all(read_part, NULL);
+    status = learner_holds() ? visit_all(read_part, NULL) : SCL_ERR_STORE;
   }
-  return status;
+  return status != SCL_OK || panels_hold() ? status : SCL_ERR_STORE;
 }
 
 static scl_status_t dump_memory(const void *from, uint32_t available, uint32_t offset, uint8_t *data, uint32_t size) {

@@ -109,14 +109,16 @@ SCL_INLINE uint32_t scl_contribute_sums(const scl_tensor_t t, const int32_t *sum
  * before a norm guard changes them.
  */
 SCL_INLINE void scl_alive(const int16_t *value, uint32_t size, int32_t high, uint8_t *bits) {
-  for (uint32_t first = 0; first < size; first += 8u) {
-    const uint32_t count = scl_min_u32(8u, size - first);
+  /* Counted in bytes: with a count of values gcc warns of a byte behind the last one. */
+  const uint32_t bytes = (size + 7u) / 8u;
+  for (uint32_t i = 0; i < bytes; i++) {
+    const uint32_t count = scl_min_u32(8u, size - 8u * i);
     uint32_t byte = 0;
     for (uint32_t k = 0; k < count; k++) {
-      const int32_t v = value[first + k];
+      const int32_t v = value[8u * i + k];
       byte |= (v > 0 && (v < high || high >= 32767) ? 1u : 0u) << k;
     }
-    bits[first / 8u] = (uint8_t)byte;
+    bits[i] = (uint8_t)byte;
   }
 }
 

@@ -332,8 +332,8 @@ class Device:
         return Reply(Status.OK, struct.pack("<III", self.digest(), self.rolling, self.step))
 
     def _dump(self, request: bytes) -> Reply:
-        _require(len(request) == 7, Status.BAD_LENGTH)
-        number, offset, size = struct.unpack("<BIH", request)
+        _require(len(request) == 8, Status.BAD_LENGTH)
+        number, offset, size = struct.unpack("<HIH", request)
         region = self.dump().get(number)
         if region is None or offset + size > len(region) or size > self.max_payload:
             raise _Refused(Status.OUT_OF_RANGE)

@@ -300,7 +300,7 @@ class Teacher:
         twin.send(Command.TRAIN, b"\x01")
         twin.send(Command.STEP, b"\x00\x00")
         twin.send(Command.PREDICT, b"x")
-        twin.send(Command.DUMP, struct.pack("<BIH", 255, 0, 1))
+        twin.send(Command.DUMP, struct.pack("<HIH", 256, 0, 1))
         twin.send(Command.RESET, b"\x07")
 
 

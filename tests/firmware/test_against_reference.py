@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from generator.artefacts import DdrScore, Growth, Layer, Method, Model, Op, SingleHead
+from generator.artefacts import Activation, DdrScore, Growth, Layer, Method, Model, Op, SingleHead
 from host_tools import protocol
-from host_tools.protocol import Command
+from host_tools.protocol import Command, Phase
 from tests.firmware.native import Teacher, Twin, build, running
-from tests.host_tools.reference.models import random_conv_model, random_model
+from tests.host_tools.reference.models import Masks, Spec, conv_model, random_conv_model, random_model
 
 Case = Mapping[str, Any]
 
@@ -209,6 +209,44 @@ def test_random_features(number: int, tmp_path: Path) -> None:
     model = make(case, 1000 + number)
     with running(model, build(model, tmp_path)) as twin:
         learn(twin, case, number)
+
+
+@pytest.mark.parametrize("growth", Growth)
+@pytest.mark.parametrize("block", [1, 4])
+def test_gradient_sums_of_convolutions(growth: Growth, block: int, tmp_path: Path) -> None:
+    """Masks that follow the captured gradients of both kinds, with restarts while these are captured.
+
+    Errors pass a ReLU6 and norm guards; with blocks those captured are not those of the step.
+    """
+    conv = Spec(Op.CONV, channels=6, kernel=(3, 3), activation=Activation.RELU6, sparse=True, block=block)
+    fork = (conv, conv, replace(conv, inputs=(1,)), Spec(Op.ADD, inputs=(2, 3), activation=Activation.RELU))
+    dense = Spec(Op.DENSE, channels=8, activation=Activation.RELU, sparse=True, block=block)
+    model = conv_model(
+        block,
+        (2, 6, 6),
+        [*fork, dense, Spec(Op.DENSE, channels=4)],
+        scale=8.0,
+        tight=True,
+        single_head=SingleHead.LOSS if block == 1 else SingleHead.SCORE,
+        masks=Masks(density=0.5, grad_share=0.5, p_intra=0.3, p_inter=0.2),
+        growth=growth,
+        method=Method.ER,
+        alpha_q8=1024,
+        beta_q8=1024,
+        updates_per_epoch=3,
+        ddr=False,
+    )
+    with running(model, build(model, tmp_path)) as twin:
+        teacher = Teacher(twin, 1)
+        for number, classes in enumerate([(0, 1), (2, 3)]):
+            teacher.begin(classes, 20, streamed=False, seed=number)
+            while twin.device.phase == Phase.TRAINING:
+                teacher.advance(2)
+                twin.good(Command.SAVE)
+                twin.power_cut()
+                twin.check_dump()
+            teacher.finish()
+        assert twin.device.state.counters.guard_shifts > 0
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[describe(case) for case in CASES])

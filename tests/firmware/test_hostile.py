@@ -159,7 +159,7 @@ def random_request(rng: random.Random, n_in: int) -> tuple[int, bytes]:
         Command.EVALUATE: lambda: bytes([small]) + b"".join(bytes([rng.randrange(5)]) + x for _ in range(small)),
         Command.PREDICT: lambda: x,
         Command.REPLAY: lambda: struct.pack("<IHBB", rng.randrange(2**32), byte, byte, rng.randrange(5)) + x,
-        Command.DUMP: lambda: struct.pack("<BIH", rng.choice((0, 1, 2, 3, 4, 16, 17, 23, 255)), byte, byte * 9),
+        Command.DUMP: lambda: struct.pack("<HIH", rng.choice((0, 1, 2, 3, 4, 16, 17, 23, 255)), byte, byte * 9),
         Command.RESET: lambda: bytes([rng.choice((1, 2, 255))]),
     }
     request = shapes[command]() if command in shapes else b""  # type: ignore[index]
@@ -198,7 +198,7 @@ def test_limits_of_a_request(image: tuple[Model, Path], tmp_path: Path) -> None:
         for steps in (most + 1, 2 * most, 65535):
             assert twin.send(Command.TRAIN, struct.pack("<HB", steps, 0)) is None
         twin.good(Command.TRAIN, struct.pack("<HB", most, 1))
-        assert twin.ask(Command.DUMP, struct.pack("<BIH", 16, 0, twin.hello().max_payload + 1))[0] == 5
+        assert twin.ask(Command.DUMP, struct.pack("<HIH", 16, 0, twin.hello().max_payload + 1))[0] == 5
         twin.check_dump()
 
 

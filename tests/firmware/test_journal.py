@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from generator import plan
-from generator.artefacts import Method, Model
+from generator.artefacts import Method, Model, position_bytes
 from generator.boards import Board
 from host_tools import protocol
 from host_tools.link import Link
@@ -22,6 +24,8 @@ STORE_FULL, STORE_ERROR = 8, 9
 SECTOR = 1024
 HEADER, STATE = 48, 2
 """Of a sector: bytes of its header, and the kind that holds a snapshot."""
+SCALARS = 48
+"""Bytes of the scalars, which a snapshot begins with (docs/algorithm.md, "State digest")."""
 
 
 def small(seed: int = 4, **learning: Any) -> Model:
@@ -279,3 +283,72 @@ def test_torn_snapshot_does_not_count(tmp_path: Path) -> None:
         twin.close()
     finally:
         process.kill()
+
+
+def forge(flash: bytes, change: Callable[[bytearray], None]) -> bytes:
+    """The flash with a snapshot of one part changed, checksums and all."""
+    forged = bytearray(flash)
+    sectors = range(0, len(flash), len(flash) // 64)
+    states = [at for at in sectors if flash[at : at + 4] == b"SCLJ" and flash[at + 5] == STATE]
+    assert states, "there is a snapshot"
+    for at in states:
+        size = struct.unpack_from("<I", flash, at + 24)[0]
+        content = forged[at + HEADER : at + HEADER + size]
+        change(content)
+        forged[at + HEADER : at + HEADER + size] = content
+        struct.pack_into("<I", forged, at + 28, zlib.crc32(content))
+        struct.pack_into("<I", forged, at + 44, zlib.crc32(forged[at : at + 44]))
+    return bytes(forged)
+
+
+def put(kind: str, at: int, value: int) -> Callable[[bytearray], None]:
+    """Writes one number into a snapshot."""
+    return lambda content: struct.pack_into(kind, content, at, value)
+
+
+def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
+    """Snapshots that no learner of the model wrote, in the middle of a task of 8 samples, without replay."""
+    panel, lines = model.layers[0].panels[0], model.layers[0].lines
+    position = position_bytes(model)
+    assert position == 2
+    start = SCALARS + model.n_classes + 5 * 8
+    split = start + position * (lines + 1)
+    index = split + position * lines
+    return {
+        "more entries than fit": put("<H", start + position * lines, panel.capacity + 1),
+        "far more": put("<H", start + position * lines, 0xFFFF),
+        "start does not begin at 0": put("<H", start, 1),
+        "start falls": put("<H", start + position, 0xFFF0),
+        "split before start": put("<H", split + position * (lines - 1), 0),
+        "split after the line": put("<H", split, 0xFFF0),
+        "no such place": put("<B", index, panel.places),
+        "a gradient mask that is too large": lambda content: content.__setitem__(
+            slice(split, index), content[start + position : split]
+        ),
+        "position": put("<H", 22, 8),
+        "samples": put("<H", 26, model.learning.table + 1),
+        "samples at the beginning": put("<H", 24, 7),
+        "slots": put("<H", 28, model.learning.capacity + 1),
+        "received": put("<H", 30, 9),
+        "epoch": put("<H", 20, model.learning.epochs),
+        "phase": put("<B", 17, 4),
+        "mode": put("<B", 18, 2),
+    }
+
+
+def test_forged_snapshots(tmp_path: Path) -> None:
+    """With checksums that fit: the board starts from the initial model, and goes on."""
+    model = small(method=Method.FINETUNE, capacity=0, batch=2, dgm=True, epochs=2)
+    board = board_facts(size=64 * 4096, sector=4096, program_unit=4)
+    with running(model, build(model, tmp_path, board)) as twin:
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), 8, streamed=False, seed=1)
+        teacher.advance(3)
+        twin.good(Command.SAVE)
+        assert twin.power_cut().restored
+        steps = twin.device.step
+        intact = twin.process.flash.read_bytes()
+        for name, change in {"": lambda content: None, **forgeries(model)}.items():
+            twin.process.flash.write_bytes(forge(intact, change))
+            state = twin.power_cut()
+            assert (state.restored, state.step) == ((1, steps) if name == "" else (0, 0)), name

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from generator.artefacts import Activation, Growth, Layer, Model, Op, SingleHead, Tensor
+from generator.artefacts import Activation, Growth, Model, Op, SingleHead
 from generator.boards import load_board
-from generator.errors import UserError
 from generator.plan import plan
 from generator.render import FILES, render
 from tests.firmware.native import flags
@@ -127,24 +125,3 @@ def test_first_contribution_writes(tmp_path: Path) -> None:
     ]
     assert lines[0].endswith(", 1);")
     assert lines[1].endswith(", 0);")
-
-
-def test_an_input_that_is_too_large() -> None:
-    """Kernel positions are 16-bit offsets."""
-    model = conv_model(1, (1, 8, 8), (Spec(Op.CONV, channels=2, kernel=(3, 3)), Spec(Op.DENSE, channels=4)))
-    conv: Layer = model.layers[0]
-    large = replace(model, sample=Tensor(1, 300, 300, 8, 8, rectified=False), layers=(conv, *model.layers[1:]))
-    with pytest.raises(UserError, match="90000 values"):
-        render(large, NATIVE)
-
-
-def test_a_maximum_over_too_many_values() -> None:
-    """Its position has to fit a byte where an error has to find the way back."""
-    specs = (
-        Spec(Op.CONV, channels=2, activation=Activation.RELU),
-        Spec(Op.MAX_POOL, kernel=(17, 17)),
-        Spec(Op.DENSE, channels=4),
-    )
-    with pytest.raises(UserError, match="289 values"):
-        render(conv_model(1, (1, 17, 17), specs), NATIVE)
-    render(conv_model(1, (1, 17, 17), specs, prefix=2), NATIVE)

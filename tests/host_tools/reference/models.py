@@ -216,8 +216,9 @@ def random_conv_model(
     shape, specs = _random_specs(rng, classes)
     frozen = 0
     if prefix if prefix is not None else rng.random() < 0.3:
-        # A cut through which one tensor goes: nothing behind it reads what lies before.
-        cuts = [k for k in range(1, len(specs) - 1) if all(t >= k for s in specs[k:] for t in s.inputs)]
+        # A cut through which one tensor goes: nothing behind it reads what lies before.  What is frozen has weights.
+        weighted = [k for k, s in enumerate(specs) if s.op in (Op.CONV, Op.DENSE)]
+        cuts = [k for k in range(weighted[0] + 1, len(specs) - 1) if all(t >= k for s in specs[k:] for t in s.inputs)]
         frozen = int(rng.choice(cuts)) if cuts else 0
     return conv_model(
         seed,

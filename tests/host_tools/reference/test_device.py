@@ -93,7 +93,7 @@ def test_streamed_equals_resident() -> None:
     good(streamed, Command.TASK_BEGIN, task_begin((0, 1), N, 1))
     assert streamed.phase == 2
     guess = streamed.copy()
-    size = struct.pack("<BIH", 1, 0, 2 * N)
+    size = struct.pack("<HIH", 1, 0, 2 * N)
     before = good(guess, Command.DUMP, size)
     train(streamed, 0)
     assert streamed.shuffled
@@ -152,15 +152,15 @@ def test_refusals() -> None:
     assert status(device, Command.STEP, b"\0\0") == Status.BAD_STATE
     assert status(device, Command.PREDICT, b"x") == Status.BAD_LENGTH
     assert status(device, Command.EVALUATE, b"\1\x04" + x[0].tobytes()) == Status.BAD_LABEL
-    assert status(device, Command.DUMP, struct.pack("<BIH", 9, 0, 1)) == Status.OUT_OF_RANGE
-    assert status(device, Command.DUMP, struct.pack("<BIH", 0, 50, 10)) == Status.OUT_OF_RANGE
+    assert status(device, Command.DUMP, struct.pack("<HIH", 9, 0, 1)) == Status.OUT_OF_RANGE
+    assert status(device, Command.DUMP, struct.pack("<HIH", 0, 50, 10)) == Status.OUT_OF_RANGE
     assert status(device, Command.REPLAY, bytes(8) + x[0].tobytes()) == Status.BAD_STATE
     assert status(device, Command.RESET, b"\2") == Status.OUT_OF_RANGE
     assert status(device, Command.SAVE, b"\0") == Status.BAD_LENGTH
     small = Device(device.model, steps_per_request=3, max_payload=8)
     fill(small)
     assert status(small, run, b"\4\0\0") == Status.OUT_OF_RANGE
-    assert status(small, Command.DUMP, struct.pack("<BIH", 0, 0, 9)) == Status.OUT_OF_RANGE
+    assert status(small, Command.DUMP, struct.pack("<HIH", 0, 0, 9)) == Status.OUT_OF_RANGE
 
 
 def test_unanswered() -> None:
@@ -240,7 +240,7 @@ def test_dump_in_pieces() -> None:
     device = Device(random_model(1))
     for number, data in device.dump().items():
         pieces = [
-            good(device, Command.DUMP, struct.pack("<BIH", number, at, min(7, len(data) - at)))
+            good(device, Command.DUMP, struct.pack("<HIH", number, at, min(7, len(data) - at)))
             for at in range(0, len(data), 7)
         ]
         assert b"".join(pieces) == data
