@@ -25,7 +25,15 @@ from generator.architecture import LAYER_ENTRIES, LayerEntry, layer_conflicts
 from generator.artefacts import DdrScore, Growth, Method, SingleHead
 from generator.errors import UserError
 
-ClassName: TypeAlias = int | str
+
+def _name(value: object) -> object:
+    """One error for a name that is none, not one for each type it could have been."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise PydanticCustomError("name", "Input should be a name or a whole number")
+    return value
+
+
+ClassName: TypeAlias = Annotated[int | str, BeforeValidator(_name)]
 """A class as the data set names it: its label or its name."""
 
 MAX_CLASSES = 255
@@ -101,7 +109,7 @@ class DataSection(_Section):
     size: Size | None = Field(
         None,
         description="Pictures: [height, width] or the side of a square. mnist5k: 16 (2x2 mean, the default) or 28; "
-        "images: default is the first picture's; keras: default is the set's",
+        "images: needed if they differ; keras: default is the set's",
     )
     color: bool | None = Field(None, description="images only: three channels; default: if any picture has colours")
     test_share: float = Field(
@@ -158,7 +166,7 @@ class TasksSection(_Section):
     classes_per_task: int = Field(2, ge=1, le=MAX_CLASSES, description="Classes of each task, in the data set's order")
     groups_per_task: int = Field(1, ge=1, le=65535, description="By group: groups of each task, in order")
     split: tuple[tuple[ClassName, ...], ...] | None = Field(
-        None, description="The classes (by group: groups) of each task, written out"
+        None, description='The classes (by group: groups) of each task, written out: [["a", "b"], ["c"]]'
     )
     first: Literal["board", "host"] = Field(
         "board",
@@ -223,8 +231,8 @@ class InitialSection(_Section):
     )
     rescale: bool | None = Field(
         None,
-        description="Scale kept weights to the variance of all weights; default: true, but false for a model from "
-        "Keras that is not trained",
+        description="Scale kept weights to the variance of all weights; default: true, but the sums of a model from "
+        "Keras that is not trained keep the mean and deviation they have in each channel",
     )
     mask: Literal["data", "magnitude"] = Field(
         "data", description="First mask: by |w| times the norm of its input, or by |w| alone"
@@ -631,7 +639,11 @@ def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -
     try:
         return Config.model_validate(_tuples(tree))
     except ValidationError as error:
-        lines = dict.fromkeys(_describe(detail, path, places) for detail in error.errors(include_url=False))
+        details = error.errors(include_url=False)
+        # A list whose entries are wrong is too short as well, once they are left out.
+        blamed = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
+        real = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in blamed]
+        lines = dict.fromkeys(_describe(detail, path, places) for detail in real)
         raise UserError("\n".join(lines)) from None
 
 

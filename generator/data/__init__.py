@@ -9,6 +9,7 @@ but the configuration: two seeds see the same training and test samples.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from generator.artefacts import Dataset
 from generator.config import Config
 from generator.data import arrays, images, sets, table, tasks
 from generator.data.raw import Raw, check_size, limit
+from generator.errors import UserError
 
 _READERS: dict[str, Callable[[Config], Raw]] = {
     "mnist5k": sets.mnist5k,
@@ -39,6 +41,7 @@ def load(config: Config) -> Dataset:
     raw = limit(_READERS[config.data.set](config), config.data)
     check_size(raw)
     plan = tasks.plan(config, raw)
+    tasks.check_samples(config, raw, plan)
     integers, signed, fraction = tasks.to_integers(config, raw, plan.known.where(raw.train))
     return tasks.cut(integers, plan, signed, fraction)
 
@@ -49,9 +52,14 @@ def fingerprint(config: Config) -> bytes:
     Of a function its module counts, not what it reads.
     """
     state = hashlib.sha256()
-    for path in [*sorted(Path(__file__).parent.glob("*.py")), *_user_files(config)]:
-        # The name of a picture's folder is its class.
-        state.update(f"{path.parent.name}/{path.name}".encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    path = config.data.path
+    try:
+        for path in [*sorted(Path(__file__).parent.glob("*.py")), *_user_files(config)]:
+            # The name of a picture's folder is its class.
+            name = os.fsencode(f"{path.parent.name}/{path.name}")
+            state.update(name + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
     return state.digest()
 
 

@@ -9,7 +9,7 @@ import importlib.util
 import sys
 import traceback
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from generator.config import Config, DataSection
 from generator.data import series
-from generator.data.raw import Labels, Raw, Samples, check_classes, held_out, hold_out
+from generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, hold_out, natural
+from generator.data.tasks import chosen, held_out
 from generator.errors import UserError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -32,18 +33,42 @@ def npz(config: Config) -> Raw:
     """The arrays of ``data.path``; what they have to look like is in the errors below."""
     path = cast(Path, config.data.path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path}: is a single array; save it with numpy.savez(path, x_train=..., ...)")
-            # Only what is needed: other arrays may be anything.
-            wanted = [key for key in _wanted(config) if key in archive.files]
-            found = {key: archive[key] for key in wanted}
-            _check_keys(str(path), config, found, archive.files)
+        archive = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such data file (data.path)") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not an .npz of plain arrays ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{path}: not an .npz; numpy.savez(path, x_train=..., ...) makes one") from None
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise UserError(f"{path}: is a single array; save it with numpy.savez(path, x_train=..., ...)")
+    with archive:
+        # Only what is needed: other arrays may be anything.
+        found = {key: _stored(path, archive, key) for key in _wanted(config) if key in archive.files}
+        _check_keys(str(path), config, found, archive.files)
     return _raw(config, path.stem, str(path), found)
+
+
+def _stored(path: Path, archive: Mapping[str, Any], key: str) -> NDArray[Any]:
+    """One array of an archive."""
+    try:
+        array = archive[key]
+    except Exception as error:  # zlib, zipfile and numpy have many for a broken file
+        if "allow_pickle" in str(error):
+            raise UserError(
+                f"{path}: {key} holds Python objects; save plain numbers or strings ({key}.astype(str) makes strings)"
+            ) from None
+        raise UserError(f"{path}: {key} cannot be read ({_line(error)}); is the file whole?") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: {key} is not an array; numpy.savez(path, x_train=..., ...) makes them")
+    return array
+
+
+def _line(error: BaseException) -> str:
+    """The message of an error of others on one line, and its kind."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else text[:200] + " ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def function(config: Config) -> Raw:
@@ -58,7 +83,7 @@ def function(config: Config) -> Raw:
         except (Exception, SystemExit) as error:
             if isinstance(error, ModuleNotFoundError) and error.name == module:
                 raise UserError(f"{source}: there is no module {module} in {config.data.path} or installed") from None
-            raise UserError(f"{source} failed: {type(error).__name__}: {error}{_place(config.data, error)}") from None
+            raise UserError(f"{source} failed: {_line(error)}{_place(config.data, error)}") from None
     if not callable(loader):
         raise UserError(f"{source}: module {module} has no function {name}")
     found = _named(source, result)
@@ -108,17 +133,27 @@ def _importing(folder: Path | None) -> Iterator[None]:
 
 def _named(source: str, result: object) -> dict[str, NDArray[Any]]:
     """The result of the user's function as arrays with names."""
-    if isinstance(result, tuple) and len(result) in (2, 4):
+    if isinstance(result, tuple) and len(result) == 2 and all(isinstance(p, tuple) and len(p) == 2 for p in result):
+        result = (*result[0], *result[1])  # as Keras's data sets come
+    if isinstance(result, tuple | list) and len(result) in (2, 4):
         result = dict(zip(_KEYS, result, strict=False))
     if not isinstance(result, Mapping):
         raise UserError(
             f"{source} returned {type(result).__name__}; it has to return (x_train, y_train), "
             f"(x_train, y_train, x_test, y_test) or a mapping with {', '.join(_KEYS)}"
         )
+    return {str(key): _array(source, str(key), value) for key, value in result.items() if value is not None}
+
+
+def _array(source: str, key: str, value: object) -> NDArray[Any]:
+    """What numpy makes of a value; a column of strings, as pandas has it, becomes strings."""
     try:
-        return {str(key): np.asarray(value) for key, value in result.items() if value is not None}
-    except ValueError as error:
-        raise UserError(f"{source}: not all of what it returned are arrays ({error})") from None
+        array = np.asarray(value)
+    except Exception as error:  # __array__ of any class
+        raise UserError(f"{source}: {key} is not an array of equal rows ({_line(error)})") from None
+    if array.dtype == np.object_ and array.size and all(isinstance(entry, str) for entry in array.flat):
+        return array.astype(np.str_)
+    return array
 
 
 def _wanted(config: Config) -> tuple[str, ...]:
@@ -148,30 +183,37 @@ def _raw(config: Config, name: str, source: str, arrays: Arrays) -> Raw:
             f"{source}: samples of x_train have shape {arrays['x_train'].shape[1:]}, "
             f"of x_test {arrays['x_test'].shape[1:]}"
         )
-    classes = np.unique(arrays["y_train"])
-    check_classes(f"{source}: y_train", tuple(str(c) for c in classes))
-    if len(parts) == 2:
-        unknown = np.setdiff1d(arrays["y_test"], classes)
-        if len(unknown):
-            raise UserError(f"{source}: y_test has class {unknown[0]!s}, which y_train has not")
+    texts = {key: _texts(arrays[key]) for key in arrays if not key.startswith("x_")}
+    classes = natural(np.unique(texts["y_train"]).tolist())
+    check_classes(f"{source}: y_train", classes, config)
+    unknown = natural(set(texts["y_test"].tolist()) - set(classes)) if len(parts) == 2 else ()
+    if unknown:
+        raise UserError(f"{source}: y_test has class {unknown[0]}, which y_train has not")
     grouped = "group_train" in arrays
-    groups: NDArray[Any] = np.zeros(0, np.int64)
-    if grouped:
-        groups = np.unique(np.concatenate([arrays[f"group_{part}"].reshape(-1) for part in parts]))
+    groups = natural(name for part in parts for name in texts[f"group_{part}"].tolist()) if grouped else ()
     samples = []
     for part in parts:
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
-        group = _numbers(groups, arrays[f"group_{part}"].reshape(-1)) if grouped else np.zeros(len(y), np.int64)
-        samples.append(Samples(x.reshape(len(x), *(x.shape[1:] or (1,))), _numbers(classes, y), group))
-    raw = Raw(name, source, tuple(map(str, classes)), samples[0], samples[-1], tuple(map(str, groups)))
+        x, y = arrays[f"x_{part}"], _numbers(classes, texts[f"y_{part}"])
+        group = _numbers(groups, texts[f"group_{part}"]) if grouped else np.zeros(len(y), np.int64)
+        samples.append(Samples(x.reshape(len(x), *(x.shape[1:] or (1,))), y, group))
+    raw = Raw(name, source, classes, samples[0], samples[-1], groups)
     if series.wanted(config.data):
         # Counts in the experiment file are of windows, here are recordings.
-        return _windows(config.data, raw if len(parts) == 2 else hold_out(raw, config.data))
-    return raw if len(parts) == 2 else held_out(raw, config)
+        return _windows(config.data, raw if len(parts) == 2 else hold_out(chosen(config, raw), config.data))
+    return raw if len(parts) == 2 else held_out(config, raw)
 
 
-def _numbers(names: NDArray[Any], values: NDArray[Any]) -> Labels:
-    return np.searchsorted(names, values).astype(np.int64)
+def _texts(values: NDArray[Any]) -> NDArray[np.str_]:
+    """(samples,) labels or groups as they are named in the experiment file."""
+    flat = values.reshape(-1)
+    return np.char.decode(flat, "utf-8", "replace") if flat.dtype.kind == "S" else flat.astype(np.str_)
+
+
+def _numbers(names: Sequence[str], texts: NDArray[np.str_]) -> Labels:
+    """The number of each name."""
+    number = {name: k for k, name in enumerate(names)}
+    unique, inverse = np.unique(texts, return_inverse=True)
+    return np.array([number[name] for name in unique.tolist()], dtype=np.int64)[inverse]
 
 
 def _check_part(source: str, part: str, arrays: Arrays) -> None:
@@ -186,6 +228,9 @@ def _check_part(source: str, part: str, arrays: Arrays) -> None:
                 f"{source}: {key} has to hold one {what} (integer or string) a sample, "
                 f"not {values.dtype} of shape {values.shape}"
             )
+        if values.dtype.kind in "US" and not np.char.str_len(values).all():
+            row = int(np.flatnonzero(np.char.str_len(values.reshape(-1)) == 0)[0])
+            raise UserError(f"{source}: {key}[{row}] is empty")
         if len(x) != len(values):
             raise UserError(f"{source}: x_{part} has {len(x)} samples, {key} has {len(values)}")
     if len(x) == 0:
@@ -193,6 +238,8 @@ def _check_part(source: str, part: str, arrays: Arrays) -> None:
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
         raise UserError(f"{source}: x_{part} has NaN or infinite values, the first in x_{part}[{row}]")
+    if x.dtype.kind == "f" and x.size and max(x.max(), -x.min()) > LARGEST:
+        raise UserError(f"{source}: x_{part} has magnitudes up to {max(x.max(), -x.min()):.4g}, which is too large")
 
 
 def _windows(data: DataSection, raw: Raw) -> Raw:

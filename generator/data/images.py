@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from generator.config import Config
-from generator.data.raw import Raw, Samples, check_classes, held_out, natural, ungrouped
+from generator.data.raw import Raw, Samples, check_classes, natural, ungrouped
+from generator.data.tasks import held_out
 from generator.errors import UserError
 
 Pictures: TypeAlias = NDArray[np.uint8]
@@ -28,22 +29,28 @@ def folder(config: Config) -> Raw:
     root = cast(Path, config.data.path)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder (data.path)")
-    apart = (root / "train").is_dir() and (root / "test").is_dir()
+    apart = _apart(root)
     train_files = _files(root / "train" if apart else root)
     names = natural(train_files)
-    check_classes(str(root), names)
+    check_classes(str(root), names, config)
     test_files = _files(root / "test") if apart else {}
     for name in test_files:
         if name not in names:
             raise UserError(f"{root / 'test' / name}: there is no such class in {root / 'train'}")
     train, test = _samples(config, names, train_files, test_files)
     raw = Raw(root.name, str(root), names, train, test)
-    return raw if apart else held_out(raw, config)
+    return raw if apart else held_out(config, raw)
 
 
 def files(root: Path) -> list[Path]:
-    """All pictures below a folder."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """All pictures below a folder, but hidden ones: thumbnails and the like."""
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
+    )
 
 
 def resize(pictures: Pictures, size: tuple[int, int]) -> Pictures:
@@ -64,9 +71,29 @@ def resize(pictures: Pictures, size: tuple[int, int]) -> Pictures:
     return np.stack([np.asarray(p) for p in scaled])
 
 
+def _apart(root: Path) -> bool:
+    """Whether there are train/ and test/; a class may have one of these names, but no folders in it."""
+    parts = {name for name in ("train", "test") if any(path.is_dir() for path in _entries(root / name))}
+    if len(parts) == 1:
+        other = "test" if "train" in parts else "train"
+        raise UserError(
+            f"{root}: has {parts.pop()}/ with folders in it, but no {other}/ with folders: add it, or let data.path "
+            "name the folder in which the classes are"
+        )
+    return len(parts) == 2
+
+
+def _entries(root: Path) -> list[Path]:
+    """What is in a folder and not hidden; nothing if there is no such folder."""
+    try:
+        return sorted(path for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{root}: cannot be read ({error.strerror})") from None
+
+
 def _files(root: Path) -> dict[str, list[Path]]:
     """The pictures of each class."""
-    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = [path for path in _entries(root) if path.is_dir()]
     if not classes:
         raise UserError(f"{root}: has no folders; put the pictures of each class into a folder of its own")
     result = {path.name: files(path) for path in classes}
@@ -78,14 +105,20 @@ def _files(root: Path) -> dict[str, list[Path]]:
 
 def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path]]) -> tuple[Samples, Samples]:
     """Training and test samples with the same size and number of channels."""
-    size = config.data.size
+    size, first = config.data.size, None
     loaded: list[list[Pictures]] = []
     for part in parts:
         pictures = []
         for paths in part.values():
             for path in paths:
                 picture = _read(path)
-                size = size or (picture.shape[0], picture.shape[1])
+                if size is None:
+                    size, first = (picture.shape[0], picture.shape[1]), path
+                if first is not None and picture.shape[:2] != size:
+                    raise UserError(
+                        f"{path}: is {picture.shape[0]} x {picture.shape[1]} (height x width), {first} is "
+                        f"{size[0]} x {size[1]}: set data.size to the size all pictures are brought to"
+                    )
                 pictures.append(resize(picture[np.newaxis], size)[0])
         loaded.append(pictures)
     color = config.data.color

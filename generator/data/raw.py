@@ -17,6 +17,9 @@ from generator.errors import UserError
 
 Labels: TypeAlias = NDArray[np.int64]
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers beyond are no measurements, and their squares no numbers."""
+
 MAX_VALUES = 65535
 """Values of a sample: its number is two bytes on the line (docs/protocol.md)."""
 
@@ -64,47 +67,52 @@ def ungrouped(x: NDArray[Any], y: Labels) -> Samples:
 def natural(names: Iterable[str]) -> tuple[str, ...]:
     """Each name once: in the order of the numbers if all are whole numbers, else of the text."""
     unique = set(names)
-    numeric = all(re.fullmatch(r"-?[0-9]+", name) for name in unique)
+    numeric = all(re.fullmatch(r"-?[0-9]{1,99}", name) for name in unique)
     return tuple(sorted(unique, key=lambda name: (int(name), name) if numeric else (0, name)))
 
 
-def check_classes(source: str, names: tuple[str, ...]) -> None:
-    """A label is one byte."""
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"{source} has {len(names)} classes; at most {MAX_CLASSES} are possible")
+def check_classes(source: str, names: tuple[str, ...], config: Config) -> None:
+    """A label is one byte; a set may have more classes if the tasks name those they want."""
+    if len(names) > MAX_CLASSES and (config.tasks.split is None or config.tasks.by == "group"):
+        raise UserError(
+            f"{source} has {len(names)} classes; at most {MAX_CLASSES} are possible: name some in tasks.split"
+        )
 
 
 def check_size(raw: Raw) -> None:
     """Samples of a size that the line can carry."""
     size = math.prod(raw.shape)
     if not 1 <= size <= MAX_VALUES:
-        raise UserError(f"{raw.source}: a sample has {size} values; 1 to {MAX_VALUES} are possible")
+        smaller = ": data.size makes pictures smaller" if size > MAX_VALUES and len(raw.shape) > 1 else ""
+        raise UserError(f"{raw.source}: a sample has {size} values; 1 to {MAX_VALUES} are possible{smaller}")
+
+
+LACKING = "add samples, or leave it out of the tasks with tasks.split"
+"""What to do about a class that has too few."""
 
 
 def hold_out(raw: Raw, data: DataSection, train_count: int | None = None, test_count: int | None = None) -> Raw:
     """Splits ``raw.train``: the first samples of each class (and group) for training, the last for testing.
 
     The test set is ``test_count`` samples of each, or else ``data.test_share`` of them; the training set
-    is ``train_count``, or else the others.
+    is ``train_count``, or else the others.  A single sample of a class in a group is for training.
     """
     train, test = [], []
     for where, stratum in _strata(raw, raw.train):
         n_test = test_count if test_count is not None else max(1, math.floor(len(where) * data.test_share + 1e-9))
         n_train = train_count if train_count is not None else len(where) - n_test
+        if raw.group_names and len(where) == 1 and train_count is None and test_count is None:
+            n_train, n_test = 1, 0
         if n_train < 1 or n_train + n_test > len(where):
             asked = f"{n_train} + {n_test} samples of {stratum} asked for, there are {len(where)}"
             counts = "data.train_per_class + data.test_per_class"
             if train_count is None and test_count is None:
-                asked, counts = f"{stratum} has {len(where)} samples, too few to hold any out", raw.source
+                asked = f"{stratum} has a single sample, too few to hold any out for testing: " + LACKING
+                counts = raw.source
             raise UserError(f"{counts}: {asked}")
         train.append(where[:n_train])
         test.append(where[len(where) - n_test :])
     return replace(raw, train=raw.train.take(np.concatenate(train)), test=raw.train.take(np.concatenate(test)))
-
-
-def held_out(raw: Raw, config: Config) -> Raw:
-    """``hold_out`` with the counts of the experiment file."""
-    return hold_out(raw, config.data, config.data.train_per_class, config.data.test_per_class)
 
 
 def limit(raw: Raw, data: DataSection) -> Raw:

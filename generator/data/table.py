@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from generator.config import Config, DataSection
 from generator.data import series
-from generator.data.raw import Labels, Raw, Samples, check_classes, held_out, natural
+from generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, natural
 from generator.data.series import Recording
+from generator.data.tasks import held_out
 from generator.errors import UserError
 
 
@@ -54,7 +56,7 @@ def load(config: Config) -> Raw:
     if data.test_path is not None:
         tables.append(read(data.test_path, data, train.columns))
     names = natural(train.texts["label"])
-    check_classes(f"{train.path}: column {data.label}", names)
+    check_classes(f"{train.path}: column {data.label}", names, config)
     for table in tables[1:]:
         for row, text in enumerate(table.texts["label"]):
             if text not in names:
@@ -65,7 +67,7 @@ def load(config: Config) -> Raw:
         return _series(data, tables, names, groups)
     parts = [Samples(table.x, _labels(table, names), _groups(table, groups)) for table in tables]
     raw = Raw(train.path.stem, str(train.path), names, parts[0], parts[-1], groups)
-    return raw if len(parts) == 2 else held_out(raw, config)
+    return raw if len(parts) == 2 else held_out(config, raw)
 
 
 def read(path: Path, data: DataSection, columns: Sequence[str] | None) -> Table:
@@ -117,16 +119,21 @@ def _rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
         raise UserError(f"{path}:{line}: not UTF-8 text (byte {column} of the row): save it as UTF-8") from None
     if not text.strip():
         raise UserError(f"{path}: is empty")
-    delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)
+    header = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
+    delimiter = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    begin = 1
     try:
         for fields in reader:
+            begin = reader.line_num + 1
             if any(field.strip() for field in fields):
                 yield reader.line_num, tuple(field.strip() for field in fields)
             elif len(fields) > 1:
                 yield reader.line_num, tuple(fields)
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV ({error})") from None
+        # A quote that is never closed swallows the rest of the file.
+        hint = " in a row that begins here: is a quote not closed?" if reader.line_num > begin else ""
+        raise UserError(f"{path}:{begin}: not CSV ({error}{hint})") from None
 
 
 def _check_header(path: Path, line: int, header: Sequence[str]) -> None:
@@ -139,7 +146,10 @@ def _check_header(path: Path, line: int, header: Sequence[str]) -> None:
 
 def _column(path: Path, line: int, header: Sequence[str], name: str, option: str) -> int:
     if name not in header:
-        raise UserError(f'{path}:{line}: no column "{name}" ({option}); there are {", ".join(header)}')
+        there = f"there are {', '.join(header)}"
+        if len(header) == 1:
+            there = f'there is only "{header[0]}": commas, semicolons or tabs have to stand between columns'
+        raise UserError(f'{path}:{line}: no column "{name}" ({option}); {there}')
     return header.index(name)
 
 
@@ -155,12 +165,18 @@ def _numbers(path: Path, line: int, fields: Sequence[str], header: Sequence[str]
     result = []
     for k in where:
         value = _number(fields[k])
-        if value is None or not math.isfinite(value):
-            what = f'"{fields[k]}" is not a number' if value is None else f"{fields[k]} is not a finite number"
-            what = what if fields[k] else "a value is missing"
-            raise UserError(f"{path}:{line}:{k + 1}: {what} (column {header[k]})")
+        if value is None or not abs(value) <= LARGEST:
+            raise UserError(f"{path}:{line}:{k + 1}: {_no_number(fields[k], value)} (column {header[k]})")
         result.append(value)
     return result
+
+
+def _no_number(text: str, value: float | None) -> str:
+    if not text:
+        return "a value is missing"
+    if value is None:
+        return f'"{text}" is not a number' + (": decimals need a point" if re.fullmatch(r"-?\d+,\d+", text) else "")
+    return f"{text} is " + ("too large" if math.isfinite(value) else "not a finite number")
 
 
 def _text(path: Path, line: int, fields: Sequence[str], header: Sequence[str], k: int) -> str:

@@ -11,13 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from generator.artefacts import Dataset, Task
-from generator.config import ClassName, Config
+from generator.config import MAX_CLASSES, ClassName, Config
 from generator.data import series
-from generator.data.raw import Labels, Raw, Samples
+from generator.data.raw import LACKING, Labels, Raw, Samples, hold_out
 from generator.errors import UserError
 
 CALIBRATION_QUANTILE = 0.99
 """Share of the non-zero magnitudes of float inputs that must not be clipped."""
+
+MAX_TASKS = 255
+"""A task's number is one byte and 255 means none (docs/algorithm.md, ``class_task``)."""
+
+BASE = "base"
+"""Name of the base classes where tasks have theirs."""
+
+SMALLEST = 8
+"""Steps of 1/256 that float inputs have to reach."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,16 @@ class Plan:
 def plan(config: Config, raw: Raw) -> Plan:
     """The tasks an experiment asks for."""
     result = _by_group(config, raw) if config.tasks.by == "group" else _by_class(config, raw)
-    if not result.tasks or len(_order(raw, result)) < 2:
-        raise UserError("tasks: at least one task and two classes are needed")
+    order = _order(raw, result)
+    if len(order) < 2:
+        names = ", ".join(raw.class_names[c] for c in order) or "none"
+        where = "the tasks have" if len(raw.class_names) > 1 else f"{raw.source} has"
+        raise UserError(f"{where} too few classes: two are needed, there is {names}")
+    if len(order) > MAX_CLASSES:
+        raise UserError(f"tasks.split names {len(order)} classes; at most {MAX_CLASSES} are possible")
+    if len(result.tasks) > MAX_TASKS:
+        larger = "tasks.groups_per_task" if config.tasks.by == "group" else "tasks.classes_per_task"
+        raise UserError(f"there are {len(result.tasks)} tasks; at most {MAX_TASKS} are possible: set {larger}")
     if config.tasks.first == "host" and len(result.tasks) < 2:
         raise UserError('tasks.first = "host": there is no second task for the board to learn')
     return result
@@ -99,7 +116,8 @@ def _member(raw: Raw, names: tuple[str, ...], name: ClassName, option: str) -> i
     if isinstance(name, int) and not numeric and 0 <= name < len(names):
         return name
     what = "group" if names is raw.group_names else "class"
-    raise UserError(f"{option}: {raw.name} has no {what} {name!r}; it has {', '.join(names)}")
+    shown = names if len(names) <= 20 else (*names[:10], "...", names[-1])
+    raise UserError(f"{option}: {raw.name} has no {what} {name!r}; it has {', '.join(shown)}")
 
 
 def _check_once(tasks: Sequence[Sequence[int]], what: str) -> None:
@@ -113,6 +131,42 @@ def _order(raw: Raw, wanted: Plan) -> list[int]:
     parts = (wanted.base, *wanted.tasks) if wanted.base else wanted.tasks
     classes = [c for part in parts for c in part.classes(raw)]
     return sorted(set(classes)) if wanted.known.by_group else classes
+
+
+def chosen(config: Config, raw: Raw) -> Raw:
+    """Without the training samples that are in no task: a class nobody asks for may have too few of them."""
+    wanted = plan(config, raw)
+    parts = [part.where(raw.train) for part in (wanted.base, *wanted.tasks) if part is not None]
+    return replace(raw, train=raw.train.take(np.sort(np.concatenate(parts))))
+
+
+def held_out(config: Config, raw: Raw) -> Raw:
+    """Test samples from the training samples of the tasks, as many as the experiment file says."""
+    return hold_out(chosen(config, raw), config.data, config.data.train_per_class, config.data.test_per_class)
+
+
+def check_samples(config: Config, raw: Raw, wanted: Plan) -> None:
+    """Each task has training and test samples, and each class of it if tasks bring new classes."""
+    for part in (wanted.base, *wanted.tasks):
+        if part is not None:
+            for kind, samples in (("training", raw.train), ("test", raw.test)):
+                _check_part(config, raw, part, kind, samples)
+
+
+def _check_part(config: Config, raw: Raw, part: Part, kind: str, samples: Samples) -> None:
+    names, numbers = (raw.group_names, samples.group) if part.by_group else (raw.class_names, samples.y)
+    where = part.where(samples)
+    lacking = [m for m in part.members if m not in numbers[where]]
+    title = ", ".join(names[m] for m in part.members)
+    if lacking and not (part.by_group and len(where)):
+        what = f"group {title}" if part.by_group else f"class {names[lacking[0]]}"
+        short = " (is it too short for data.window?)" if series.wanted(config.data) else ""
+        raise UserError(f"{raw.source}: {what} has no {kind} samples{short}: {LACKING}")
+    if kind == "training" and len(where) > 65535:
+        raise UserError(
+            f"tasks: task {title} has {len(where)} training samples, at most 65535 are possible: make smaller tasks, "
+            "or set data.train_per_class"
+        )
 
 
 # ---------------------------------------------------------------- numbers
@@ -133,7 +187,15 @@ def to_integers(config: Config, raw: Raw, known: NDArray[np.int64]) -> tuple[Raw
     signed = bool((train < 0.0).any() or (test < 0.0).any())
     top = 127 if signed else 255
     largest = _magnitude(train[known])
-    fraction = 8 if largest == 0.0 else int(np.clip(np.floor(np.log2((top + 1) / largest)), 0, 8))
+    if largest * 256 < SMALLEST:
+        advice = "scale them to about -1..1 or 0..1, or set data.standardise = true"
+        if _standardises(config) or largest == 0.0:
+            advice = "they are all the same"
+        raise UserError(
+            f"{raw.source}: inputs of the samples the host knows have magnitudes of at most {largest:.3g}, too small "
+            f"for steps of 1/256: {advice}"
+        )
+    fraction = int(np.clip(np.floor(np.log2((top + 1) / largest)), 0, 8))
     low, dtype = (-top, np.int8) if signed else (0, np.uint8)
 
     def integer(x: NDArray[Any]) -> NDArray[Any]:
@@ -204,14 +266,22 @@ def cut(raw: Raw, wanted: Plan, signed: bool, fraction: int) -> Dataset:
     order = _order(raw, wanted)
     number = np.zeros(len(raw.class_names), dtype=np.uint8)
     number[order] = np.arange(len(order))
+    base = _task(raw, wanted.base, number, BASE) if wanted.base else None
+    tasks: list[Task] = []
+    for part in wanted.tasks:
+        task = _task(raw, part, number)
+        # Names tell tasks apart, also a class "base", and "a/b" from "a" and "b".
+        taken = {BASE, *(other.name for other in tasks)}
+        names = (task.name, *(f"{task.name} ({k})" for k in range(2, MAX_TASKS + 2)))
+        tasks.append(replace(task, name=next(name for name in names if name not in taken)))
     return Dataset(
         name=raw.name,
         class_names=tuple(raw.class_names[c] for c in order),
         shape=raw.shape,
         signed=signed,
         fraction=fraction,
-        tasks=tuple(_task(raw, part, number) for part in wanted.tasks),
-        base=_task(raw, wanted.base, number, "base") if wanted.base else None,
+        tasks=tuple(tasks),
+        base=base,
         class_numbers=tuple(order),
     )
 
@@ -219,12 +289,7 @@ def cut(raw: Raw, wanted: Plan, signed: bool, fraction: int) -> Dataset:
 def _task(raw: Raw, part: Part, number: NDArray[np.uint8], name: str | None = None) -> Task:
     """The samples of a part, flattened, in the order of the data set."""
     members = [(raw.group_names if part.by_group else raw.class_names)[m] for m in part.members]
-    title = ", ".join(members)
     train, test = raw.train.take(part.where(raw.train)), raw.test.take(part.where(raw.test))
-    if not len(train.y) or not len(test.y):
-        raise UserError(f"tasks: task {title} has no {'training' if not len(train.y) else 'test'} samples")
-    if len(train.y) > 65535:
-        raise UserError(f"tasks: task {title} has {len(train.y)} training samples; a task has at most 65535")
     # The names of classes or groups, shortened when there are many.
     name = name or "/".join(members if len(members) <= 6 else [*members[:2], "...", members[-1]])
     return Task(

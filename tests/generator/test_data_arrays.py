@@ -83,11 +83,21 @@ def test_npz_string_labels(tmp_path: Path) -> None:
         ({"x_train": np.full((40, 3, 2), 300.0)}, "magnitudes up to 300.*set data.standardise = true"),
         ({"x_train": None}, "lacks x_train; it has y_train"),
         ({"x_test": None}, "lacks x_test; it has x_train"),
-        ({"x_test": None, "y_test": None, "y_train": np.arange(40) % 40}, "class 0 has 1 samples, too few to hold"),
+        (
+            {"x_test": None, "y_test": None, "y_train": np.arange(40) % 40},
+            "class 0 has a single sample, too few to hold any out.*tasks.split",
+        ),
         ({"x_train": np.zeros((40, 65536)), "x_test": np.zeros((8, 65536))}, "a sample has 65536 values"),
         ({"x_train": np.zeros((0, 3, 2)), "y_train": np.zeros(0, int)}, "x_train is empty"),
         ({"x_train": np.array([["a"]] * 40)}, "array of numbers"),
-        ({"x_train": np.array([None] * 40)}, "not an .npz of plain arrays"),
+        ({"x_train": np.array([None] * 40)}, "x_train holds Python objects; save plain numbers"),
+        ({"y_train": np.array(["a", "b"] * 20, object)}, r"y_train holds Python objects.*y_train.astype\(str\)"),
+        ({"y_train": np.array(["a", "b", "", "c"] * 10)}, r"y_train\[2\] is empty"),
+        ({"y_train": np.zeros(40, int), "y_test": np.zeros(8, int)}, "has too few classes: two are needed, there is 0"),
+        ({"y_test": np.arange(8) % 2}, "class 2 has no test samples: add samples, or leave it out"),
+        ({"x_train": np.full((40, 3, 2), 1e39)}, "x_train has magnitudes up to 1e.39, which is too large"),
+        ({"x_train": np.full((40, 3, 2), 1e-3)}, "magnitudes of at most 0.001, too small for.*standardise = true"),
+        ({"x_train": np.zeros((40, 3, 2))}, "magnitudes of at most 0, too small.*all the same"),
         (
             {"x_train": np.zeros((600, 2)), "x_test": np.zeros((8, 2)), "y_train": np.arange(600) % 300},
             "300 classes",
@@ -109,6 +119,81 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"not an \.npz"):
         load(data={"set": "npz", "path": path})
+    path.write_text("a,b,label")
+    with pytest.raises(UserError, match=r"not an \.npz; numpy.savez"):
+        load(data={"set": "npz", "path": path})
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(UserError, match="is a single array"):
+        load(data={"set": "npz", "path": path})
+    np.savez_compressed(path, **arrays())
+    content = bytearray(path.read_bytes())
+    content[200:300] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x_train cannot be read .*is the file whole"):
+        load(data={"set": "npz", "path": path})
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        load(data={"set": "npz", "path": tmp_path})
+
+
+def test_npz_labels_in_natural_order(tmp_path: Path) -> None:
+    for names in (np.array(["9", "10", "2", "1"]), np.array([b"9", b"10", b"2", b"1"])):
+        d = load_npz(tmp_path, arrays(y_train=names[np.arange(40) % 4], y_test=names[np.arange(8) % 4]))
+        assert d.class_names == ("1", "2", "9", "10")
+
+
+def test_classes_in_no_task_may_be_many_and_rare(tmp_path: Path) -> None:
+    contents = arrays(
+        x_train=np.ones((340, 2)),
+        x_test=None,
+        y_test=None,
+        y_train=np.concatenate([np.arange(40) % 2, np.arange(300)]),
+    )
+    d = load_npz(tmp_path, contents, tasks={"split": ((1,), (0,))})
+    assert (d.class_names, [len(t.y_train) for t in d.tasks]) == (("1", "0"), [17, 17])
+    with pytest.raises(UserError, match="y_train has 300 classes; at most 255 are possible: name some in"):
+        load_npz(tmp_path, contents)
+
+
+def test_a_single_sample_of_a_class_in_a_group_is_for_training(tmp_path: Path) -> None:
+    contents = arrays(x_test=None, y_test=None, y_train=np.arange(40) % 2, group_train=np.arange(40) // 39)
+    contents["group_train"][[0, 2]] = 1
+    d = load_npz(tmp_path, contents, tasks={"by": "group"})
+    assert [(len(t.y_train), len(t.y_test)) for t in d.tasks] == [(31, 6), (2, 1)]
+
+
+def test_tasks_have_names_of_their_own(tmp_path: Path) -> None:
+    names = np.array(["a", "b", "a/b", "base"])
+    contents = arrays(y_train=names[np.arange(40) % 4], y_test=names[np.arange(8) % 4])
+    d = load_npz(tmp_path, contents, tasks={"split": (("a", "b"), ("a/b",), ("base",))})
+    assert [t.name for t in d.tasks] == ["a/b", "a/b (2)", "base (2)"]
+
+
+def test_too_many_tasks(tmp_path: Path) -> None:
+    contents = arrays(x_train=np.ones((1024, 1)), y_train=np.arange(1024) % 2, x_test=None, y_test=None)
+    contents["group_train"] = np.arange(1024) // 4
+    with pytest.raises(UserError, match=r"there are 256 tasks; at most 255 are possible: set tasks\.groups_per_task"):
+        load_npz(tmp_path, contents, tasks={"by": "group"})
+    assert len(load_npz(tmp_path, contents, tasks={"by": "group", "groups_per_task": 2}).tasks) == 128
+
+
+def test_a_task_of_too_many_samples(tmp_path: Path) -> None:
+    contents = arrays(
+        x_train=np.ones((66000, 1), np.uint8), y_train=np.arange(66000) % 4, x_test=np.ones((8, 1), np.uint8)
+    )
+    with pytest.raises(UserError, match=r"task 0, 1, 2, 3 has 66000 training samples.*data.train_per_class"):
+        load_npz(tmp_path, contents, tasks={"classes_per_task": 4})
+    assert len(load_npz(tmp_path, contents, tasks={"classes_per_task": 4}, train_per_class=9).tasks[0].y_train) == 36
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read")
+def test_a_file_that_cannot_be_read() -> None:
+    for kind in ("npz", "csv"):
+        settings = Config.model_validate({"data": {"set": kind, "path": Path("/proc/self/mem")}})
+        with pytest.raises(UserError, match="/proc/self/mem: cannot be read"):
+            data.fingerprint(settings)
+        with pytest.raises(UserError, match="/proc/self/mem: cannot be read"):
+            data.load(settings)
 
 
 def test_npz_holds_out_the_last_samples(tmp_path: Path) -> None:
@@ -174,7 +259,7 @@ def test_npz_by_group_holds_out_of_each_group(tmp_path: Path) -> None:
         ({"group_test": None}, "lacks group_test"),
         ({"group_train": np.zeros(3, int)}, "x_train has 40 samples, group_train has 3"),
         ({"group_train": np.zeros(40)}, "group_train has to hold one group"),
-        ({}, "task bob has no test samples"),
+        ({}, "group bob has no test samples"),
     ],
 )
 def test_npz_group_errors(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -240,6 +325,17 @@ def fails():
 def leaves():
     raise SystemExit("bye")
 
+def talks():
+    raise ValueError("line one\\nline two")
+
+def nested():
+    x, y = pair()
+    return (x, y), (x[:8], y[:8])
+
+def pandas():
+    x, y = pair()
+    return [x, np.array([f"class {k}" for k in y], object)]
+
 number = 4
 """
 
@@ -252,21 +348,22 @@ def experiment(tmp_path: Path, function: str, extra: str = "") -> Config:
     return config.load(path)
 
 
-@pytest.mark.parametrize("name", ["pair", "four", "groups"])
+@pytest.mark.parametrize("name", ["pair", "four", "groups", "nested", "pandas"])
 def test_function(tmp_path: Path, name: str) -> None:
     extra = '[tasks]\nby = "group"\n' if name == "groups" else ""
     d = data.load(experiment(tmp_path, f"random:{name}", extra))
     assert (d.name, d.shape, len(d.tasks)) == ("random", (40,), 2)
-    assert sum(len(t.y_train) for t in d.tasks) == (40 if name == "four" else 32)
+    assert sum(len(t.y_train) for t in d.tasks) == (40 if name in ("four", "nested") else 32)
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         ("random:wrong", r"returned int; it has to return \(x_train, y_train\)"),
-        ("random:ragged", "not all of what it returned are arrays"),
+        ("random:ragged", "x_train is not an array of equal rows"),
         ("random:fails", r"failed: KeyError: 'sensor 7' \(.*random.py:23\)"),
         ("random:leaves", "failed: SystemExit: bye"),
+        ("random:talks", r"failed: ValueError: line one line two \(.*random.py:29\)$"),
         ("random:number", "module random has no function number"),
         ("random:nothing", "module random has no function nothing"),
         ("no_such_module:load", "there is no module no_such_module in .* or installed"),

@@ -93,8 +93,8 @@ def test_sixteen_bits_a_value(tmp_path: Path) -> None:
 def test_size(tmp_path: Path) -> None:
     root = folder(tmp_path)
     save(root / "10" / "0.png", (12, 8))
-    # The first picture of the first class in the order of the folders.
-    assert load(root).shape == (12, 8)
+    with pytest.raises(UserError, match=r"10/1.png: is 6 x 4 \(height x width\), .*10/0.png is 12 x 8: set data.size"):
+        load(root)
     assert load(root, size=(5, 7)).shape == (5, 7)
     assert load(root, size=8).shape == (8, 8)
 
@@ -145,8 +145,29 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         load(root)
     (root / "empty").rmdir()
     save(root / "7" / "only.png")
-    with pytest.raises(UserError, match="class 7 has 1 samples, too few to hold any out"):
+    with pytest.raises(UserError, match="class 7 has a single sample, too few to hold any out"):
         load(root)
+
+
+def test_hidden_pictures_are_passed_over(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    (root / "9" / "._0.png").write_bytes(b"resource fork")
+    save(root / "9" / ".ipynb_checkpoints" / "0.png")
+    save(root / ".thumbnails" / "0.png")
+    d = load(root)
+    assert (d.class_names, len(d.tasks[0].y_train) + len(d.tasks[0].y_test)) == (("9", "10"), 10)
+
+
+def test_train_without_test(tmp_path: Path) -> None:
+    folder(tmp_path / "train")
+    with pytest.raises(UserError, match="has train/ with folders in it, but no test/"):
+        load(tmp_path)
+    folder(tmp_path / "test", classes=("9",))
+    with pytest.raises(UserError, match="class 10 has no test samples"):
+        load(tmp_path)
+    # Vehicles may be trains.
+    root = folder(tmp_path / "vehicles", classes=("train", "tram"))
+    assert load(root).class_names == ("train", "tram")
 
 
 def test_fingerprint_follows_the_folders(tmp_path: Path) -> None:

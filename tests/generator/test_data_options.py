@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,31 @@ def test_options_that_do_not_go_together(tmp_path: Path, data: str, tasks: str, 
     with pytest.raises(UserError) as caught:
         config.load(path)
     assert str(caught.value).startswith(f"{path}:{message}")
+
+
+def test_the_examples_of_the_page_about_data(tmp_path: Path) -> None:
+    """Each block of docs/data.md that begins a file is one."""
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)
+    files = [textwrap.dedent(block) for block in blocks if block.lstrip().startswith("[data]")]
+    assert len(files) == 6
+    for content in files:
+        (tmp_path / "example.toml").write_text(content, encoding="utf-8")
+        config.load(tmp_path / "example.toml")
+
+
+def test_a_wrong_name_of_a_class_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text("[tasks]\nsplit = [[0, 1.5], [2]]\n")
+    with pytest.raises(UserError) as caught:
+        config.load(path)
+    assert str(caught.value).startswith(f"{path}:2: tasks.split: entry 1: has to be a name or a whole number, not 1.5")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_with_a_wrong_entry_is_not_too_short_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text('[data]\nset = "csv"\npath = "a.csv"\nwindow = 5\nfeatures = ["median"]\n')
+    with pytest.raises(UserError, match=r"features: entry 1: has to be 'raw'") as caught:
+        config.load(path)
+    assert "\n" not in str(caught.value)

@@ -116,7 +116,7 @@ def halves(task: Any) -> list[tuple[Any, Any]]:
 
 def test_windows_do_not_span_recordings(tmp_path: Path) -> None:
     together = load(recording(tmp_path), window=18, hop=1, standardise=False, columns=("t",))
-    apart = load(recording(tmp_path), window=19, hop=1, standardise=False, recording="file")
+    apart = load(recording(tmp_path), window=18, hop=1, standardise=False, recording="file")
     for d, borders in ((together, (37,)), (apart, (37, 100))):
         for first, last in values(d, np.concatenate([x for x, _ in halves(d.tasks[0])])):
             assert not any(first < border <= last for border in borders)
@@ -158,7 +158,11 @@ def replaced(number: int, text: str) -> list[str]:
         (replaced(3, ",,,"), "{own}:3:1: a value is missing (column a)"),
         (replaced(3, "1,2,0"), "{own}:3: 3 fields, but the header has 4"),
         (replaced(41, "1,2,0,ann,"), "{own}:41: 5 fields, but the header has 4"),
-        (replaced(5, '1,"2,0,ann'), "{own}:41: not CSV (unexpected end of data)"),
+        (replaced(5, '1,"2,0,ann'), "{own}:5: not CSV (unexpected end of data in a row that begins here: is a quote"),
+        (replaced(5, "1,1e39,0,ann"), "{own}:5:2: 1e39 is too large (column b)"),
+        (["a;b;label;who", "0,5;2;0;ann"], '{own}:2:1: "0,5" is not a number: decimals need a point (column a)'),
+        (["a b label who", "1 2 0 ann"], '{own}:1: no column "label" (data.label); there is only "a b label who"'),
+        (["label,a,who", "0,1,ann", "0,2,ann"], "{own} has too few classes: two are needed, there is 0"),
         (replaced(5, '1,"2"3,0,ann'), "{own}:5: not CSV"),
         (replaced(1, "a,a,label,who"), "{own}:1:2: column a is there twice"),
         (replaced(1, ",b,label,who"), "{own}:1:1: a column without a name"),
