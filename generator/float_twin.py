@@ -4,23 +4,18 @@
 Losses, masks and schedules of docs/algorithm.md, with float32 weights, activations and errors:
 nothing is rounded, clamped or guarded, and a latent is not quantised.  Random numbers are drawn
 from a generator of its own, because on the board rounding draws from the same stream; so single
-runs differ, and means over seeds are compared.
-
-    python -m generator.float_twin EXPERIMENT.toml [--seed N ...] [--set SECTION.KEY=VALUE ...]
+runs differ, and means over seeds are compared (`sparcl twin`).
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,7 +38,6 @@ from generator.artefacts import (
     Window,
 )
 from generator.config import Config
-from generator.errors import UserError
 from generator.network import channel_first, forward
 
 Progress = Callable[[str], None]
@@ -752,53 +746,3 @@ def _tensorflow() -> Any:
         tensorflow.config.threading.set_intra_op_parallelism_threads(1)
         tensorflow.config.threading.set_inter_op_parallelism_threads(1)
     return tensorflow
-
-
-# ---------------------------------------------------------------- the command
-
-
-def prepare(
-    experiment: Path, overrides: Sequence[str] = (), seed: int | None = None
-) -> tuple[Config, Dataset, FloatModel, Model]:
-    """The artefacts a run starts from."""
-    from generator import config, data, quantise, train
-
-    settings = config.load(experiment, overrides, seed)
-    dataset = data.load(settings)
-    float_model = train.train(settings, dataset)
-    return settings, dataset, float_model, quantise.quantise(settings, dataset, float_model)
-
-
-def summary(results: Sequence[Result]) -> str:
-    """Mean and standard deviation of the accuracy at the end."""
-    values = [result.accuracy for result in results]
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return f"class-IL {np.mean(values):.2f} ± {deviation:.2f} over {len(values)} seeds"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m generator.float_twin", description="Learn in floating point.")
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("--seed", type=int, nargs="+", help="default: the experiment's")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    options = parser.parse_args(arguments)
-    results = []
-    try:
-        for seed in options.seed or [None]:
-            artefacts = prepare(options.experiment, options.set, seed)
-            result = run(*artefacts)
-            results.append(result)
-            row = " ".join(f"{value:.1f}" for value in result.class_il[-1] if value is not None)
-            used = artefacts[0].experiment.seed
-            print(f"seed {used}: class-IL {result.accuracy:.2f} ({row}), {result.seconds:.0f} s", flush=True)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    if len(results) > 1:
-        print(summary(results))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,12 +12,14 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +107,9 @@ def _shape(input_shape: Shape, layers: Sequence[FloatLayer], tensor: int) -> Sha
 def _keras_layer(keras: Any, layer: FloatLayer, shape: Shape, inputs: Sequence[Any], *, trainable: bool) -> Any:
     """The output of one layer on the symbolic ``inputs``, the first of which has ``shape``."""
     x = inputs[0]
+    if layer.window is not None and len(x.shape) == 2:
+        # One channel over time looks like a flat sample, and the output of a dense layer is one.
+        x = keras.layers.Reshape((shape[1], shape[2], shape[0]))(x)
     if layer.op is Op.ADD:
         x = keras.layers.Add()(list(inputs)) if len(inputs) > 1 else x
         return _keras_activation(keras, layer.activation, x)
@@ -213,17 +218,33 @@ def _load_file(keras: Any, path: Path) -> Any:
     """Nothing in the file is run: Keras's safe mode refuses code."""
     if not path.is_file():
         raise UserError(f"{path}: no such file (model.path)")
+    with path.open("rb") as file:
+        whole = zipfile.is_zipfile(file) if path.suffix == ".keras" else file.read(4) == b"\x89HDF"
+    if not whole:
+        raise UserError(f"{path}: is damaged, or is no {path.suffix} file: write it with Keras's model.save()")
     try:
         with _quiet():
             return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever its readers raise
-        reason = " ".join(str(error).split())
-        if "safe_mode" in reason or "unsafe" in reason or "Lambda" in reason:
-            raise UserError(
-                f"{path}: holds Python code (a Lambda layer), which is not run: "
-                "write it with other layers, or give the model by model.function"
-            ) from None
-        raise UserError(f"{path}: Keras cannot read it ({reason[:300] or type(error).__name__})") from None
+        raise UserError(f"{path}: {_unreadable(error)}") from None
+
+
+def _unreadable(error: Exception) -> str:
+    """What is wrong with a file that Keras refuses, and what to do."""
+    reason = " ".join(str(error).split())
+    if "safe_mode" in reason or "unsafe" in reason or "Lambda" in reason:
+        return "holds Python code (a Lambda layer), which the board cannot run: write it with other layers"
+    foreign = re.search(r"Could not locate (?:class|function) '([^']+)'|Unknown layer: '([^']+)'", reason)
+    if foreign:
+        return (
+            f"needs {foreign[1] or foreign[2]}, which is not Keras's own: use Keras's layers in a Sequential or "
+            "functional model"
+        )
+    if "No model config" in reason:
+        return "holds weights without their model: save both with Keras's model.save()"
+    # The cause comes last, after the configuration of the whole model.
+    cause = reason.rpartition("Exception encountered: ")[2]
+    return f"Keras cannot read it ({cause[:300] or type(error).__name__})"
 
 
 def fingerprint(config: Config) -> bytes:
@@ -263,8 +284,8 @@ def _beside(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def sample_shape(model: Any) -> tuple[int | None, ...]:
-    """Of one sample of a model with one input; raises ``UserError`` for other models."""
+def sample_shape(model: Any) -> tuple[int, ...]:
+    """Of one sample of a model with one input of a fixed size; raises ``UserError`` for other models."""
     inputs = getattr(model, "inputs", None)
     if not inputs:
         raise UserError(
@@ -273,9 +294,18 @@ def sample_shape(model: Any) -> tuple[int | None, ...]:
         )
     if len(inputs) != 1 or len(model.outputs) != 1:
         raise UserError(
-            f"model {model.name!r} has {len(inputs)} inputs and {len(model.outputs)} outputs; one of each is possible"
+            f"model {model.name!r} has {len(inputs)} inputs and {len(model.outputs)} outputs; one of each is possible: "
+            "make a keras.Model of one input and the logits"
         )
-    return tuple(inputs[0].shape[1:])
+    shape = tuple(inputs[0].shape[1:])
+    if None in shape:
+        raise UserError(
+            f"model {model.name!r} takes samples of shape {shown(shape)}, but a board needs fixed sizes: build it with "
+            "them in keras.Input, and copy the weights with set_weights(old.get_weights())"
+        )
+    if not 1 <= len(shape) <= 3:
+        raise UserError(f"model {model.name!r} takes samples of shape {shown(shape)}; 1 to 3 axes are possible")
+    return shape
 
 
 def begins_scaled(model: Any) -> bool:
@@ -285,9 +315,9 @@ def begins_scaled(model: Any) -> bool:
 
 
 def predict(model: Any, x: Array) -> Array:
-    """The outputs of a model for samples of its own shape."""
+    """The outputs of a model for samples of its own shape: (samples, outputs)."""
     parts = [np.asarray(model(x[k : k + 256], training=False)) for k in range(0, len(x), 256)]
-    return np.concatenate(parts)
+    return np.concatenate(parts).reshape(len(x), -1)
 
 
 def from_keras(model: Any, scale: float = 1.0) -> tuple[Shape, tuple[FloatLayer, ...]]:
@@ -298,11 +328,19 @@ def from_keras(model: Any, scale: float = 1.0) -> tuple[Shape, tuple[FloatLayer,
     dropped.  Raises ``UserError`` that names every layer the board has no counterpart of.
     """
     shape = sample_shape(model)
-    if None in shape or not 1 <= len(shape) <= 3:
-        raise UserError(f"model {model.name!r} takes samples of shape {shown(shape)}; 1 to 3 fixed sizes are possible")
     steps, output = _flatten(model)
     _check_supported(model, steps)
-    return _Import(model.name, steps, output, tuple(int(n or 0) for n in shape), scale).run()
+    _check_finite(model)
+    return _Import(model.name, steps, output, shape, scale).run()
+
+
+def _check_finite(model: Any) -> None:
+    for variable in model.weights:
+        if not np.isfinite(np.asarray(variable)).all():
+            raise UserError(
+                f"model {model.name!r}: {variable.path} holds values that are not finite: its training has diverged; "
+                "train it again with a smaller learning rate"
+            )
 
 
 @dataclass(frozen=True)
@@ -365,7 +403,13 @@ _HINTS = {
     "MultiHeadAttention": "use convolutions",
     "Attention": "use convolutions",
     "Embedding": "give the network numbers instead of words",
+    "TimeDistributed": "use the layer itself: Dense and Conv1D go over the steps of time anyway",
     "Concatenate": "use Add",
+    "Average": "use Add",
+    "Subtract": "use Add",
+    "Maximum": "use Add",
+    "Mean": "use GlobalAveragePooling1D or GlobalAveragePooling2D",
+    "Max": "use GlobalMaxPooling1D or GlobalMaxPooling2D",
     "Multiply": "leave it out (squeeze and excitation), or use Add",
     "LeakyReLU": "use ReLU",
     "PReLU": "use ReLU",
@@ -374,6 +418,11 @@ _HINTS = {
     "UpSampling2D": "the board classifies: leave it out",
     "Lambda": "write it with other layers",
     "Resizing": "resize the data instead",
+    "Cropping1D": "cut the data instead",
+    "Cropping2D": "cut the data instead",
+    "CenterCrop": "cut the data instead",
+    "RandomCrop": "cut the data instead",
+    "SpectralNormalization": "it is for training: build the model without it and copy the weights",
     "Permute": "turn the data instead",
 }
 """What can be used in place of a layer."""
@@ -390,7 +439,7 @@ def _check_supported(model: Any, steps: Sequence[_Step]) -> None:
         if getattr(layer, "weights", ())
     ]
     if problems:
-        known = ", ".join(sorted(set(_HANDLERS) | {"Dropout"}))
+        known = ", ".join(sorted(set(_HANDLERS) - _OPERATIONS | {"Dropout"}))
         text = "\n  ".join(dict.fromkeys(problems))
         raise UserError(f"model {model.name!r} has layers the board cannot compute:\n  {text}\npossible are {known}")
 
@@ -415,7 +464,7 @@ def _problem(step: _Step) -> str | None:
     if kind == "ReLU" and (layer.negative_slope or layer.threshold or layer.max_value not in (None, 6.0)):
         return f"{name}: use ReLU() or ReLU(max_value=6)"
     if hasattr(layer, "activation") and _activation(layer) is None:
-        used = getattr(layer.activation, "__name__", str(layer.activation))
+        used = getattr(layer.activation, "__name__", type(layer.activation).__name__)
         return f"{name}: activation {used}; use relu or relu6, and softmax or none at the output"
     return None
 
@@ -462,8 +511,7 @@ class _Import:
         self.output = output
         self.layers: list[FloatLayer] = []
         # Without convolutions nothing depends on where a value lies: its order is that of the sample.
-        kinds = {_kind(step.layer) for step in steps} - _UNCHANGED
-        self.windows = any(kind.endswith(("1D", "2D")) for kind in kinds)
+        self.windows = any(_has_positions(step) for step in steps)
         self.input_shape = _channel_first(shape) if self.windows else (1, 1, int(np.prod(shape)))
         self.values = {0: _Value(0, shape, scale=np.array([scale]))}
         self.readers = Counter(n for step in steps for n in step.inputs)
@@ -477,21 +525,42 @@ class _Import:
                 self._fail(step.layer, "comes after softmax: softmax is possible at the output only")
             self.values[step.output] = inputs[0] if kind in _UNCHANGED else _HANDLERS[kind](self, step, inputs)
         result = self.values[self.output]
+        self._end_dense()
         last = self.layers[-1] if self.layers else None
         logits = last is not None and last.op is Op.DENSE and last.activation is Activation.NONE
         if not logits or result.tensor != len(self.layers) or not result.plain:
             ending = last.name if last is not None else "its input"
             raise UserError(
                 f"model {self.name!r} ends with {ending}: it has to end with a Dense layer that has one unit for each "
-                "class, with softmax or no activation"
+                "class, with softmax or no activation (or the same as a convolution of size 1 and a global average)"
             )
         return self.input_shape, tuple(self.layers)
+
+    def _end_dense(self) -> None:
+        """A convolution that covers its whole input is a dense layer, and is one where the network ends.
+
+        So is one of size 1 of which the mean over all positions is taken, if the mean is taken first.
+        """
+        if len(self.layers) > 1 and self.layers[-1].op is Op.AVG_POOL:
+            pool, point = self.layers[-1], self.layers[-2]
+            only = [t for layer in self.layers for t in layer.inputs].count(len(self.layers) - 1) == 1
+            shape = self.shape_of(point.inputs[0])
+            one = point.op is Op.CONV and point.window == Window(1, 1) and point.activation is Activation.NONE
+            if one and only and not point.multiplier and pool.window == Window(*shape[1:]):
+                first = replace(pool, inputs=point.inputs, shape=(shape[0], 1, 1))
+                second = replace(point, inputs=(len(self.layers) - 1,), shape=(point.shape[0], 1, 1))
+                self.layers[-2:] = [first, second]
+        last = self.layers[-1] if self.layers else None
+        if last is None or last.op is not Op.CONV or last.multiplier:
+            return
+        if last.window == Window(*self.shape_of(last.inputs[0])[1:]):
+            self.layers[-1] = replace(last, op=Op.DENSE, window=None)
 
     def _read(self, number: int) -> _Value:
         value = self.values[number]
         return replace(value, shared=value.shared or self.readers[number] > 1)
 
-    def _fail(self, layer: Any, message: str) -> None:
+    def _fail(self, layer: Any, message: str) -> NoReturn:
         raise UserError(f"model {self.name!r}: {layer.name} ({_kind(layer)}): {message}")
 
     def shape_of(self, tensor: int) -> Shape:
@@ -513,14 +582,15 @@ class _Import:
             self._fail(step.layer, "comes after zero padding, which has to be followed by a convolution")
         owner = value.owner or step.layer
         shape = self.shape_of(value.tensor)
-        if value.owner is None:
-            self._fail(step.layer, "reads the input itself: a convolution or a dense layer has to come first")
-        if value.tensor == 0 or _channel_first(value.shape) != shape:
+        if value.scale.size == value.offset.size == 1:
+            scale, offset = (np.broadcast_to(v.reshape(1), shape[:1]) for v in (value.scale, value.offset))
+        elif _channel_first(value.shape) == shape:
+            scale, offset = self.channels(step, value)
+        else:
             self._fail(owner, "has to be followed by a convolution or a dense layer")
         layer = architecture.depthwise(value.tensor, shape, 1, Window(1, 1), shape[1:], Activation.NONE, owner.name)
-        weight = np.broadcast_to(value.scale, value.shape[-1:]).reshape(1, -1).copy()
-        bias = np.broadcast_to(value.offset, value.shape[-1:]).copy()
-        return self.add(replace(layer, weight=weight, bias=bias, saliency=weight), value.shape)
+        weight = scale.reshape(1, -1).copy()
+        return self.add(replace(layer, weight=weight, bias=offset.copy(), saliency=weight), value.shape)
 
     def channels(self, step: _Step, value: _Value) -> tuple[Floats, Floats]:
         """Scale and offset of each channel."""
@@ -548,9 +618,9 @@ class _Import:
 
     def dense(self, step: _Step, inputs: Sequence[_Value]) -> _Value:
         layer, (value,) = step.layer, inputs
-        if len(value.shape) != 1:
-            self._fail(layer, f"reads a tensor of shape {shown(value.shape)}: put Flatten before it")
         kernel, bias = _weights(layer, "kernel")
+        if len(value.shape) > 1:
+            return self.activated(step, self._dense_everywhere(step, value, kernel, bias))
         scale, offset = (np.broadcast_to(v, value.shape) for v in (value.scale, value.offset))
         bias = bias + offset @ kernel
         kernel = kernel * scale[:, np.newaxis]
@@ -558,6 +628,13 @@ class _Import:
         made = architecture.dense(value.tensor, shape, kernel.shape[1], Activation.NONE, layer.name)
         weight = _from_kernel(made, shape, kernel)
         return self.activated(step, self.add(replace(made, weight=weight, bias=bias, saliency=weight), step.shape))
+
+    def _dense_everywhere(self, step: _Step, value: _Value, kernel: Floats, bias: Floats) -> _Value:
+        """Keras's dense layer at each position: a convolution of size 1."""
+        if any(value.margin):
+            self._fail(step.layer, "comes after zero padding, which has to be followed by a convolution")
+        scale, offset = self.channels(step, value)
+        return self._point(value, kernel * scale[:, np.newaxis], bias + offset @ kernel, step.layer.name)
 
     def convolution(self, step: _Step, inputs: Sequence[_Value]) -> _Value:
         layer = step.layer
@@ -588,11 +665,6 @@ class _Import:
         window, out = self.window(step, value, _pair(step.layer.kernel_size), _pair(step.layer.strides))
         scale, offset = self.channels(step, value)
         if (offset != 0.0).any() and self._reaches_out(value, window, out):
-            if value.tensor == 0:
-                self._fail(
-                    value.owner or step.layer,
-                    f'has an offset, and {name} pads with zeros after it: use Rescaling(1 / 255), or padding="valid"',
-                )
             value = self.exact(step, value)
             scale, offset = self.channels(step, value)
         kernel = kernel.reshape(window.kernel_h, window.kernel_w, *kernel.shape[-2:])
@@ -729,6 +801,8 @@ class _Import:
             self._fail(step.layer, "adds tensors of different shapes, or a constant: its inputs have to be alike")
         tensors = tuple(value.tensor for value in values)
         shape = self.shape_of(tensors[0])
+        if any(self.shape_of(t) != shape for t in tensors):
+            self._fail(step.layer, "adds the input itself: put a Dense layer between them")
         return self.add(architecture.plain(Op.ADD, tensors, shape, Activation.NONE, step.layer.name), step.shape)
 
     def activation(self, step: _Step, inputs: Sequence[_Value]) -> _Value:
@@ -738,7 +812,7 @@ class _Import:
         """A value after the activation of a Keras layer: part of the layer before it where that can be."""
         layer = step.layer
         kind = _kind(layer)
-        name = {"ReLU": "relu", "Softmax": "softmax"}.get(kind) or _activation(layer)
+        name = {"ReLU": "relu", "Relu": "relu", "Relu6": "relu6", "Softmax": "softmax"}.get(kind) or _activation(layer)
         if kind == "ReLU" and layer.max_value is not None:
             name = "relu6"
         if name == "softmax":
@@ -784,9 +858,14 @@ _HANDLERS: dict[str, _Handler] = {
     "Normalization": _Import.scaling,
     "Add": _Import.addition,
     "ReLU": _Import.activation,
+    "Relu": _Import.activation,
+    "Relu6": _Import.activation,
     "Activation": _Import.activation,
     "Softmax": _Import.activation,
 }
+
+_OPERATIONS = {"Relu", "Relu6"}
+"""Functions of keras.ops, not layers."""
 
 
 def _weights(layer: Any, name: str) -> tuple[Floats, Floats]:
@@ -802,6 +881,12 @@ def _pair(value: Any) -> tuple[int, int]:
     """A size or stride over (height, width); data over time have height 1."""
     sizes = np.atleast_1d(value)
     return (int(sizes[0]), int(sizes[1])) if len(sizes) == 2 else (1, int(sizes[0]))
+
+
+def _has_positions(step: _Step) -> bool:
+    """Whether it matters to a layer where a value lies."""
+    kind = _kind(step.layer)
+    return kind not in _UNCHANGED and (kind.endswith(("1D", "2D")) or (kind == "Dense" and len(step.shape) > 1))
 
 
 def _channel_first(shape: tuple[int, ...]) -> Shape:

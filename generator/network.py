@@ -23,6 +23,12 @@ def channel_first(x: NDArray[np.number], shape: Sequence[int], scale: float) -> 
     return np.ascontiguousarray(x.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)) * scale
 
 
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """``count`` positions evenly over ``total`` samples (which are often sorted by class)."""
+    count = min(total, count)
+    return np.arange(count) * total // count
+
+
 def forward(layers: Sequence[FloatLayer], x: Floats) -> list[Floats]:
     """Every tensor of the network for ``x`` (samples, channels, height, width): the input first, the logits last."""
     tensors = [x]

@@ -134,7 +134,7 @@ def generate(
     (folder / "05-plan.json").write_text(_plan_json(memory, model), encoding="utf-8")
     plan.check(memory)
     project = Project(folder, settings, dataset, float_model, model, facts, memory)
-    _write_sources(project)
+    write_sources(project)
     return project
 
 
@@ -192,7 +192,7 @@ def _plan_json(memory: Plan, model: Model) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def _write_sources(project: Project) -> None:
+def write_sources(project: Project) -> None:
     """Renders; files that come out the same are left alone, so that builds stay incremental."""
     target = project.generated
     target.mkdir(parents=True, exist_ok=True)

@@ -357,23 +357,24 @@ def table(p: Plan) -> RenderableType:
 
 
 def _arena(placements: Sequence[Placement]) -> Table:
-    """Who lives where, when: time runs to the right, forward through the layers and back again."""
+    """Who lives where, when: time runs to the right, through frozen layers, forward through the others and back."""
     result = Table(title="Activations and errors: who lives where, when (forward, then back)", title_justify="left")
     for heading in ("name", "shape"):
         result.add_column(heading, no_wrap=True)
     for heading in ("bytes", "offset"):
         result.add_column(heading, justify="right")
     result.add_column("lives", no_wrap=True)
-    moments = 1 + max((q.last for q in placements), default=0)
+    begin = min((q.first for q in placements), default=0)
+    moments = 1 + max((q.last for q in placements), default=0) - begin
     for q in placements:
-        result.add_row(q.name, q.what, f"{q.size:,}", f"{q.offset:,}", _life(q, moments))
+        result.add_row(q.name, q.what, f"{q.size:,}", f"{q.offset:,}", _life(q.first - begin, q.last - begin, moments))
     return result
 
 
-def _life(placement: Placement, moments: int) -> str:
+def _life(begin: int, end: int, moments: int) -> str:
     """A bar from the first to the last moment, no wider than LIFE_WIDTH."""
     width = min(moments, LIFE_WIDTH)
-    first, last = placement.first * width // moments, placement.last * width // moments
+    first, last = begin * width // moments, end * width // moments
     return "".join("\u2588" if first <= column <= last else "\u00b7" for column in range(width))
 
 

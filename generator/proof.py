@@ -171,6 +171,8 @@ def _forward_proof(
         yield ProofLine(name, "forward: bias + sum w*x, rounded", worst, INT32_MAX, how)
     if layer.l1_in:
         yield ProofLine(name, "norm guard: sum |x|", layer.n_in * 32768, UINT32_MAX, "static")
+        # Halving rounds 1 to 1: with so many values it has to be little enough.
+        yield ProofLine(name, "norm guard: sum |x|, all 1", layer.n_in, layer.l1_in, "static")
     if layer.op is Op.ADD:
         fractions = [layers[t - 1].fa if t else fraction for t in layer.inputs]
         parts = zip(layer.inputs, fractions, strict=True)
@@ -195,6 +197,7 @@ def error_proof(name: str, layers: Sequence[Layer], number: int) -> Iterator[Pro
         yield ProofLine(name, "error: sum w*e, rounded", worst, INT32_MAX, "clamp")
         return
     yield ProofLine(name, "norm guard: sum |e|", layer.n_pad * LARGEST_ERROR, UINT32_MAX, "static")
+    yield ProofLine(name, "norm guard: sum |e|, all 1", layer.n_pad, layer.l1_err, "static")
     worst = (layer.l1_err << layer.wlog) + half(layer.fw)
     yield ProofLine(name, "error: sum w*e, rounded", worst, INT32_MAX, "norm guard")
 

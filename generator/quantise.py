@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from generator import formats, layout, network, prune, rates
+from generator import formats, layout, limits, network, prune, rates
 from generator.artefacts import (
     PANEL_PLACES,
     Dataset,
@@ -54,6 +54,7 @@ def quantise(config: Config, dataset: Dataset, float_model: FloatModel) -> Model
     filled = tuple(_filled(config, learning, *pair) for pair in zip(model.layers, net.layers, strict=True))
     model = replace(model, layers=filled)
     model = replace(model, model_hash=model_hash(model))
+    limits.check(model)
     overflow_proof(model)
     return model
 
@@ -64,8 +65,9 @@ def initial_task(dataset: Dataset) -> Task:
 
 
 def _calibration_data(dataset: Dataset, float_model: FloatModel) -> NDArray[np.float64]:
-    x = initial_task(dataset).x_train[: formats.CALIBRATION_SAMPLES]
-    return network.channel_first(x, float_model.input_shape, 2.0**-dataset.fraction)
+    x = initial_task(dataset).x_train
+    chosen = network.spread(len(x), formats.CALIBRATION_SAMPLES)
+    return network.channel_first(x[chosen], float_model.input_shape, 2.0**-dataset.fraction)
 
 
 def _without_layers(dataset: Dataset, float_model: FloatModel, learning: Learning) -> Model:

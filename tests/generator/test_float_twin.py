@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from generator import architecture, data, float_twin, network, quantise, train
+from generator import architecture, config, data, float_twin, network, quantise, train
 from generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Model, Op, Task, Window
 from generator.config import Config
 from generator.float_twin import Mask, Twin
@@ -119,17 +119,6 @@ def test_frozen_layers_do_not_learn() -> None:
     assert len(twin.weights) == 2
     twin.learn(0)
     assert twin.accuracy(dataset.tasks[0])[0] > 90.0
-
-
-def test_the_command_prints_each_seed_and_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "small.toml"
-    path.write_text('[data]\nset = "digits"\n[tasks]\nsplit = [[0, 1], [2, 3]]\n[model]\nhidden = [32]\n')
-    options = ["--seed", "3", "4", "--set", "initial.train=none", "--set", "method.epochs=1"]
-    assert float_twin.main([str(path), *options]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["seed 3", "seed 4"]
-    assert "±" in lines[2]
-    assert float_twin.main([str(tmp_path / "none.toml")]) == 1
 
 
 # ---------------------------------------------------------------- gradients
@@ -304,11 +293,19 @@ def test_growth_between_tasks_is_shrunk_back() -> None:
 # ---------------------------------------------------------------- accuracy
 
 
+def prepare(name: str, seed: int) -> tuple[Config, Dataset, FloatModel, Model]:
+    """The artefacts of an example."""
+    settings = config.load(EXAMPLES / f"{name}.toml", (), seed)
+    dataset = data.load(settings)
+    float_model = train.train(settings, dataset)
+    return settings, dataset, float_model, quantise.quantise(settings, dataset, float_model)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "low", "high"), [("split_mnist", 87.5, 92.0), ("split_digits", 82.0, 88.0)])
 def test_the_accuracy_is_that_of_fixed_point(name: str, low: float, high: float) -> None:
     """Fixed point: 89.3 (split_mnist), 84.8 (split_digits), means over streams of random numbers."""
-    results = [float_twin.run(*float_twin.prepare(EXAMPLES / f"{name}.toml", (), seed)) for seed in range(3)]
+    results = [float_twin.run(*prepare(name, seed)) for seed in range(3)]
     assert low < np.mean([result.accuracy for result in results]) < high
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from generator import architecture, keras_model, network, train
 from generator.artefacts import Activation, Dataset, FloatLayer, Op, Task
@@ -98,6 +99,16 @@ PICTURE_LAYERS: dict[str, Callable[[Any], list[Any]]] = {
     "normalised twice": lambda k: [k.Conv2D(4, 3), k.BatchNormalization(), k.BatchNormalization(center=False)],
     "rescaled": lambda k: [k.Rescaling(1 / 8, offset=-0.5), k.Conv2D(4, 3, activation="relu")],
     "rescaled, padding": lambda k: [k.Rescaling(1 / 8), k.Conv2D(4, 3, padding="same")],
+    "offset, padding": lambda k: [k.Rescaling(1 / 8, offset=-1.0), k.Conv2D(4, 3, padding="same", activation="relu")],
+    "normalised by constants, padding": lambda k: [
+        *(k.Normalization(mean=[0.3, -1.0], variance=[0.5, 2.0]), k.ZeroPadding2D(1), k.Conv2D(4, 3)),
+    ],
+    "relu of a flat input": lambda k: [k.Flatten(), k.Rescaling(0.5, offset=0.1), k.ReLU()],
+    "relu of the input": lambda k: [k.ReLU(), k.Conv2D(4, 3)],
+    "dense at each position": lambda k: [
+        *(k.Conv2D(4, 3, activation="relu"), k.BatchNormalization(), k.Dense(6, activation="relu"), k.MaxPooling2D(2)),
+    ],
+    "dense at each position of the input": lambda k: [k.Dense(3, activation="relu6")],
     "normalised by constants": lambda k: [k.Normalization(mean=[0.3, -1.0], variance=[0.5, 2.0]), k.Conv2D(4, 3)],
     "only in training": lambda k: [
         *(k.RandomFlip(), k.GaussianNoise(0.1), k.Conv2D(4, 3), k.SpatialDropout2D(0.5), k.ReLU(), k.Dropout(0.5)),
@@ -159,6 +170,32 @@ def residual(keras: Any) -> Any:
     f = k.ReLU()(k.Add()([d, e]))
     y = k.Dense(5, name="logits")(k.GlobalAveragePooling2D()(f))
     return randomise(keras.Model(x, y, name="resnet"))
+
+
+HEADS: dict[str, Callable[[Any], list[Any]]] = {
+    "convolution over all": lambda k: [k.Conv2D(3, 3, activation="relu"), k.Conv2D(4, (5, 4))],
+    "size 1 after the mean": lambda k: [
+        *(k.Conv2D(3, 3), k.GlobalAveragePooling2D(keepdims=True), k.Conv2D(4, 1, use_bias=False), k.Flatten()),
+    ],
+    "size 1 before the mean": lambda k: [
+        *(k.Conv2D(3, 3, activation="relu"), k.Conv2D(4, 1), k.GlobalAveragePooling2D()),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_convolutions_at_the_end_are_dense_layers(keras: Any, name: str) -> None:
+    layers = compare(sequential(keras, PICTURE, *HEADS[name](keras.layers), keras.layers.Softmax()), softmax=True)
+    assert layers[-1].op is Op.DENSE
+
+
+def test_functions_of_keras_ops(keras: Any) -> None:
+    k = keras.layers
+    x = keras.Input(PICTURE)
+    a = keras.ops.relu(k.Conv2D(2, 3, padding="same")(x))
+    b = keras.ops.relu6(k.Conv2D(2, 3, padding="same")(a)) + a
+    layers = compare(randomise(keras.Model(x, k.Dense(3)(k.Flatten()(b + x)))))
+    assert [layer.activation for layer in layers[:2]] == [Activation.RELU, Activation.RELU6]
 
 
 def test_residual_networks(keras: Any) -> None:
@@ -253,16 +290,19 @@ def test_recurrent_networks_are_refused(keras: Any) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Any], list[Any]], str]] = {
-    "offset meets padding": (
-        lambda k: [k.Rescaling(0.5, offset=-1, name="r"), k.Conv2D(2, 3, padding="same"), k.Flatten(), k.Dense(3)],
-        r"r \(Rescaling\): has an offset, and conv2d.* pads with zeros after it: use Rescaling\(1 / 255\), or padding",
-    ),
     "no dense layer at the end": (
         lambda k: [k.Conv2D(2, 3), k.GlobalAveragePooling2D(name="g")],
         "ends with g: it has",
     ),
     "activation at the end": (lambda k: [k.Flatten(), k.Dense(3, activation="relu", name="o")], "ends with o: it has"),
-    "dense on a picture": (lambda k: [k.Dense(3, name="d"), k.Flatten(), k.Dense(3)], r"d \(Dense\): .*put Flatten"),
+    "dense on zero padding": (
+        lambda k: [k.ZeroPadding2D(1), k.Dense(3, name="d"), k.Flatten(), k.Dense(3)],
+        r"d \(Dense\): comes after zero padding",
+    ),
+    "normalisation of a flat input": (
+        lambda k: [k.Flatten(), k.BatchNormalization(name="n"), k.ReLU(), k.Dense(3)],
+        r"n \(BatchNormalization\): has to be followed by a convolution or a dense layer",
+    ),
     "softmax inside": (
         lambda k: [k.Flatten(), k.Dense(4, "softmax"), k.Dense(3, name="d")],
         r"d \(Dense\): comes after",
@@ -286,6 +326,13 @@ def test_what_cannot_be_folded_is_named(keras: Any, name: str) -> None:
         keras_model.from_keras(keras.Sequential([keras.Input(PICTURE), *make(keras.layers)]))
 
 
+def test_dense_networks_cannot_add_their_input(keras: Any) -> None:
+    x = keras.Input((4,))
+    y = keras.layers.Dense(3)(keras.layers.Add(name="sum")([x, keras.layers.Dense(4)(x)]))
+    with pytest.raises(UserError, match=r"sum \(Add\): adds the input itself: put a Dense layer between them"):
+        keras_model.from_keras(keras.Model(x, y))
+
+
 def test_layers_used_twice_are_refused(keras: Any) -> None:
     x = keras.Input((4,))
     twice = keras.layers.Dense(4, name="twice")
@@ -295,7 +342,7 @@ def test_layers_used_twice_are_refused(keras: Any) -> None:
 
 def test_models_without_a_fixed_input_are_refused(keras: Any) -> None:
     k = keras.layers
-    with pytest.raises(UserError, match=r"samples of shape \(None, None, 1\)"):
+    with pytest.raises(UserError, match=r"samples of shape \(None, None, 1\), but a board needs fixed sizes"):
         keras_model.from_keras(keras.Sequential([keras.Input((None, None, 1)), k.GlobalAveragePooling2D(), k.Dense(3)]))
     with pytest.raises(UserError, match="is not built"):
         keras_model.from_keras(keras.Sequential([k.Flatten(), k.Dense(3)]))
@@ -317,10 +364,39 @@ def test_files_are_read_in_safe_mode(keras: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds Python code"):
             keras_model.load(keras, config_for(tmp_path / f"bad{ending}"))
         (tmp_path / f"broken{ending}").write_bytes(b"no model")
-        with pytest.raises(UserError, match="Keras cannot read it"):
+        with pytest.raises(UserError, match="is damaged, or is no"):
             keras_model.load(keras, config_for(tmp_path / f"broken{ending}"))
+        whole = (tmp_path / f"good{ending}").read_bytes()
+        (tmp_path / f"short{ending}").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=r"is damaged, or is no|Keras cannot read it \(.*truncated"):
+            keras_model.load(keras, config_for(tmp_path / f"short{ending}"))
     with pytest.raises(UserError, match="no such file"):
         keras_model.load(keras, config_for(tmp_path / "gone.keras"))
+    model.save_weights(tmp_path / "only.weights.h5")
+    with pytest.raises(UserError, match="holds weights without their model"):
+        keras_model.load(keras, config_for(tmp_path / "only.weights.h5"))
+
+
+def test_classes_that_are_not_keras_s_are_named(keras: Any, tmp_path: Path) -> None:
+    class Twice(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            return 2 * x
+
+    model = keras.Sequential([keras.Input((4,)), Twice(), keras.layers.Dense(3)])
+    for ending in (".keras", ".h5"):
+        model.save(tmp_path / f"own{ending}")
+        with pytest.raises(UserError, match="needs Twice, which is not Keras's own: use Keras's layers"):
+            keras_model.load(keras, config_for(tmp_path / f"own{ending}"))
+    with pytest.raises(UserError, match=r"twice \(.*Twice\): leave it out or use other layers"):
+        keras_model.from_keras(model)
+
+
+def test_weights_that_are_not_finite_are_refused(keras: Any) -> None:
+    model = sequential(keras, (4, 4, 1), keras.layers.Flatten(), keras.layers.Dense(3, name="bad"))
+    kernel, bias = model.get_weights()
+    model.set_weights([kernel, bias * np.nan])
+    with pytest.raises(UserError, match=r"bad/bias holds values that are not finite: its training has diverged"):
+        keras_model.from_keras(model)
 
 
 def config_for(path: Path) -> Config:
@@ -417,7 +493,7 @@ def test_an_imported_model_is_masked_and_trained_on_demand(keras: Any, tmp_path:
     d = pictures()
     dense = imported(path, d).layers
     sparsity = {"weights": 0.5, "dense_output": False}
-    masked = imported(path, d, sparsity=sparsity)
+    masked = imported(path, d, sparsity=sparsity, initial={"rescale": False})
     assert masked.layers[0].mask.all()
     assert masked.layers[1].mask.mean() == pytest.approx(0.5)
     assert np.array_equal(masked.layers[1].weight, np.where(masked.layers[1].mask, dense[1].weight, 0.0))
@@ -427,6 +503,28 @@ def test_an_imported_model_is_masked_and_trained_on_demand(keras: Any, tmp_path:
     assert not np.array_equal(trained.layers[1].weight, masked.layers[1].weight)
     assert (trained.layers[1].weight[~trained.layers[1].mask] == 0.0).all()
     assert trained.imported_accuracy == masked.imported_accuracy
+
+
+def test_pruning_keeps_mean_and_deviation_of_each_channel(keras: Any, tmp_path: Path) -> None:
+    path, _ = saved(keras, tmp_path)
+    d = pictures()
+    x = network.channel_first(d.tasks[0].x_train, (1, 4, 4), 1 / 256)
+
+    def sums(result: Any) -> list[NDArray[np.float64]]:
+        layers = [replace(layer, activation=Activation.NONE) for layer in result.layers]
+        tensors = network.forward(result.layers, x)
+        return [network.output(layer, [tensors[t] for t in layer.inputs]) for layer in layers]
+
+    sparsity = {"weights": 0.3, "dense_output": False, "dense_input": False}
+    whole, masked = imported(path, d), imported(path, d, sparsity=sparsity)
+    assert masked.layers[0].mask.mean() == pytest.approx(0.7, abs=0.02)
+    assert (masked.layers[0].weight[~masked.layers[0].mask] == 0.0).all()
+    for a, b in zip(sums(whole), sums(masked), strict=True):
+        np.testing.assert_allclose(b.mean(axis=(0, 2, 3)), a.mean(axis=(0, 2, 3)), atol=1e-9)
+        np.testing.assert_allclose(b.std(axis=(0, 2, 3)), a.std(axis=(0, 2, 3)), rtol=1e-6)
+    frozen = imported(path, d, {"freeze": 1}, sparsity=sparsity)
+    assert np.array_equal(frozen.layers[0].weight, whole.layers[0].weight)
+    assert np.array_equal(frozen.layers[0].bias, whole.layers[0].bias)
 
 
 def test_a_model_has_to_fit_the_data(keras: Any, tmp_path: Path) -> None:

@@ -108,3 +108,19 @@ def test_no_number_changes(seed: int) -> None:
         x = network.forward(net.layers, x)[-1]
         assert len(net.margins) == len(net.layers) + 1
     assert np.array_equal(x, expected)
+
+
+def test_errors_of_a_channel_that_are_not_0() -> None:
+    """Each window of a maximum has one; whatever else reads the tensor may have all."""
+    image = conv(0, (2, 6, 6))
+    halves = helpers.layer(Op.MAX_POOL, (1,), (2, 3, 3), window=Window(2, 2, 2, 2))
+    thirds = helpers.layer(Op.MAX_POOL, (1,), (2, 2, 2), window=Window(3, 3, 3, 3))
+    average = helpers.layer(Op.AVG_POOL, (1,), (2, 1, 1), window=Window(6, 6))
+
+    def active(*readers: FloatLayer) -> int:
+        return layout.Network((image, *readers), (layout.NO_MARGINS,) * (2 + len(readers))).active(0)
+
+    assert active(halves) == 9
+    assert active(halves, thirds) == 9 + 4
+    assert active(halves, average) == 36
+    assert active(*(halves,) * 5) == 36

@@ -107,15 +107,26 @@ def touched(model: Model) -> Iterator[tuple[int, str]]:
             yield from ((moment, f"layer{k}_alive") for moment in (k, backward))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_all_that_is_needed_is_alive(seed: int) -> None:
+def check_alive(model: Model) -> None:
     """What a pass touches is in its place at that moment, and nothing else is placed."""
-    model = random_conv_model(seed)
     alive = {p.name: (p.first, p.last) for p in place(model)}
     uses: dict[str, list[int]] = {}
     for moment, name in touched(model):
         uses.setdefault(name, []).append(moment)
     assert {name: (min(moments), max(moments)) for name, moments in uses.items()} == alive
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_all_that_is_needed_is_alive(seed: int) -> None:
+    """In random networks."""
+    check_alive(random_conv_model(seed))
+
+
+def test_a_tensor_that_several_layers_with_weights_read() -> None:
+    """It lives until the first of them has learnt."""
+    conv = Spec(Op.CONV, channels=3, kernel=(3, 3), same=True, activation=Activation.RELU)
+    branches = (conv, conv, replace(conv, inputs=(1,)), replace(conv, inputs=(1,)))
+    check_alive(conv_model(1, (1, 6, 6), (*branches, Spec(Op.ADD, inputs=(2, 3, 4)), Spec(Op.DENSE, channels=3))))
 
 
 def test_values_are_kept_for_the_second_error() -> None:

@@ -143,6 +143,21 @@ def test_a_format_that_overflows_is_refused(change: dict[str, int]) -> None:
         proof.overflow_proof(broken)
 
 
+@pytest.mark.parametrize("limit", ["l1_in", "l1_err"])
+def test_a_norm_guard_that_would_not_end_is_refused(limit: str) -> None:
+    """Halving leaves a 1 as it is, so that a limit below the number of values is never reached."""
+    model = make(12, (16,), signed=False, fraction=8, scale=1.0)
+    layer = model.layers[1]
+    count = layer.n_in if limit == "l1_in" else layer.n_pad
+    for value, holds in ((count, True), (count - 1, False)):
+        changed = replace(model, layers=(model.layers[0], replace(layer, **{limit: value})))
+        if holds:
+            proof.overflow_proof(changed)
+            continue
+        with pytest.raises(UserError, match="all 1"):
+            proof.overflow_proof(changed)
+
+
 def test_many_inputs_lower_the_weight_bits() -> None:
     small, large = (make(n, (8,), signed=False, fraction=8, scale=1.0).layers[0] for n in (64, 784))
     assert (small.wlog, small.fw) == (15, 13)

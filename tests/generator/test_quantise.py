@@ -38,6 +38,19 @@ def make(n_in: int = 12, classes: int = 4, **sections: Any) -> Model:
     return quantise.quantise(c, d, helpers.float_model(c, d))
 
 
+def test_formats_come_from_samples_of_all_classes() -> None:
+    c, d = helpers.config(model={"hidden": (20,)}), helpers.dataset(samples=1000)
+    f = helpers.float_model(c, d)
+    f = replace(f, layers=tuple(replace(layer, weight=20.0 * layer.weight) for layer in f.layers))
+    first = d.tasks[0]
+    small = first.x_train // 16
+    # Sorted by class, and only the second one uses the whole range.
+    x = np.where(np.arange(len(small))[:, np.newaxis] < 1000, small, first.x_train)
+    sets = (replace(d, tasks=(replace(first, x_train=values), *d.tasks[1:])) for values in (small, x))
+    little, sorted_by_class = (quantise.quantise(c, each, f).layers for each in sets)
+    assert all(a.fa > b.fa for a, b in zip(little, sorted_by_class, strict=True))
+
+
 @pytest.mark.parametrize("block", [1, 2, 4])
 @pytest.mark.parametrize("hidden", [21, 300, 1030])
 def test_panels_hold_the_rounded_weights_in_storage_order(block: int, hidden: int) -> None:

@@ -169,3 +169,15 @@ def test_a_frozen_first_layer_leaves_the_next_one_sparse() -> None:
 def test_freezing_everything_is_refused() -> None:
     with pytest.raises(UserError, match=r"model.freeze = 4: the network has 4 layers with weights; possible: 1, 2, 3$"):
         convolutional(model={"layers": LAYERS, "freeze": 4})
+
+
+def test_a_single_channel_over_time_is_trained() -> None:
+    """A sample of (time,) or (time, 1) for a one-dimensional convolution."""
+    c = helpers.config(
+        model={"layers": ({"type": "conv1d", "filters": 2, "kernel": 3}, {"type": "max_pool", "size": 2})},
+        initial={"train": "first_task", "epochs": 1},
+    )
+    for shape in ((12,), (12, 1)):
+        model = train.train(c, helpers.dataset(shape))
+        assert model.input_shape == (1, 1, 12)
+        assert np.isfinite(model.layers[0].weight).all()
