@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .emulator import Emulator
     from .platformio import PioError
+    from .stream import StreamResult
     from .validate import Suspects, ValidationResult
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -267,6 +268,31 @@ def run(
     _require_exact(result, options)
 
 
+@app.command()
+def twin(
+    experiment: Experiment,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Seeds, from the experiment's on.")] = 5,
+    overrides: Overrides = None,
+    seed: Seed = None,
+) -> None:
+    """Learn in fixed point on the native board and in float32 with TensorFlow: what fixed point costs.
+
+    Both learn with the same algorithm from the same initial models; single seeds differ by chance, the means count.
+
+    Example: sparcl twin examples/cnn_mnist.toml --seeds 5
+    """
+    from generator.config import load
+
+    from . import twin as twins
+    from . import view
+
+    first = load(experiment, tuple(overrides or ()), seed).experiment.seed
+    projects = [_options(experiment, "native", overrides, s).project() for s in range(first, first + seeds)]
+    pairs = twins.compare(projects, _learn_quietly, view.say)
+    view.console.print(view.twin_table(pairs, twins.summary(pairs)))
+    view.say(f"\n{twins.save(pairs, projects[0].folder.parent)}")
+
+
 # -- stages -------------------------------------------------------------------------------------------
 
 
@@ -355,6 +381,24 @@ def _stream(project: Project, url: str, *, resume: bool, fresh: bool, plain: boo
         f"the board has learnt all tasks: {result.steps} steps in {result.wall_seconds:.1f} s, "
         f"state digest {result.state_digest:08x}"
     )
+
+
+def _learn_quietly(project: Project) -> StreamResult:
+    """Render, build and teach the project on its emulated board, with no live progress."""
+    from generator.pipeline import write_sources
+
+    from . import stream as streaming
+
+    write_sources(project)
+    with _emulated(project, None) as emulator:
+        assert emulator is not None, "the native board runs here"
+        emulator.stop()
+        emulator.flash_path.unlink(missing_ok=True)
+        from .emulator import free_url
+
+        url = emulator.url or free_url()
+        _pio(project, ["-t", "upload", "--upload-port", url])
+        return streaming.stream(project, url)
 
 
 def _validate(project: Project, url: str | None, *, plain: bool) -> ValidationResult:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from generator.artefacts import Model, Task
+from generator.artefacts import Dataset, Model, Task
 from generator.errors import UserError
 
 from . import metrics
@@ -125,6 +125,9 @@ class Report(_Part):
     tool_version: str
     model_hash: str = Field(pattern="^[0-9a-f]{16}$")
     tasks: list[str]
+    scenario: Literal["class", "domain"] = Field(
+        description="class: tasks bring classes; domain: all tasks have the same classes, and task-IL equals class-IL"
+    )
     class_il: Percent = Field(ge=0, le=100, description="Mean accuracy over tasks at the end, over all classes")
     task_il: Percent = Field(ge=0, le=100, description="The same, each task over its own classes")
     forgetting: Percent = Field(description="Class-incremental; docs/report-schema.md defines it")
@@ -168,8 +171,11 @@ class Report(_Part):
     def key_figures(self) -> list[tuple[str, str]]:
         """Names and values a reader wants first."""
         exact = f"yes ({self.steps_compared} steps)" if self.bit_exact else "NO" if self.mismatches else "not shown"
+        accuracy = f"{self.class_il:.1f} % class-IL, {self.task_il:.1f} % task-IL"
+        if self.scenario == "domain":
+            accuracy = f"{self.class_il:.1f} % domain-IL (tasks share classes)"
         rows = [
-            ("accuracy on the board", f"{self.class_il:.1f} % class-IL, {self.task_il:.1f} % task-IL"),
+            ("accuracy on the board", accuracy),
             ("forgetting", f"{self.forgetting:.1f} points, backward transfer {self.backward_transfer:+.1f}"),
             ("RAM", f"{self.ram_total / 1024:.1f} KiB"),
             ("flash", f"{self.flash_total / 1024:.1f} KiB"),
@@ -207,6 +213,7 @@ def build(project: Project) -> Report:
         tool_version=result.tool_version,
         model_hash=result.model_hash,
         tasks=result.task_names,
+        scenario=_scenario(project.dataset),
         class_il=metrics.average_accuracy(matrix),
         task_il=metrics.average_accuracy(task_matrix),
         forgetting=metrics.forgetting(matrix),
@@ -285,6 +292,12 @@ def _validation(folder: Path) -> ValidationResult:
     """The comparison with the reference; an empty one when it has not been made."""
     path = folder / VALIDATION_RESULT
     return ValidationResult.load(path) if path.exists() else ValidationResult(complete=False)
+
+
+def _scenario(dataset: Dataset) -> Literal["class", "domain"]:
+    """As in van de Ven et al., "Three types of incremental learning", 2022."""
+    parts = [set(task.classes) for task in dataset.tasks] + ([set(dataset.base.classes)] if dataset.base else [])
+    return "domain" if len(parts) > 1 and all(part == parts[0] for part in parts) else "class"
 
 
 def _percent(score: Score) -> float:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from generator.boards import Board
 
     from .report import Report
+    from .twin import Pair
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -168,6 +169,18 @@ def kib(size: int) -> str:
     """Bytes as KiB, with one decimal below 100 KiB."""
     value = size / 1024
     return f"{value:.0f} KiB" if value >= 100 or value == int(value) else f"{value:.1f} KiB"
+
+
+def twin_table(pairs: Sequence[Pair], means: tuple[str, str, str]) -> Table:
+    """Fixed point beside floating point."""
+    table = Table(title="class-IL in percent", title_justify="left")
+    for heading in ("seed", "fixed point", "float32", "cost of fixed point"):
+        table.add_column(heading, justify="right")
+    for pair in pairs:
+        table.add_row(str(pair.seed), f"{pair.fixed:.1f}", f"{pair.float32:.1f}", f"{pair.cost:+.1f}")
+    table.add_section()
+    table.add_row("mean", *means, style="bold")
+    return table
 
 
 def summary_table(report: Report) -> Table:

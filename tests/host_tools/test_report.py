@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_json_has_the_promised_keys(made: report.Report, project: Project) -> No
     for key in ("class_il", "task_il"):
         assert 0 <= data[key] <= 100
     assert data["task_il"] >= data["class_il"]
+
+
+def test_tasks_with_the_same_classes_are_domains(made: report.Report, project: Project) -> None:
+    assert made.scenario == "class"
+    assert "class-IL" in dict(made.key_figures())["accuracy on the board"]
+    tasks = tuple(replace(task, classes=(0, 1)) for task in project.dataset.tasks)
+    board = report.build(replace(project, dataset=replace(project.dataset, tasks=tasks)))
+    assert board.scenario == "domain"
+    assert "% domain-IL (tasks share classes)" in dict(board.key_figures())["accuracy on the board"]
+    page = report.html(board)
+    assert "Accuracy (domain-incremental, percent)" in page
+    assert not re.search("class-incremental|class-IL|task-IL", page)
 
 
 def test_schema_file_is_that_of_the_code() -> None:
