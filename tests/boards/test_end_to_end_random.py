@@ -18,10 +18,13 @@ from generator.boards import ROOT
 from host_tools import protocol
 from host_tools.emulator import Emulator
 from host_tools.protocol import Command
+from host_tools.reference import Device
 from tests.firmware.native import Teacher, Twin, board_build, compile_c, generate
-from tests.host_tools.reference.models import random_model
+from tests.host_tools.reference.models import random_conv_model, random_model
 
 pytestmark = pytest.mark.board
+
+BOARDS = ("microbit", "emcraft_sf2", "ast1030_evb")
 
 MODELS = [
     random_model(
@@ -50,6 +53,11 @@ MODELS = [
         learning_rate=0.4,
     ),
 ]
+
+# Every kind of layer is in one of them: residual connections, depthwise convolutions and ReLU6 in all,
+# kernels with so many positions that they need two panels on the larger boards.
+CONVOLUTIONS = [("microbit", 18), ("emcraft_sf2", 2), ("ast1030_evb", 7)]
+MORE_CONVOLUTIONS = [(board, seed) for seed in (0, 1, 4, 6, 11, 23) for board in BOARDS]
 
 
 class EmulatedBoard:
@@ -96,7 +104,7 @@ def cross_build(model: Model, board: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", range(len(MODELS)))
-@pytest.mark.parametrize("board", ["microbit", "emcraft_sf2", "ast1030_evb"])
+@pytest.mark.parametrize("board", BOARDS)
 def test_random_models(board: str, number: int, tmp_path: Path) -> None:
     """Two tasks, a save and a power cut; values saturate and weights reach their limits."""
     model = MODELS[number]
@@ -119,3 +127,52 @@ def test_random_models(board: str, number: int, tmp_path: Path) -> None:
         twin.close()
     finally:
         emulator.stop()
+
+
+def convolutional(seed: int) -> Model:
+    """A random network; odd and even seeds round and grow differently, every third learns in batches."""
+    return random_conv_model(
+        seed,
+        scale=8.0,
+        tight=True,
+        stochastic=bool(seed % 2),
+        batch=3 if seed % 3 == 2 else 1,
+        growth=Growth.GRADIENT if seed % 2 else Growth.RANDOM,
+        learning_rate=0.3,
+        table=16,
+        capacity=4,
+    )
+
+
+def teach(board: str, seed: int, folder: Path) -> Device:
+    """Two tasks, the second streamed, with a restart between them; the reference as it is in the end."""
+    model = convolutional(seed)
+    emulator = Emulator(folder / "board", board)
+    try:
+        twin = Twin(model, EmulatedBoard(emulator, cross_build(model, board, folder)))
+        teacher = Teacher(twin, seed)
+        for task, classes in enumerate([(0, 1), (2, 3)]):
+            teacher.begin(classes, 9, streamed=task == 1, seed=task)
+            teacher.advance()
+            teacher.evaluate()
+            teacher.finish()
+            twin.check_dump()
+            assert task or twin.restart().restored
+        twin.close()
+        return twin.device
+    finally:
+        emulator.stop()
+
+
+@pytest.mark.parametrize(("board", "seed"), CONVOLUTIONS)
+def test_random_convolutions(board: str, seed: int, tmp_path: Path) -> None:
+    """Values saturate here too."""
+    device = teach(board, seed, tmp_path)
+    assert min(device.saturated_activations, device.saturated_errors) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("board", "seed"), MORE_CONVOLUTIONS)
+def test_more_random_convolutions(board: str, seed: int, tmp_path: Path) -> None:
+    """The same for more of them."""
+    teach(board, seed, tmp_path)
