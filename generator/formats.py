@@ -223,7 +223,7 @@ class _Chooser:
             # The layer that reads it has at most WEIGHT_LOG_LAST bits; its bias takes less than 1 % of the limit.
             fraction = min(fraction, math.floor(math.log2(0.99 * 2.0 ** (31 - WEIGHT_LOG_LAST) / total)))
         if fraction < 0:
-            raise _too_large(f"outputs of layer {tensor - 1}", f"{fraction} fractional bits")
+            raise _too_large(f"outputs of layer {layer.name or tensor - 1}", f"{fraction} fractional bits")
         return fraction
 
     # ------------------------------------------------------------ weights
@@ -315,11 +315,13 @@ def _check_format(number: int, layer: Layer) -> None:
     """docs/numerics.md shifts by ``fw``, ``fw + fx - fa`` and the like: none may be negative."""
     if layer.fw < 1 or not 0 < layer.blog < 30 or layer.fw + layer.fx < layer.fa:
         raise _too_large(
-            f"weights or outputs of layer {number}", f"fractional bits: weights {layer.fw}, outputs {layer.fa}"
+            f"weights or outputs of layer {layer.name or number}",
+            f"fractional bits: weights {layer.fw}, outputs {layer.fa}",
         )
 
 
 def _too_large(what: str, bits: str) -> UserError:
     return UserError(
-        f"initial model: {what} are too large for 16 bits ({bits}); scale the inputs down or lower initial.lr"
+        f"initial model: {what} are too large for 16 bits ({bits}); scale the inputs down, train with a "
+        "smaller learning rate (initial.lr), or put BatchNormalization behind the layer"
     )

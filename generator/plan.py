@@ -323,7 +323,7 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
 
 def check(p: Plan) -> None:
     """Raises :class:`DoesNotFit`, which says what is too large and what to try."""
-    model = "a higher [sparsity] weights or a smaller [model]"
+    model = "a higher [sparsity] weights, frozen layers ([model] freeze) or a smaller [model]"
     _check("RAM", p, p.ram, p.ram_limit, f"{model}, or fewer samples in a task")
     if p.shared:
         _check("RAM for code and data", p, (*p.ram, *p.flash), p.ram_limit, model)

@@ -30,6 +30,8 @@ sys.path.append(str(ROOT / "platforms" / "common"))
 import board_build
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+POISON = "-DSCL_POISON=0x55"
+"""Fills work space before each forward pass, so that reading what was never written shows."""
 SECONDS = 60.0
 """Until a test that would hang fails; never waited for otherwise."""
 
@@ -68,7 +70,7 @@ def build(model: Model, folder: Path, board: Board | None = None, extra: Sequenc
     generated = generate(model, board or board_facts(), folder)
     sources = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
     image = folder / "firmware"
-    compile_c([*flags(generated), *extra, *sources, ROOT / "firmware/boards/native/port.c", "-o", image])
+    compile_c([*flags(generated), POISON, *extra, *sources, ROOT / "firmware/boards/native/port.c", "-o", image])
     return image
 
 

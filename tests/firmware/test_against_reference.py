@@ -219,12 +219,15 @@ def test_gradient_sums_of_convolutions(growth: Growth, block: int, tmp_path: Pat
     Errors pass a ReLU6 and norm guards; with blocks those captured are not those of the step.
     """
     conv = Spec(Op.CONV, channels=6, kernel=(3, 3), activation=Activation.RELU6, sparse=True, block=block)
-    fork = (conv, conv, replace(conv, inputs=(1,)), Spec(Op.ADD, inputs=(2, 3), activation=Activation.RELU))
-    dense = Spec(Op.DENSE, channels=8, activation=Activation.RELU, sparse=True, block=block)
+    fork = (conv, conv, replace(conv, inputs=(1,)), Spec(Op.ADD, inputs=(2, 3), activation=Activation.RELU6))
+    # Six outputs in blocks of four: errors of what is only there to fill the block have to stay 0.
+    dense = Spec(Op.DENSE, channels=6, activation=Activation.RELU, sparse=True, block=block)
+    linear = replace(dense, activation=Activation.NONE)
+    tail = (dense, Spec(Op.CONV, channels=6), linear, Spec(Op.ADD, activation=Activation.RELU))
     model = conv_model(
         block,
         (2, 6, 6),
-        [*fork, dense, Spec(Op.DENSE, channels=4)],
+        [*fork, *(tail if growth is Growth.GRADIENT else (dense,)), Spec(Op.DENSE, channels=4)],
         scale=8.0,
         tight=True,
         single_head=SingleHead.LOSS if block == 1 else SingleHead.SCORE,

@@ -238,6 +238,8 @@ def test_table_shows_the_arena_of_a_graph() -> None:
         return capture.get()
 
     assert "layer1_error" in shown(small())
+    only_output = shown(small(prefix=4, latent_stored=True))
+    assert "\u2588" in next(line for line in only_output.splitlines() if "prefix2_out" in line)
     assert "who lives where" not in shown(random_model(0, method=Method.ER))
     written = json.loads(json.dumps(asdict(plan(small(), load_board("native")))))["placements"]
     assert [Placement(**p) for p in written] == list(place(small()))

@@ -48,7 +48,7 @@ def settings(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def make_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeProject:
     """Project with changed settings; the initial model is random where Keras would have trained it."""
-    monkeypatch.setattr(train, "_fit", lambda _config, _dataset, _known, layers: layers)
+    monkeypatch.setattr(train, "_fit", lambda _config, _dataset, _known, _shape, layers, _fixed: layers)
 
     def make(**changes: dict[str, Any]) -> Project:
         config = Config.model_validate(settings(**changes))
