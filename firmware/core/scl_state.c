@@ -199,8 +199,8 @@ static int learner_holds(void) {
   const scl_learner_t *l = &scl_learner;
   const int at_work = l->phase == SCL_PHASE_FILLING || l->phase == SCL_PHASE_TRAINING;
   return l->n <= SCL_TABLE && l->n <= l->n_start && l->filled <= SCL_CAPACITY && l->phase <= SCL_PHASE_TRAINED &&
-         l->mode <= SCL_MODE_STREAMED && l->received <= l->n && l->pos <= l->n &&
-         (!at_work || (l->pos < l->n && l->epoch < SCL_EPOCHS));
+         l->mode <= SCL_MODE_STREAMED && l->received <= l->n_start && l->pos <= l->n &&
+         (l->phase != SCL_PHASE_FILLING || l->received < l->n) && (!at_work || (l->pos < l->n && l->epoch < SCL_EPOCHS));
 }
 
 static int panel_holds(const scl_panel_t *p, uint32_t lines) {

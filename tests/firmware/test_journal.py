@@ -301,6 +301,23 @@ def forge(flash: bytes, change: Callable[[bytearray], None]) -> bytes:
     return bytes(forged)
 
 
+def test_restored_after_removals(tmp_path: Path) -> None:
+    """DDR has removed samples, so that fewer are left than were received; learning goes on to the same end."""
+    model = small(method=Method.DERPP, capacity=4, batch=1, ddr=True, rho_permille=500, ddr_until=2, epochs=3)
+    with running(model, build(model, tmp_path)) as twin:
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), 8, streamed=False, seed=1)
+        while twin.device.epoch < 1:
+            teacher.advance(1)
+        assert twin.device.n < 8
+        twin.good(Command.SAVE)
+        state = twin.power_cut()
+        assert (state.restored, state.received, state.n) == (1, 8, twin.device.n)
+        twin.check_dump()
+        teacher.finish()
+        twin.check_dump()
+
+
 def put(kind: str, at: int, value: int) -> Callable[[bytearray], None]:
     """Writes one number into a snapshot."""
     return lambda content: struct.pack_into(kind, content, at, value)
