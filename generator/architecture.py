@@ -186,7 +186,7 @@ def pooling(op: Op, inputs: int, shape: Shape, window: Window, out: tuple[int, i
     return replace(plain(op, (inputs,), (shape[0], *out), Activation.NONE, name), window=window)
 
 
-def plain(op: Op, inputs: tuple[int, ...], shape: Shape, activation: Activation, name: str) -> FloatLayer:
+def plain(op: Op, inputs: tuple[int, ...], shape: tuple[int, ...], activation: Activation, name: str) -> FloatLayer:
     """A layer without weights."""
     none = np.zeros((0, 0))
     return FloatLayer(op, inputs, shape, activation, none, np.zeros(0), none.astype(np.bool_), none, name=name)

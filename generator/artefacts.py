@@ -8,6 +8,7 @@ constants of learning those of docs/algorithm.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -139,6 +140,12 @@ class Window:
     def area(self) -> int:
         """Values under the window."""
         return self.kernel_h * self.kernel_w
+
+    def behind(self, size: Sequence[int], out: Sequence[int]) -> tuple[int, int]:
+        """Rows below and columns right of an input that the window reads; ``size``, ``out``: (height, width)."""
+        bottom = (out[0] - 1) * self.stride_h + self.kernel_h - self.top - size[0]
+        right = (out[1] - 1) * self.stride_w + self.kernel_w - self.left - size[1]
+        return max(0, bottom), max(0, right)
 
 
 @dataclass(frozen=True)

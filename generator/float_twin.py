@@ -727,8 +727,7 @@ class _Engine:
         assert window is not None
         _, height, width = layer.shape
         rows, columns = (height - 1) * window.stride_h + 1, (width - 1) * window.stride_w + 1
-        bottom = max(0, rows - 1 + window.kernel_h - window.top - x.shape[2])
-        right = max(0, columns - 1 + window.kernel_w - window.left - x.shape[3])
+        bottom, right = window.behind(x.shape[2:], (height, width))
         x = tf.pad(x, ((0, 0), (0, 0), (window.top, bottom), (window.left, right)), constant_values=fill)
         return [
             x[:, :, r : r + rows : window.stride_h, c : c + columns : window.stride_w]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
 import os
 import re
 import sys
@@ -24,7 +23,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from generator import architecture
+from generator import architecture, user_module
 from generator.architecture import Shape, shown
 from generator.artefacts import Activation, FloatLayer, Op, Window
 from generator.config import Config
@@ -170,9 +169,8 @@ def _padded(keras: Any, layer: FloatLayer, shape: Shape, x: Any) -> tuple[Any, d
         with contextlib.suppress(ValueError):
             if architecture.slide(shape[1:], kernel, stride, padding) == (window, tuple(layer.shape[1:])):
                 return x, options | {"padding": padding}
-    bottom = (layer.shape[1] - 1) * stride[0] + kernel[0] - window.top - shape[1]
-    right = (layer.shape[2] - 1) * stride[1] + kernel[1] - window.left - shape[2]
-    margins = ((window.top, max(0, bottom)), (window.left, max(0, right)))
+    bottom, right = window.behind(shape[1:], layer.shape[1:])
+    margins = ((window.top, bottom), (window.left, right))
     return keras.layers.ZeroPadding2D(margins)(x), options | {"padding": "valid"}
 
 
@@ -258,30 +256,14 @@ def _call(reference: str, place: str) -> Any:
     """What "module:function" returns; the module is the name of one, or a file."""
     name, _, function = reference.rpartition(":")
     file = Path(name)
+    folder, module = (file.parent, file.stem) if file.suffix == ".py" else (None, name)
     try:
-        if file.suffix == ".py":
-            spec = importlib.util.spec_from_file_location(file.stem, file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            with _beside(file.parent):
-                spec.loader.exec_module(module)
-                return getattr(module, function)()
-        return getattr(importlib.import_module(name), function)()
+        with user_module.importing(folder):
+            return getattr(user_module.load(folder, module), function)()
     except UserError:
         raise
     except Exception as error:  # whatever the user's code raises
         raise UserError(f"{place}: {type(error).__name__}: {error}") from error
-
-
-@contextlib.contextmanager
-def _beside(folder: Path) -> Iterator[None]:
-    """Modules of the folder can be imported."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def sample_shape(model: Any) -> tuple[int, ...]:
@@ -699,9 +681,7 @@ class _Import:
     def _reaches_out(self, value: _Value, window: Window, out: tuple[int, int]) -> bool:
         """Whether the window covers positions outside of the tensor."""
         _, height, width = self.shape_of(value.tensor)
-        bottom = (out[0] - 1) * window.stride_h + window.kernel_h - window.top - height
-        right = (out[1] - 1) * window.stride_w + window.kernel_w - window.left - width
-        return max(window.top, window.left, bottom, right) > 0
+        return max(window.top, window.left, *window.behind((height, width), out)) > 0
 
     # -------------------------------------------------- other layers
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from generator import architecture
 from generator.artefacts import Activation, FloatLayer, FloatModel, Op
 from generator.errors import UserError
 
@@ -74,7 +73,7 @@ def lay_out(layers: Sequence[FloatLayer], shape: Shape, *, sample: bool) -> Netw
         for t in layer.inputs:
             copy = plan.copy(layer, t)
             if copy is not None and (t, copy) not in copies:
-                result.append(_pad(number[t], shapes[t]))
+                result.append(architecture.plain(Op.PAD, (number[t],), shapes[t], Activation.NONE, "pad"))
                 margins.append(plan.wanted[t] if copy else NO_MARGINS)
                 copies[t, copy] = len(result)
             inputs.append(number[t] if copy is None else copies[t, copy])
@@ -82,13 +81,6 @@ def lay_out(layers: Sequence[FloatLayer], shape: Shape, *, sample: bool) -> Netw
         margins.append(NO_MARGINS if plan.flat[k + 1] else plan.wanted[k + 1])
         number.append(len(result))
     return Network(tuple(result), tuple(margins))
-
-
-def _pad(tensor: int, shape: Shape) -> FloatLayer:
-    empty = np.zeros((0, 0))
-    return FloatLayer(
-        Op.PAD, (tensor,), shape, Activation.NONE, empty, np.zeros(0), empty.astype(np.bool_), empty, name="pad"
-    )
 
 
 class _Plan:
@@ -126,9 +118,7 @@ def _margins(layer: FloatLayer, shape: Shape) -> Margins:
         return NO_MARGINS
     w = layer.window
     assert w is not None
-    bottom = (layer.shape[1] - 1) * w.stride_h + w.kernel_h - w.top - shape[1]
-    right = (layer.shape[2] - 1) * w.stride_w + w.kernel_w - w.left - shape[2]
-    return (w.top, w.left, max(0, bottom), max(0, right))
+    return (w.top, w.left, *w.behind(shape[1:], layer.shape[1:]))
 
 
 def _widest(a: Margins, b: Margins) -> Margins:

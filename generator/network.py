@@ -140,8 +140,7 @@ def columns(layer: FloatLayer, x: Floats) -> Floats:
 def windows(window: Window, x: Floats, out: Sequence[int], fill: float) -> Floats:
     """(samples, channels, height, width) -> (samples, channels, *out, kernel_h, kernel_w), ``fill`` in the margins."""
     height, width = out
-    bottom = max(0, (height - 1) * window.stride_h + window.kernel_h - window.top - x.shape[2])
-    right = max(0, (width - 1) * window.stride_w + window.kernel_w - window.left - x.shape[3])
+    bottom, right = window.behind(x.shape[2:], out)
     margins = ((0, 0), (0, 0), (window.top, bottom), (window.left, right))
     padded = np.pad(x, margins, constant_values=fill)
     view = np.lib.stride_tricks.sliding_window_view(padded, (window.kernel_h, window.kernel_w), axis=(2, 3))

@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import sys
 import traceback
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from generator import user_module
 from generator.config import Config, DataSection
 from generator.data import series
 from generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, hold_out, natural
@@ -76,9 +72,9 @@ def function(config: Config) -> Raw:
     text = cast(str, config.data.function)
     module, _, name = text.partition(":")
     source = f'data.function = "{text}"'
-    with _importing(config.data.path):
+    with user_module.importing(config.data.path):
         try:
-            loader = getattr(_module(config.data.path, module), name, None)
+            loader = getattr(user_module.load(config.data.path, module), name, None)
             result = loader() if callable(loader) else None
         except (Exception, SystemExit) as error:
             if isinstance(error, ModuleNotFoundError) and error.name == module:
@@ -102,33 +98,6 @@ def _place(data: DataSection, error: BaseException) -> str:
     """The line of the user's module in which it happened."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == module_file(data)]
     return f" ({module_file(data)}:{lines[-1]})" if lines else ""
-
-
-def _module(folder: Path | None, name: str) -> ModuleType:
-    """A module in ``folder``, or one that can be imported.
-
-    One in the folder is run each time and hides nothing of the same name, for it is not imported under its name.
-    """
-    path = (folder or Path()) / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"_sparcl_data_{name}", path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        return importlib.import_module(name)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look there
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def _importing(folder: Path | None) -> Iterator[None]:
-    """Modules in the folder can be imported."""
-    before = list(sys.path)
-    if folder is not None:
-        sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 def _named(source: str, result: object) -> dict[str, NDArray[Any]]:
