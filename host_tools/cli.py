@@ -253,9 +253,6 @@ def run(
     project = options.project()
     _show_plan(project)
     with _emulated(project, port) as emulator:
-        if emulator is not None:
-            emulator.stop()
-            emulator.flash_path.unlink(missing_ok=True)
         view.heading("Build and flash")
         _flash(project, port)
         url = _url(project, port, options)
@@ -341,6 +338,13 @@ def _build(project: Project) -> None:
 def _flash(project: Project, port: str | None) -> None:
     from . import view
 
+    url = _upload(project, port)
+    what = "emulated board runs at" if port is None else "firmware written to"
+    view.say(f"{what} {url}")
+
+
+def _upload(project: Project, port: str | None) -> str:
+    """Build and write the firmware; where to, or where the emulator runs."""
     url = port
     if url is None:
         emulator = _emulator(project)
@@ -353,8 +357,7 @@ def _flash(project: Project, port: str | None) -> None:
 
         url = emulator.url or free_url()
     _pio(project, ["-t", "upload", "--upload-port", url])
-    what = "emulated board runs at" if port is None else "firmware written to"
-    view.say(f"{what} {url}")
+    return url
 
 
 def _stream(project: Project, url: str, *, resume: bool, fresh: bool, plain: bool, options: _Options) -> None:
@@ -390,15 +393,8 @@ def _learn_quietly(project: Project) -> StreamResult:
     from . import stream as streaming
 
     write_sources(project)
-    with _emulated(project, None) as emulator:
-        assert emulator is not None, "the native board runs here"
-        emulator.stop()
-        emulator.flash_path.unlink(missing_ok=True)
-        from .emulator import free_url
-
-        url = emulator.url or free_url()
-        _pio(project, ["-t", "upload", "--upload-port", url])
-        return streaming.stream(project, url)
+    with _emulated(project, None):
+        return streaming.stream(project, _upload(project, None))
 
 
 def _validate(project: Project, url: str | None, *, plain: bool) -> ValidationResult:
@@ -466,8 +462,11 @@ def _emulator(project: Project) -> Emulator | None:
 
 @contextmanager
 def _emulated(project: Project, port: str | None) -> Iterator[Emulator | None]:
-    """The emulator a run may use, stopped at the end; None with a port."""
+    """The emulator a run may use, stopped and with nothing in its flash, stopped again at the end; None with a port."""
     emulator = _emulator(project) if port is None else None
+    if emulator is not None:
+        emulator.stop()
+        emulator.flash_path.unlink(missing_ok=True)
     try:
         yield emulator
     finally:
