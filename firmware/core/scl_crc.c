@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "scl_crc.h"
 
+#include <string.h>
+
 /* Remainders of the 256 byte values, polynomial 0xEDB88320. */
 static const uint32_t table[256] = {
     0x00000000u, 0x77073096u, 0xee0e612cu, 0x990951bau, 0x076dc419u, 0x706af48fu, 0xe963a535u, 0x9e6495a3u,
@@ -37,12 +39,38 @@ static const uint32_t table[256] = {
     0xb3667a2eu, 0xc4614ab8u, 0x5d681b02u, 0x2a6f2b94u, 0xb40bbe37u, 0xc30c8ea1u, 0x5a05df1bu, 0x2d02ef8du,
 };
 
+#define STEP(crc) (table[(crc)&0xFFu] ^ ((crc) >> 8))
+
+/* Four bytes at a time: the first is the lowest of the word (little-endian, scl_types.h). */
+static inline uint32_t word_step(uint32_t crc, const uint8_t *aligned) {
+  uint32_t word;
+  memcpy(&word, __builtin_assume_aligned(aligned, sizeof word), sizeof word);
+  crc ^= word;
+  crc = STEP(crc);
+  crc = STEP(crc);
+  crc = STEP(crc);
+  return STEP(crc);
+}
+
 uint32_t scl_crc32(uint32_t crc, const void *data, uint32_t size) {
   const uint8_t *byte = data;
-  const uint8_t *end = byte + size;
   crc = ~crc;
-  while (byte < end) {
-    crc = (crc >> 8) ^ table[(crc ^ *byte++) & 0xFFu];
+  for (; size > 0 && (uintptr_t)byte % 4u != 0; size--) {
+    crc ^= *byte++;
+    crc = STEP(crc);
+  }
+  for (; size >= 16u; size -= 16u, byte += 16) {
+    crc = word_step(crc, byte);
+    crc = word_step(crc, byte + 4);
+    crc = word_step(crc, byte + 8);
+    crc = word_step(crc, byte + 12);
+  }
+  for (; size >= 4u; size -= 4u, byte += 4) {
+    crc = word_step(crc, byte);
+  }
+  for (; size > 0; size--) {
+    crc ^= *byte++;
+    crc = STEP(crc);
   }
   return ~crc;
 }

@@ -14,13 +14,14 @@
 #define ERASED 0xFFu
 #define HEADER_BYTES 48u
 #define ATTEMPTS 3u /* times a record that did not read back is written again, each time in another sector */
-#define STAGE_BYTES (SCL_FLASH_PROGRAM_UNIT > 64u ? SCL_FLASH_PROGRAM_UNIT : 64u)
+#define CHUNK_BYTES 64u /* read at a time, to compare or to copy */
+#define STAGE_BYTES (SCL_FLASH_PROGRAM_UNIT > CHUNK_BYTES ? SCL_FLASH_PROGRAM_UNIT : CHUNK_BYTES)
 
 _Static_assert(SCL_FLASH_SIZE % SCL_FLASH_SECTOR == 0, "whole sectors");
 _Static_assert(SCL_FLASH_SECTOR % SCL_GRANULE == 0 && SCL_GRANULE % SCL_FLASH_PROGRAM_UNIT == 0, "granule");
 _Static_assert(SCL_FLASH_SIZE / SCL_GRANULE <= 65535u, "addresses have 16 bits, of which 0xFFFF means none");
 _Static_assert(SCL_SECTOR_ROOM >= SCL_GRANULE, "room for records");
-_Static_assert(64u % SCL_FLASH_PROGRAM_UNIT == 0 || SCL_FLASH_PROGRAM_UNIT % 64u == 0, "staging");
+_Static_assert(CHUNK_BYTES % SCL_FLASH_PROGRAM_UNIT == 0 || SCL_FLASH_PROGRAM_UNIT % CHUNK_BYTES == 0, "staging");
 
 scl_journal_t scl_journal;
 
@@ -31,7 +32,10 @@ typedef struct {
   uint8_t ours; /* of this model */
 } header_t;
 
-/* Bytes on their way to the flash: programs whole units, reads back what it wrote. */
+/*
+ * Bytes on their way to the flash: programs whole units, reads back what it wrote.  It joins what is small; what is
+ * large goes from where it lies.
+ */
 typedef struct {
   uint32_t address, fill;
   uint8_t bytes[STAGE_BYTES];
@@ -54,7 +58,7 @@ static scl_status_t flash_read(uint32_t address, void *data, uint32_t size) {
 }
 
 static scl_status_t verify(uint32_t address, const uint8_t *data, uint32_t size) {
-  uint8_t back[32];
+  _Alignas(4) uint8_t back[CHUNK_BYTES]; /* compared by words where `data` is aligned, too */
   for (uint32_t done = 0; done < size; done += sizeof back) {
     const uint32_t n = size - done < sizeof back ? size - done : (uint32_t)sizeof back;
     if (flash_read(address + done, back, n) != SCL_OK || memcmp(back, data + done, n) != 0) {
@@ -81,6 +85,17 @@ static void stage_begin(uint32_t address) {
 static scl_status_t stage_write(const void *data, uint32_t size) {
   const uint8_t *from = data;
   while (size > 0) {
+    if (stage.fill == 0 && size >= STAGE_BYTES) {
+      const uint32_t whole = size / SCL_FLASH_PROGRAM_UNIT * SCL_FLASH_PROGRAM_UNIT;
+      const scl_status_t status = program(stage.address, from, whole);
+      if (status != SCL_OK) {
+        return status;
+      }
+      stage.address += whole;
+      from += whole;
+      size -= whole;
+      continue;
+    }
     const uint32_t room = STAGE_BYTES - stage.fill;
     const uint32_t n = size < room ? size : room;
     memcpy(&stage.bytes[stage.fill], from, n);
@@ -247,17 +262,17 @@ scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void
   }
 }
 
-scl_status_t scl_journal_read(scl_address_t address, uint32_t offset, void *data, uint32_t size) {
-  return flash_read((uint32_t)address * SCL_GRANULE + offset, data, size);
+scl_status_t scl_journal_read(scl_address_t address, void *data, uint32_t size) {
+  return flash_read((uint32_t)address * SCL_GRANULE, data, size);
 }
 
 static scl_status_t copy_once(scl_address_t from, uint32_t size, scl_address_t *to) {
   scl_status_t status = SCL_OK;
   *to = place(size);
   for (uint32_t done = 0; done < size && status == SCL_OK;) {
-    uint8_t chunk[32];
+    _Alignas(4) uint8_t chunk[CHUNK_BYTES];
     const uint32_t n = size - done < sizeof chunk ? size - done : (uint32_t)sizeof chunk;
-    status = scl_journal_read(from, done, chunk, n);
+    status = flash_read((uint32_t)from * SCL_GRANULE + done, chunk, n);
     if (status == SCL_OK) {
       status = stage_write(chunk, n);
     }
@@ -376,7 +391,7 @@ scl_status_t scl_journal_snapshot_end(void) {
 static uint32_t payload_crc(uint32_t sector, uint32_t size) {
   uint32_t crc = 0;
   for (uint32_t done = 0; done < size;) {
-    uint8_t chunk[64];
+    _Alignas(4) uint8_t chunk[CHUNK_BYTES];
     const uint32_t n = size - done < sizeof chunk ? size - done : (uint32_t)sizeof chunk;
     if (flash_read(sector * SCL_FLASH_SECTOR + SCL_SECTOR_HEADER + done, chunk, n) != SCL_OK) {
       return ~crc;

@@ -51,7 +51,8 @@ static inline uint32_t scl_journal_free(void) { return SCL_SECTORS - scl_journal
 scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
                                 scl_address_t *address);
 
-scl_status_t scl_journal_read(scl_address_t address, uint32_t offset, void *data, uint32_t size);
+/* The first `size` bytes of a record. */
+scl_status_t scl_journal_read(scl_address_t address, void *data, uint32_t size);
 
 #if SCL_FLASH_MAPPED
 /* Where a record can be read in place. */

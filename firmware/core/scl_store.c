@@ -13,8 +13,11 @@ _Static_assert(SCL_SAMPLE_BYTES <= SCL_SECTOR_ROOM && SCL_LOGITS_BYTES <= SCL_SE
 scl_table_t scl_table;
 scl_slots_t scl_slots;
 
-#if !SCL_FLASH_MAPPED
-static uint8_t sample_bytes[SCL_SAMPLE_BYTES];
+#if SCL_FLASH_MAPPED
+#define SAMPLE_MEMORY NULL
+#else
+static _Alignas(4) uint8_t sample_bytes[SCL_SAMPLE_BYTES];
+#define SAMPLE_MEMORY sample_bytes
 #endif
 
 /* What a replay record of logits takes; only DER++ keeps any. */
@@ -202,22 +205,31 @@ scl_status_t scl_store_put_sample(const scl_sample_t *sample, scl_address_t *add
   return scl_journal_append(head, sizeof head, sample->x, SCL_N_STORED, address);
 }
 
-scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample) {
+/* A record whose checksum is right: in place where flash is memory-mapped, else read into `memory`.  NULL: damaged. */
+static const uint8_t *read_record(scl_address_t address, uint8_t *memory, uint32_t size) {
 #if SCL_FLASH_MAPPED
+  (void)memory;
   const uint8_t *raw = scl_journal_map(address);
 #else
-  const uint8_t *raw = sample_bytes;
-  const scl_status_t status = scl_journal_read(address, 0, sample_bytes, SCL_SAMPLE_BYTES);
-  if (status != SCL_OK) {
-    return status;
+  const uint8_t *raw = memory;
+  if (scl_journal_read(address, memory, size) != SCL_OK) {
+    return NULL;
   }
 #endif
+  return scl_crc32(0, raw + 4, size - 4u) == scl_get_u32(raw) ? raw : NULL;
+}
+
+scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample) {
+  const uint8_t *raw = read_record(address, SAMPLE_MEMORY, SCL_SAMPLE_BYTES);
+  if (raw == NULL) {
+    return SCL_ERR_STORE;
+  }
   sample->crc = scl_get_u32(raw);
   sample->id = scl_get_u16(raw + 4);
   sample->task = raw[6];
   sample->label = raw[7];
   sample->x = (const scl_stored_t *)(raw + SCL_RECORD_HEAD);
-  return scl_crc32(0, raw + 4, SCL_SAMPLE_BYTES - 4u) == sample->crc ? SCL_OK : SCL_ERR_STORE;
+  return SCL_OK;
 }
 
 scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address) {
@@ -227,18 +239,15 @@ scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *log
 }
 
 scl_status_t scl_store_get_logits(scl_address_t address, int16_t *logits) {
-  uint8_t head[SCL_RECORD_HEAD];
-  scl_status_t status = scl_journal_read(address, 0, head, sizeof head);
-  if (status == SCL_OK) {
-    status = scl_journal_read(address, SCL_RECORD_HEAD, logits, 2u * SCL_N_CLASSES);
+  _Alignas(4) uint8_t memory[SCL_LOGITS_BYTES];
+  const uint8_t *raw = read_record(address, memory, SCL_LOGITS_BYTES);
+  if (raw == NULL) {
+    return SCL_ERR_STORE;
   }
-  if (status != SCL_OK) {
-    return status;
-  }
-  const uint32_t crc = scl_crc32(scl_crc32(0, head + 4, 4), logits, 2u * SCL_N_CLASSES);
-  return crc == scl_get_u32(head) ? SCL_OK : SCL_ERR_STORE;
+  memcpy(logits, raw + SCL_RECORD_HEAD, 2u * SCL_N_CLASSES);
+  return SCL_OK;
 }
 
 scl_status_t scl_store_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD]) {
-  return scl_journal_read(address, 0, head, SCL_RECORD_HEAD);
+  return scl_journal_read(address, head, SCL_RECORD_HEAD);
 }

@@ -15,6 +15,7 @@
 #include "uart_16550.h"
 
 #define UART5 0x7E784000U
+#define UART5_INTERRUPT 8U
 
 #define FMC_CONFIG 0x7E620000U /* FMC00 */
 #define FMC_CE0_CONTROL 0x7E620010U /* FMC10 */
@@ -31,8 +32,8 @@
 #define SYST_BITS 24U
 #define SYST_MAX 0x00FFFFFFU
 
-/* A poll takes about 30 cycles of the 200 MHz core on the bus: about 20 ms. */
-#define READ_POLLS 133000U
+/* A poll takes about 10 cycles of the 200 MHz core: about 20 ms. */
+#define READ_POLLS 400000U
 
 /* SST25VF032B: 20h erases 4 KiB.  Its status register has no error bits. */
 static const scl_spi_nor_t flash = {.erase_opcode = 0x20, .error_bits = 0};
@@ -46,9 +47,14 @@ void scl_cortexm_systick(void)
   systick_wraps = systick_wraps + 1U;
 }
 
+void scl_cortexm_interrupt(void)
+{
+  uart_16550_interrupt(UART5);
+}
+
 void scl_port_init(void)
 {
-  uart_16550_init(UART5);
+  uart_16550_init(UART5, UART5_INTERRUPT);
 
   SCL_REG32(SYST_RVR) = SYST_MAX;
   SCL_REG32(SYST_CVR) = 0;
@@ -108,14 +114,36 @@ void scl_spi_end(void)
   SCL_REG32(FMC_CE0_CONTROL) = CONTROL_USER_MODE | CONTROL_CE_INACTIVE;
 }
 
-/* In user mode an access of 4 bytes to the window moves 4 bytes, lowest first:
- * a quarter of the bus accesses. */
+/*
+ * In user mode an access of 4 bytes to the window moves 4 bytes, lowest first: a quarter of the bus
+ * accesses.  Word by word, not by a load of many registers: one that an interrupt cuts short may be
+ * done again from its beginning, and what it had read is gone.
+ */
+static inline void send_word(const uint8_t *data)
+{
+  uint32_t word;
+  memcpy(&word, data, sizeof word);
+  SCL_REG32(FMC_CE0_WINDOW) = word;
+}
+
+static inline void receive_word(uint8_t *data)
+{
+  const uint32_t word = SCL_REG32(FMC_CE0_WINDOW);
+  memcpy(data, &word, sizeof word);
+}
+
+#define BURST 32U /* bytes moved without a look at how many are left */
+
 void scl_spi_write(const uint8_t *data, uint32_t size)
 {
+  for (; size >= BURST; size -= BURST, data += BURST) {
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < BURST; i += 4U) {
+      send_word(data + i);
+    }
+  }
   for (; size >= 4U; size -= 4U, data += 4) {
-    uint32_t word;
-    memcpy(&word, data, sizeof word);
-    SCL_REG32(FMC_CE0_WINDOW) = word;
+    send_word(data);
   }
   for (; size > 0U; --size) {
     SCL_REG8(FMC_CE0_WINDOW) = *data++;
@@ -124,9 +152,14 @@ void scl_spi_write(const uint8_t *data, uint32_t size)
 
 void scl_spi_read(uint8_t *data, uint32_t size)
 {
+  for (; size >= BURST; size -= BURST, data += BURST) {
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < BURST; i += 4U) {
+      receive_word(data + i);
+    }
+  }
   for (; size >= 4U; size -= 4U, data += 4) {
-    const uint32_t word = SCL_REG32(FMC_CE0_WINDOW);
-    memcpy(data, &word, sizeof word);
+    receive_word(data);
   }
   for (; size > 0U; --size) {
     *data++ = SCL_REG8(FMC_CE0_WINDOW);
