@@ -16,7 +16,7 @@ from generator import __version__
 from generator.arena import Placement, arena_bytes, captures, place
 from generator.artefacts import Layer, Method, Model, Op, position_bytes
 from generator.boards import ROOT, Board
-from generator.plan import active_errors, max_payload, max_sums, spread, widest_block
+from generator.plan import active_words, mask_space, max_payload, max_sums
 from generator.render_layers import LayerView, frozen_views, views
 
 TEMPLATES = ROOT / "templates"
@@ -83,9 +83,8 @@ def _context(model: Model, board: Board) -> dict[str, Any]:
         "position_bytes": position_bytes(model),
         "max_payload": max_payload(model, board),
         "max_sums": max_sums(model),
-        "active": active_errors(model),
-        "max_block": widest_block(model),
-        "spread": spread(model),
+        "active": active_words(model),
+        "mask_space": mask_space(model),
         "arena_values": arena_bytes(model) // 2,
         "placements": place(model),
         "place_of": _place,

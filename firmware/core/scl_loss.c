@@ -84,20 +84,31 @@ static uint32_t cross_entropy(uint32_t sum, uint32_t t_label) {
   return (scl_min_u32(l2, 65535u) * 45426u) >> 16;
 }
 
-uint32_t scl_loss_cross_entropy(const int16_t *z, uint32_t label, const uint8_t *class_task, int32_t task, int16_t *e) {
-  const int32_t m = largest(z, class_task, task);
+/* Leaves the exponentials in e, as unsigned values and 0 for classes outside of the set; returns their sum. */
+static uint32_t exponentials(const int16_t *z, int32_t m, const uint8_t *class_task, int32_t task, int16_t *e) {
   uint32_t sum = 0;
   for (uint32_t c = 0; c < SCL_N_CLASSES; c++) {
-    if (task < 0 || class_task[c] == task) {
-      sum += exp_negative(exponent(m, z[c]));
+    const uint32_t ex = task < 0 || class_task[c] == task ? exp_negative(exponent(m, z[c])) : 0u;
+    e[c] = (int16_t)(uint16_t)ex;
+    sum += ex;
+  }
+  return sum;
+}
+
+uint32_t scl_loss_cross_entropy(const int16_t *z, uint32_t label, const uint8_t *class_task, int32_t task, int16_t *e) {
+  const int32_t m = largest(z, class_task, task);
+  const uint32_t sum = exponentials(z, m, class_task, task, e);
+  for (uint32_t c = 0; c < SCL_N_CLASSES; c++) {
+    const uint32_t ex = (uint16_t)e[c];
+    if (ex != 0) { /* else the quotient is 0 too, and most are */
+      e[c] = (int16_t)(((ex << 14) + sum / 2u) / sum);
     }
   }
-  for (uint32_t c = 0; c < SCL_LOGITS_PAD; c++) {
+  for (uint32_t c = SCL_N_CLASSES; c < SCL_LOGITS_PAD; c++) {
     e[c] = 0;
-    if (c < SCL_N_CLASSES && (task < 0 || class_task[c] == task)) {
-      const uint32_t p = ((exp_negative(exponent(m, z[c])) << 14) + sum / 2u) / sum;
-      e[c] = (int16_t)((int32_t)p - (c == label ? 16384 : 0));
-    }
+  }
+  if (task < 0 || class_task[label] == task) {
+    e[label] = (int16_t)(e[label] - 16384);
   }
   return cross_entropy(sum, exponent(m, z[label]));
 }

@@ -45,18 +45,20 @@ void scl_net_apply(void);
 typedef union {
   struct {
     int32_t sums[SCL_MAX_SUMS];
-    scl_active_t active[SCL_ACTIVE * SCL_MAX_BLOCK];
+    int32_t active[SCL_ACTIVE]; /* lists of errors, scl_conv.h */
   };
 #if SCL_N_MASKED > 0
-  uint32_t histogram[256];
   struct {
-#if SCL_SPREAD_SUMS > 0
-    int32_t d[SCL_SPREAD_SUMS], m[SCL_SPREAD_SUMS];
+    uint16_t line[SCL_MASK_PLACES]; /* of one line: scores, places that grow, or the order its entries get */
+#if SCL_GROWTH_GRADIENT
+    uint8_t reach[SCL_MASK_PLACES]; /* of each place: whether a gradient can matter there */
 #endif
-    int16_t weight[SCL_SPREAD_WEIGHTS];
-    uint16_t grow[SCL_SPREAD_LINES];
-    uint8_t flag[256];
-  } spread;
+    union {
+      scl_pos_t histogram[256];
+      uint16_t grow[SCL_MASK_LINES];      /* entries to grow on each line */
+      int16_t weight[SCL_MASK_WEIGHTS];   /* of one line, while its order changes */
+    };
+  } mask;
 #endif
 } scl_scratch_t;
 
