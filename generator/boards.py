@@ -7,7 +7,7 @@ import difflib
 import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from generator.errors import UserError
 
@@ -20,12 +20,23 @@ class _Facts(BaseModel):
 
 
 class Memory(_Facts):
-    """RAM and code flash in bytes; ``shared``: code lies in the same RAM as data."""
+    """RAM and code flash in bytes.
+
+    ``shared``: code lies in the same RAM as data. ``code_in_ram``: start-up copies the functions that a training
+    step spends its time in to RAM, as reading flash makes the core wait.
+    """
 
     ram_bytes: int
     flash_bytes: int
     shared: bool
     stack_bytes: int
+    code_in_ram: bool = False
+
+    @model_validator(mode="after")
+    def _one_copy(self) -> Memory:
+        if self.shared and self.code_in_ram:
+            raise ValueError("code_in_ram: code that shares a RAM with data (shared) is there already")
+        return self
 
 
 class Store(_Facts):
@@ -60,11 +71,16 @@ class Timer(_Facts):
 
 
 class LinkFacts(_Facts):
-    """Serial line: payload limit in bytes, baud rate, training steps in one request."""
+    """Serial line: payload limit in bytes, baud rate, training steps in one request.
+
+    ``window``: requests that may be under way at once, so that what arrives
+    while the board works is not lost; 1 for a receiver without a buffer.
+    """
 
     max_payload: int
     baud: int
     steps_per_request: int
+    window: int = Field(default=1, ge=1, le=16)
 
 
 class Emulator(_Facts):

@@ -34,8 +34,11 @@ CODE_PER_SPARSE_CONV = 4800
 CODE_PER_STEP = 800
 """... and of a layer without weights."""
 
-ACTIVE_ERROR_BYTES = 6
-"""``scl_active_t``."""
+HOT_CODE = 4096
+"""Functions in RAM besides the layers' own, in bytes, where a board has them there."""
+
+CODE_IN_RAM = "code in RAM"
+"""Name of that region."""
 
 
 LIFE_WIDTH = 24
@@ -118,45 +121,48 @@ def plan(model: Model, board: Board) -> Plan:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Work space of a mask update: one line of a panel spread out by place (``scl_net.h``), in values."""
+class MaskSpace:
+    """Work space of a mask update: what it keeps of one line of a panel (``scl_net.h``), in values."""
 
+    places: int
     weights: int
-    sums: int
     lines: int
 
-    @property
-    def size(self) -> int:
+    def size(self, model: Model) -> int:
         """Bytes."""
-        return 8 * self.sums + 2 * self.weights + 2 * self.lines + 256
+        reach = self.places * (model.learning.growth is Growth.GRADIENT)
+        return 2 * self.places + reach + max(256 * position_bytes(model), 2 * self.weights, 2 * self.lines)
 
 
-def spread(model: Model) -> Spread:
-    """The longest line and the most lines of all sparse layers; gradient sums move along when a convolution grows."""
+def mask_space(model: Model) -> MaskSpace:
+    """The longest line and the most lines of all sparse layers."""
     sparse = [(layer, p) for layer in model.layers if layer.sparse for p in layer.panels]
-    moves = captures(model) and model.learning.tdm and model.learning.growth is Growth.RANDOM
-    return Spread(
+    return MaskSpace(
+        places=max((p.places for _, p in sparse), default=0),
         weights=max((p.places * layer.block for layer, p in sparse), default=0),
-        sums=max((p.places * layer.block for layer, p in sparse if layer.op is Op.CONV and moves), default=0),
         lines=max((layer.lines for layer, _ in sparse), default=0),
     )
 
 
-def active_errors(model: Model) -> int:
-    """Entries of the list of errors that the backward pass of a convolution walks, for one output channel."""
-    return max((layer.active for _, layer in model.weighted if layer.op is Op.CONV), default=1)
+def active_words(model: Model) -> int:
+    """Words of the lists of errors that the backward pass of a convolution walks, those of one line at a time.
 
-
-def widest_block(model: Model) -> int:
-    """The largest block of a convolution that learns."""
-    return max((layer.block for _, layer in model.weighted if layer.op is Op.CONV), default=1)
+    An error and its step take two words, a step alone one; the entries of a list are even in number.
+    """
+    with_error = needs_error(model.layers)
+    lists = [
+        layer.block * (layer.active + layer.active % 2) * (2 if with_error[layer.inputs[0]] else 1)
+        for layer in model.layers
+        if layer.op is Op.CONV
+    ]
+    return max(lists, default=1)
 
 
 def work_bytes(model: Model) -> int:
     """``scl_scratch_t``: sums and active errors of a pass, or what a mask update needs."""
-    work = 4 * max_sums(model) + ACTIVE_ERROR_BYTES * active_errors(model) * widest_block(model)
+    work = 4 * max_sums(model) + 4 * active_words(model)
     if any(layer.sparse for layer in model.layers):
-        work = max(work, 1024, spread(model).size)
+        work = max(work, mask_space(model).size(model))
     return -(-work // 4) * 4
 
 
@@ -221,6 +227,11 @@ def factor_bytes(model: Model) -> int:
     return total
 
 
+def receive_ring(board: Board, payload: int) -> int:
+    """Bytes for the requests that wait while a board works on one (firmware/port/uart_16550.h); a PC needs none."""
+    return 0 if board.core == "host" else (board.link.window - 1) * (payload + payload // 254 + 12)
+
+
 def _ram(model: Model, board: Board) -> tuple[Row, ...]:
     position = position_bytes(model)
     parameters = [parameter_bytes(layer, position) for layer in model.layers]
@@ -243,8 +254,9 @@ def _ram(model: Model, board: Board) -> tuple[Row, ...]:
             f"{model.learning.capacity} slots; the samples are in flash",
         ),
         Row("sample buffer", sample, "one sample read from SPI flash" if sample else "none: flash is memory-mapped"),
-        Row("serial buffers", 2 * (payload + 8), f"payload {payload}"),
+        Row("serial buffers", 2 * (payload + 8) + receive_ring(board, payload), f"payload {payload}"),
         Row("engine", ENGINE_RAM, ""),
+        Row(CODE_IN_RAM, _hot(model) if board.memory.code_in_ram else 0, "estimate; copied from flash at start"),
         Row("stack", board.memory.stack_bytes, ""),
     ]
     return tuple(row for row in rows if row.size)
@@ -262,6 +274,11 @@ def _flash(model: Model) -> tuple[Row, ...]:
         Row("frozen layers", frozen, "constants"),
     )
     return tuple(row for row in rows if row.size)
+
+
+def _hot(model: Model) -> int:
+    """Code that runs in RAM (``SCL_HOT``): all passes of the layers that learn."""
+    return HOT_CODE + sum(_code(layer, frozen=False) for layer in model.layers)
 
 
 def _code(layer: Layer, *, frozen: bool) -> int:

@@ -12,7 +12,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from generator.errors import BoardError
-from generator.plan import Plan
+from generator.plan import CODE_IN_RAM, Plan
 
 _ALLOC, _WRITE = 0x2, 0x1
 
@@ -35,12 +35,15 @@ def measure(path: Path, plan: Plan) -> ImageSizes:
         with path.open("rb") as file:
             elf = ELFFile(file)
             constant, variable = _sections(elf)
+            hot = elf.get_section_by_name(".hot")
             initial = _symbols(elf, lambda name: name.endswith("_initial"))
             frozen = _symbols(elf, lambda name: name.startswith("prefix"))
     except (OSError, ELFError) as error:
         raise BoardError(f"{path} cannot be read as a firmware image: {error}") from error
     ram = {row.name: row.size for row in plan.ram}
-    ram["engine"] = variable - sum(size for name, size in ram.items() if name not in ("engine", "stack"))
+    ram["engine"] = variable - sum(size for name, size in ram.items() if name not in ("engine", "stack", CODE_IN_RAM))
+    if CODE_IN_RAM in ram:
+        ram[CODE_IN_RAM] = hot["sh_size"] if hot else 0
     flash = {"engine code": constant - initial - frozen, "initial model": initial, "frozen layers": frozen}
     return ImageSizes(ram, {name: size for name, size in flash.items() if size})
 

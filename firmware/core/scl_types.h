@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "scl_config.h"
+#include "scl_hot.h"
 
 /* Negated, these are the error codes of docs/protocol.md. */
 typedef enum {
@@ -20,7 +21,8 @@ typedef enum {
   SCL_ERR_WRONG_ORDER = -7,
   SCL_ERR_STORE_FULL = -8,
   SCL_ERR_STORE = -9,
-  SCL_ERR_TOO_MANY = -10
+  SCL_ERR_TOO_MANY = -10,
+  SCL_ERR_OUT_OF_TURN = -11
 } scl_status_t;
 
 #if SCL_INPUT_SIGNED
@@ -59,6 +61,13 @@ typedef uint16_t scl_address_t;
 
 /* Inner loops run over a handful of weights: the loop's own instructions would cost as much as the work. */
 #define SCL_UNROLL _Pragma("GCC unroll 4")
+#define SCL_UNROLL_ALL _Pragma("GCC unroll 8")
+
+/*
+ * An address is a register of its own from here on: else gcc adds the offset it has in a larger array to every index, or
+ * computes it anew after a loop.
+ */
+#define SCL_KEEP(address) __asm__("" : "+r"(address))
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "state regions are sent and stored as they lie in memory: little-endian only"

@@ -48,8 +48,9 @@ uint32_t scl_port_ticks(void);
  * The journal's flash partition; addresses count from its beginning.
  * All return 0, or a negative number when the flash reports an error.
  *   read     any address, any size
- *   program  address and size are multiples of SCL_FLASH_PROGRAM_UNIT; only
- *            ever on erased bytes; returns when the data is in the flash
+ *   program  address and size are multiples of SCL_FLASH_PROGRAM_UNIT, data is
+ *            aligned to nothing; only ever on erased bytes; returns when the
+ *            data is in the flash
  *   erase    the sector that begins at address; returns when it is done
  */
 int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size);

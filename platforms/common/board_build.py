@@ -38,6 +38,11 @@ def load_board(name: str, root: Path = ROOT) -> dict[str, Any]:
         return tomllib.load(file)
 
 
+def code_in_ram(board: Mapping[str, Any]) -> bool:
+    """Whether start-up copies the functions marked SCL_HOT to RAM."""
+    return bool(board["memory"].get("code_in_ram", False))
+
+
 def memory_ld(board: Mapping[str, Any]) -> str:
     """memory.ld, which firmware/port/cortexm/cortexm.ld includes."""
     memory = board["memory"]
@@ -48,6 +53,7 @@ def memory_ld(board: Mapping[str, Any]) -> str:
         lines += ["MEMORY", "{", f"  RAM (rwx) : {ram}", "}", 'REGION_ALIAS("CODE", RAM);']
     else:
         lines += ["MEMORY", "{", f"  CODE (rx) : {code}", f"  RAM (rwx) : {ram}", "}"]
+    lines.append(f'REGION_ALIAS("HOT", {"RAM" if code_in_ram(board) else "CODE"});')
     lines.append(f"scl_stack_size = {memory['stack_bytes']};")
     return "\n".join(lines) + "\n"
 
@@ -142,9 +148,12 @@ def size_report(board: Mapping[str, Any], elf: str) -> str:
         data = size.get(".data", 0) + size.get(".bss", 0)
         return f"{board['name']}: code {size.get('.text', 0)}, static data {data} bytes"
     data_init = size.get(".data", 0)
-    code = size.get(".text", 0) + size.get(".ARM.exidx", 0) + data_init
+    hot = size.get(".hot", 0)
+    code = size.get(".text", 0) + size.get(".ARM.exidx", 0) + hot + data_init
     stack = size.get(".stack", 0)
     ram = data_init + size.get(".bss", 0) + size.get(".noinit", 0) + stack
+    if code_in_ram(board):
+        ram += hot
     if memory["shared"]:
         total = code + ram - data_init
         return (

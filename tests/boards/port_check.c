@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "scl_board.h"
+#include "scl_hot.h"
 #include "scl_port.h"
 
 int main(void);
@@ -78,7 +79,9 @@ static void read(void)
   scl_port_write(buffer, size);
 }
 
-static void measure(void)
+void measure(void);
+
+__attribute__((noinline)) SCL_HOT void measure(void)
 {
   uint32_t rounds = get(4), state = constant;
   const uint32_t begin = scl_port_ticks();

@@ -7,16 +7,20 @@ cores compute that with instructions of their own.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
-from generator import boards
+from generator import boards, plan
 from generator.artefacts import Growth, Method, Model, SingleHead
 from generator.boards import ROOT
 from host_tools import protocol
 from host_tools.emulator import Emulator
+from host_tools.image import measure
 from host_tools.protocol import Command
 from host_tools.reference import Device
 from tests.firmware.native import Teacher, Twin, board_build, compile_c, generate
@@ -24,7 +28,7 @@ from tests.host_tools.reference.models import random_conv_model, random_model
 
 pytestmark = pytest.mark.board
 
-BOARDS = ("microbit", "emcraft_sf2", "ast1030_evb")
+BOARDS = ("microbit", "emcraft_sf2", "ast1030_evb", "mps3_an547")
 
 MODELS = [
     random_model(
@@ -56,7 +60,7 @@ MODELS = [
 
 # Every kind of layer is in one of them: residual connections, depthwise convolutions and ReLU6 in all,
 # kernels with so many positions that they need two panels on the larger boards.
-CONVOLUTIONS = [("microbit", 18), ("emcraft_sf2", 2), ("ast1030_evb", 7)]
+CONVOLUTIONS = [("microbit", 18), ("emcraft_sf2", 2), ("ast1030_evb", 7), ("mps3_an547", 7)]
 MORE_CONVOLUTIONS = [(board, seed) for seed in (0, 1, 4, 6, 11, 23) for board in BOARDS]
 
 
@@ -84,9 +88,10 @@ class EmulatedBoard:
         return self.emulator.log_path.read_text(errors="replace")
 
 
-def cross_build(model: Model, board: str, folder: Path) -> Path:
+def cross_build(model: Model, board: str, folder: Path, code_in_ram: bool = False) -> Path:
     """As the platform's builder does it."""
     facts = board_build.load_board(board)
+    facts["memory"]["code_in_ram"] = code_in_ram
     if shutil.which(board_build.tool(facts, "gcc")) is None or shutil.which(facts["emulator"]["program"]) is None:
         pytest.skip("no cross compiler or no emulator")
     generated = generate(model, boards.load_board(board), folder)
@@ -124,6 +129,38 @@ def test_random_models(board: str, number: int, tmp_path: Path) -> None:
         device = twin.device
         assert min(device.saturated_activations, device.saturated_errors, device.guard_shifts) > 0
         assert protocol.statistics(twin.link).weights_at_clamp > 0
+        twin.close()
+    finally:
+        emulator.stop()
+
+
+def test_code_in_ram(tmp_path: Path) -> None:
+    """No board here needs it; the layers then run in RAM, as large as planned, and compute the same."""
+    board, model = "emcraft_sf2", MODELS[0]
+    facts = boards.load_board(board)
+    facts = facts.model_copy(update={"memory": facts.memory.model_copy(update={"code_in_ram": True})})
+    image = cross_build(model, board, tmp_path, code_in_ram=True)
+    with image.open("rb") as file:
+        symbols = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(symbols, SymbolTableSection)
+        passes = [s for s in symbols.iter_symbols() if re.match(r"l\d+_(forward|backward)", s.name)]
+    assert len(passes) == 2 * len(model.layers)
+    assert all(s["st_value"] >= board_build.load_board(board)["memory"]["ram_origin"] for s in passes)
+    memory = plan.plan(model, facts)
+    sizes = measure(image, memory)
+    assert 0 < sizes.ram[plan.CODE_IN_RAM] <= {row.name: row.size for row in memory.ram}[plan.CODE_IN_RAM]
+    assert sum(sizes.ram.values()) <= memory.ram_bytes
+
+    emulator = Emulator(tmp_path / "board", board)
+    try:
+        twin = Twin(model, EmulatedBoard(emulator, image))
+        teacher = Teacher(twin, 0)
+        teacher.begin((0, 1), 14, streamed=False, seed=0)
+        teacher.advance()
+        teacher.evaluate()
+        teacher.finish()
+        twin.check_dump()
+        assert twin.restart().restored
         twin.close()
     finally:
         emulator.stop()

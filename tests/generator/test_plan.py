@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from generator.arena import Placement, arena_bytes, eight_bit, keeps_alive, place
 from generator.artefacts import Activation, Growth, Method, Model, Op, SingleHead, needs_error
-from generator.boards import load_board
+from generator.boards import Memory, load_board
 from generator.plan import (
+    CODE_IN_RAM,
     DoesNotFit,
     Plan,
     captured_sums,
@@ -226,6 +228,18 @@ def test_advice_names_what_is_largest() -> None:
     with pytest.raises(DoesNotFit, match=r"does not fit: needs .* RAM"):
         check(plan(small(), tight))
     check(plan(small(), board))
+
+
+def test_code_in_ram_is_counted_once() -> None:
+    """A region where the board wants the copy; none where code lies in RAM anyway."""
+    board = load_board("emcraft_sf2")
+    moved = board.memory.model_copy(update={"code_in_ram": True})
+    here, there = (plan(small(), b) for b in (board, board.model_copy(update={"memory": moved})))
+    assert CODE_IN_RAM not in rows(here)
+    assert there.ram_bytes == here.ram_bytes + rows(there)[CODE_IN_RAM]
+    assert there.flash == here.flash
+    with pytest.raises(ValidationError, match="is there already"):
+        Memory(**{**moved.model_dump(), "shared": True})
 
 
 def test_table_shows_the_arena_of_a_graph() -> None:

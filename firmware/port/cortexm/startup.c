@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Start-up of every Cortex-M board: vector table, RAM initialisation, stack
- * painting, restart.  Armv6-M (Cortex-M0) to Armv7E-M; no vendor code.
+ * painting, restart.  Armv6-M (Cortex-M0) to Armv8.1-M; no vendor code.
  */
 #include <stdint.h>
 
@@ -13,6 +13,13 @@
  * (Armv6-M ARM B3.2.6): writes need the key; SYSRESETREQ is bit 2. */
 #define SCB_AIRCR 0xE000ED0CU
 #define AIRCR_SYSRESETREQ 0x05FA0004U
+
+/* Armv8-M ARM (DDI 0553), registers CPACR and CCR: Helium's instructions are
+ * coprocessors 10 and 11, off after reset; LOB is the cache of hardware loops. */
+#define SCB_CPACR 0xE000ED88U
+#define CPACR_CP10_CP11_FULL 0x00F00000U
+#define SCB_CCR 0xE000ED14U
+#define CCR_LOB 0x00080000U
 
 #define STACK_PAINT 0xA5A5A5A5U
 
@@ -26,6 +33,8 @@
 extern uint32_t scl_stack_bottom[], scl_stack_top[];
 extern uint32_t scl_data_begin[], scl_data_end[];
 extern const uint32_t scl_data_load[];
+extern uint32_t scl_hot_begin[], scl_hot_end[];
+extern const uint32_t scl_hot_load[];
 extern uint32_t scl_bss_begin[], scl_bss_end[];
 
 int main(void);
@@ -62,16 +71,31 @@ __attribute__((always_inline)) static inline void paint_stack(void)
   }
 }
 
+static void enable_helium(void)
+{
+#ifdef __ARM_FEATURE_MVE
+  SCL_REG32(SCB_CPACR) |= CPACR_CP10_CP11_FULL;
+  SCL_REG32(SCB_CCR) |= CCR_LOB;
+  __asm volatile("dsb\n\tisb" ::: "memory");
+#endif
+}
+
+/* What the loader has put in place already is left alone: data where code and
+ * data share one RAM, hot functions that stay in flash (board.toml). */
+static void load(uint32_t *to, const uint32_t *end, const uint32_t *from)
+{
+  while (to != from && to < end) {
+    *to++ = *from++;
+  }
+  __asm volatile("dsb\n\tisb" ::: "memory"); /* before any of it is executed */
+}
+
 void scl_reset_handler(void)
 {
+  enable_helium();
   paint_stack();
-
-  /* Where code and data share one RAM (board.toml: shared) the loader has put
-   * the data in place, and this copies it onto itself. */
-  const uint32_t *from = scl_data_load;
-  for (uint32_t *to = scl_data_begin; to < scl_data_end; ++to) {
-    *to = *from++;
-  }
+  load(scl_data_begin, scl_data_end, scl_data_load);
+  load(scl_hot_begin, scl_hot_end, scl_hot_load);
   for (uint32_t *word = scl_bss_begin; word < scl_bss_end; ++word) {
     *word = 0;
   }
@@ -120,11 +144,17 @@ static void fault(void)
   scl_port_restart();
 }
 
-/* Only the system exceptions: no port enables an external interrupt. */
+__attribute__((weak)) void scl_cortexm_interrupt(void)
+{
+}
+
+/* The system exceptions and, for one handler, the first external interrupts: a port enables at most one. */
 #define SYSTEM_EXCEPTIONS 16
+#define EXTERNAL_INTERRUPTS 16
+#define FOUR(vector) vector, vector, vector, vector
 typedef void (*vector_t)(void);
-extern const vector_t scl_vectors[SYSTEM_EXCEPTIONS];
-__attribute__((section(".vectors"), used)) const vector_t scl_vectors[SYSTEM_EXCEPTIONS] = {
+extern const vector_t scl_vectors[SYSTEM_EXCEPTIONS + EXTERNAL_INTERRUPTS];
+__attribute__((section(".vectors"), used)) const vector_t scl_vectors[SYSTEM_EXCEPTIONS + EXTERNAL_INTERRUPTS] = {
     (vector_t)(uintptr_t)scl_stack_top,
     scl_reset_handler,
     fault, /* NMI */
@@ -141,4 +171,8 @@ __attribute__((section(".vectors"), used)) const vector_t scl_vectors[SYSTEM_EXC
     0,
     fault, /* PendSV */
     scl_cortexm_systick,
+    FOUR(scl_cortexm_interrupt),
+    FOUR(scl_cortexm_interrupt),
+    FOUR(scl_cortexm_interrupt),
+    FOUR(scl_cortexm_interrupt),
 };
