@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from cobs import cobs
 
 REQUEST = 0x01
+NEXT = 0x02
+"""A request that the board executes only right after the one before it."""
 REPLY = 0x81
 DELIMITER = b"\0"
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and replies over a serial line: one at a time, retried, recorded.
+"""Requests and replies over a serial line: several under way at once, retried, recorded.
 
 The line is any pyserial URL: ``/dev/ttyACM0``, ``COM3``, a pseudo-terminal or
-``socket://127.0.0.1:4000``.
+``socket://127.0.0.1:4000``.  How lost frames are made good is described in
+docs/protocol.md, "Several requests under way".
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import contextlib
 import select
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,12 +24,12 @@ from generator.errors import BoardError, UserError
 
 from . import frame
 from .frame import Frame, Splitter
-from .recording import NOISE, RECEIVED, SENT, Recorder
+from .recording import NOISE, OUT_OF_TURN, RECEIVED, SENT, Recorder
 
 TRIES = 3
 """Requests sent before a silent board is given up."""
-BAD_FRAMES = 10
-"""Replies "bad frame" to one request before the line is given up."""
+SETBACKS = 10
+"""Times in a row that requests are sent again because the board says it missed some, before the line is given up."""
 
 SHORTEST_WAIT = 2.0
 """Seconds the first try waits at least, however quickly the board used to answer."""
@@ -52,6 +56,7 @@ ERRORS: dict[int, tuple[str, str]] = {
         "too many",
         "more samples than the board's table or replay buffer holds: use fewer per task",
     ),
+    OUT_OF_TURN: ("out of turn", "the board has restarted in the midst of its work: `sparcl stream --resume` goes on"),
 }
 
 
@@ -67,6 +72,87 @@ class DeviceError(BoardError):
         self.status = status
         self.name, advice = ERRORS.get(status, ("unknown error", "firmware and host tools differ: flash again"))
         super().__init__(f"the board refused command 0x{command:02x}: {self.name} (status {status}); {advice}")
+
+
+@dataclass
+class _Pending:
+    """A request under way."""
+
+    request: Frame
+    answer: Frame | None = None
+    repeated: bool = False
+    """Sent again because a later one was answered before it."""
+
+
+class _Flight:
+    """Requests under way, the oldest first.
+
+    A line keeps the order of what it carries.  So an answer to a request says
+    that those before it were executed, and that their replies were lost when
+    they have not come; a refusal "out of turn" says that one before it was lost.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.waiting: deque[_Pending] = deque()
+        self._link = link
+        self._due = 0
+        """Replies to come if no frame was lost since the last sending."""
+        self._stopped = False
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing more will come unless something is sent again."""
+        return self._stopped or self._due <= 0
+
+    def send(self, request: Frame) -> None:
+        """Send the next request."""
+        self.waiting.append(_Pending(request))
+        self._transmit(request)
+
+    def send_again(self) -> None:
+        """Send again whatever has no answer: the board repeats its replies to those it has executed."""
+        self._due = 0
+        self._stopped = False
+        for pending in self.waiting:
+            if pending.answer is None:
+                self._link.retries += 1
+                self._transmit(pending.request)
+
+    def take(self, got: Frame) -> bool:
+        """Note a reply; False when it answers nothing that is under way."""
+        if (got.sequence, got.command, got.status) == (0, 0, BAD_FRAME_STATUS):
+            self._due -= 1
+            return True
+        place = self._place(got)
+        if place is None:
+            return False
+        self._due -= 1
+        if got.status == OUT_OF_TURN and place > 0:
+            self._stopped = self._stopped or place == len(self.waiting) - 1
+            return True
+        self.waiting[place].answer = got
+        self._ask_for_lost_replies(place)
+        return True
+
+    def _place(self, got: Frame) -> int | None:
+        """Place of the request that a reply answers; None when it is the repetition of one that was answered."""
+        for place, pending in enumerate(self.waiting):
+            request = pending.request
+            if pending.answer is None and (got.sequence, got.command) == (request.sequence, request.command):
+                return place
+        return None
+
+    def _ask_for_lost_replies(self, place: int) -> None:
+        """Ask again for the replies to requests before ``place``, once."""
+        for pending in list(self.waiting)[:place]:
+            if pending.answer is None and not pending.repeated:
+                pending.repeated = True
+                self._link.retries += 1
+                self._transmit(pending.request)
+
+    def _transmit(self, request: Frame) -> None:
+        self._due += 1
+        self._link._send(request)
 
 
 class Link:
@@ -126,64 +212,79 @@ class Link:
         so that a lost frame does not cost the whole time-out.
         Raises DeviceError when the board refuses, LinkError when it is silent.
         """
-        self._sequence = (self._sequence + 1) & 0xFF
-        request = Frame(frame.REQUEST, self._sequence, command, 0, payload)
-        started = time.monotonic()
-        reply = self._ask(request, timeout)
-        self._slowest[command] = max(self._slowest.get(command, 0.0), time.monotonic() - started)
-        if reply.status:
-            raise DeviceError(command, reply.status)
-        return reply.payload
+        return next(self.requests(command, (payload,), 1, timeout))
 
-    def _ask(self, request: Frame, timeout: float) -> Frame:
+    def requests(self, command: int, payloads: Iterable[bytes], window: int, timeout: float) -> Iterator[bytes]:
+        """Send a request for each payload; the payloads of their replies, in order.
+
+        ``window``: how many may be under way at once, as the board allows.  The
+        board executes each once and in this order; after one that it refuses it
+        executes none of those behind it.  ``timeout`` and errors: as `request`.
+        """
+        source = iter(payloads)
+        flight = _Flight(self)
+        kind = frame.REQUEST
+        while True:
+            while len(flight.waiting) < window and (payload := next(source, None)) is not None:
+                self._sequence = (self._sequence + 1) & 0xFF
+                flight.send(Frame(kind, self._sequence, command, 0, payload))
+                kind = frame.NEXT
+            if not flight.waiting:
+                return
+            reply = self._first_answer(flight, command, timeout)
+            if reply.status:
+                raise DeviceError(command, reply.status)
+            yield reply.payload
+
+    def _first_answer(self, flight: _Flight, command: int, timeout: float) -> Frame:
+        """The answer to the oldest request under way, which is no longer so."""
         first = timeout
-        if request.command in self._slowest:
-            first = min(timeout, max(SHORTEST_WAIT, 20 * self._slowest[request.command]))
-        tries = bad_frames = 0
-        while tries < TRIES and bad_frames < BAD_FRAMES:
-            self._send(request)
-            reply = self._reply_to(request, timeout if tries else first)
-            if reply is None:
+        if command in self._slowest:
+            first = min(timeout, max(SHORTEST_WAIT, 20 * self._slowest[command]))
+        started = time.monotonic()
+        tries = setbacks = 0
+        while (answer := flight.waiting[0].answer) is None:
+            if flight.stalled:
+                setbacks += 1
+            elif not self._listen(flight, min(timeout, first * 4**tries) if tries < TRIES - 1 else timeout):
                 tries += 1
-            elif reply.status == BAD_FRAME_STATUS and reply.command == 0:
-                bad_frames += 1
             else:
-                return reply
-            self.retries += 1
-        if bad_frames >= BAD_FRAMES:
-            raise LinkError(f"{self.url}: the board receives damaged frames only; check the cable and the baud rate")
-        raise LinkError(
-            f"{self.url}: no answer to command 0x{request.command:02x} after {TRIES} tries. "
-            "Is this the board's port, does no other program use it, and is the firmware on it? "
-            "`sparcl flash` writes it"
-        )
+                continue
+            if setbacks == SETBACKS:
+                raise LinkError(
+                    f"{self.url}: the board receives damaged frames only; check the cable and the baud rate"
+                )
+            if tries == TRIES:
+                raise LinkError(
+                    f"{self.url}: no answer to command 0x{command:02x} after {TRIES} tries. "
+                    "Is this the board's port, does no other program use it, and is the firmware on it? "
+                    "`sparcl flash` writes it"
+                )
+            flight.send_again()
+        self._slowest[command] = max(self._slowest.get(command, 0.0), time.monotonic() - started)
+        flight.waiting.popleft()
+        return answer
+
+    def _listen(self, flight: _Flight, timeout: float) -> bool:
+        """Hand on received frames until one concerns the flight; False after the time-out."""
+        deadline = time.monotonic() + timeout
+        heard = False
+        while not heard:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            for chunk in self._splitter.feed(self._receive(left)):
+                got = frame.decode(chunk)
+                if got is None or got.kind != frame.REPLY:
+                    self._record(NOISE, chunk)
+                else:
+                    self._record(RECEIVED, got.body())
+                    heard = flight.take(got) or heard
+        return True
 
     def _send(self, request: Frame) -> None:
         self._record(SENT, request.body())
         self._write(request.encode())
-
-    def _reply_to(self, request: Frame, timeout: float) -> Frame | None:
-        """The reply to this request or "bad frame", passing over all else; None after the time-out."""
-        deadline = time.monotonic() + timeout
-        answer: Frame | None = None
-        while answer is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            for chunk in self._splitter.feed(self._receive(left)):
-                answer = self._take(chunk, request) or answer
-        return answer
-
-    def _take(self, chunk: bytes, request: Frame) -> Frame | None:
-        """Record one received chunk; the frame in it if it answers the request."""
-        got = frame.decode(chunk)
-        if got is None or got.kind != frame.REPLY:
-            self._record(NOISE, chunk)
-            return None
-        self._record(RECEIVED, got.body())
-        answers = (got.sequence, got.command) == (request.sequence, request.command)
-        damaged = (got.sequence, got.command, got.status) == (0, 0, BAD_FRAME_STATUS)
-        return got if answers or damaged else None
 
     def _record(self, kind: str, data: bytes) -> None:
         if self.recorder is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -22,7 +22,7 @@ from generator.errors import BoardError
 
 from .link import Link, LinkError
 
-VERSION = 1
+VERSION = 2
 
 
 class Command(IntEnum):
@@ -73,6 +73,9 @@ class Phase(IntEnum):
 RESTART, FACTORY = 0, 1
 DIGEST_FLAG = 1
 
+KEPT = 14
+"""Bytes a board needs to keep a reply, besides its payload."""
+
 REPLAY_SLOT = 12
 """Bytes of a slot in the dump region of the replay buffer."""
 
@@ -92,7 +95,7 @@ _SECONDS: dict[int, float] = {
     Command.RESET: SLOW,
 }
 
-_HELLO = struct.Struct("<B3B8s16sHHBBHHHHIIHIBBBBHHHHHHIBB")
+_HELLO = struct.Struct("<B3B8s16sHHBBHHBHHIIHIBBBBHHHHHHIBB")
 _TRAIN = struct.Struct("<HHHHBBHI")
 _STATISTICS = struct.Struct("<7QIIIIQHHHIIIIHIIIII")
 _U32 = struct.Struct("<I")
@@ -112,6 +115,7 @@ class Hello:
     input: int
     max_payload: int
     steps_per_request: int
+    window: int
     table_capacity: int
     replay_capacity: int
     sector: int
@@ -149,6 +153,7 @@ class Hello:
             self.input,
             self.max_payload,
             self.steps_per_request,
+            self.window,
             self.table_capacity,
             self.replay_capacity,
             self.sector,
@@ -194,6 +199,17 @@ class Evaluation:
     correct: int
     predicted: NDArray[np.uint8]
     logits: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class ReplayRecord:
+    """Request `replay`: one record for the replay buffer; ``seen``: samples offered to it so far, ``x``: (n_in,)."""
+
+    seen: int
+    id: int
+    task: int
+    label: int
+    x: NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -311,13 +327,33 @@ def samples_per_frame(hello: Hello) -> int:
 def evaluations_per_frame(hello: Hello) -> int:
     """Test samples that fit into one request and its reply."""
     request = (hello.max_payload - 1) // (1 + hello.n_in)
-    reply = (hello.max_payload - 1) // (1 + 2 * hello.n_classes)
-    return _at_least_one(min(255, request, reply))
+    reply = (_reply_room(hello) - 1) // _prediction_bytes(hello)
+    return _at_least_one(min(255, request, max(1, reply)))
 
 
 def steps_per_frame(hello: Hello) -> int:
-    """Training samples that fit into one streamed request."""
-    return _at_least_one(min(255, hello.steps_per_request, (hello.max_payload - 2) // (3 + hello.n_in)))
+    """Training samples that fit into one streamed request and its reply."""
+    request = (hello.max_payload - 2) // (3 + hello.n_in)
+    reply = (_reply_room(hello) - _training_bytes(0)) // 4
+    return _at_least_one(min(255, hello.steps_per_request, request, reply))
+
+
+def window(hello: Hello, reply: int) -> int:
+    """Requests that may be under way when each is answered by ``reply`` bytes: the board has to keep their replies."""
+    return max(1, min(hello.window, hello.max_payload // (reply + KEPT)))
+
+
+def _reply_room(hello: Hello) -> int:
+    """Bytes of the longest reply of which the board keeps the one before too, where it takes several requests."""
+    return hello.max_payload // 2 - KEPT if hello.window > 1 else hello.max_payload
+
+
+def _prediction_bytes(hello: Hello) -> int:
+    return 1 + 2 * hello.n_classes
+
+
+def _training_bytes(steps: int) -> int:
+    return _TRAIN.size + 4 + 4 * steps
 
 
 def hello(link: Link) -> Hello:
@@ -334,10 +370,18 @@ def task_begin(link: Link, classes: Sequence[int], n_samples: int, *, streamed: 
     )
 
 
-def samples(link: Link, first: int, labels: Iterable[int], x: NDArray[np.integer]) -> int:
-    """Store samples ``first``, ``first + 1``, ... on the board; how many it has of this task."""
-    reply = _ask(link, Command.SAMPLES, struct.pack("<H", first) + pack_labelled(labels, x))
-    return int(_unpack(struct.Struct("<H"), reply, "samples")[0])
+def samples(link: Link, state: Hello, labels: NDArray[np.integer], x: NDArray[np.integer]) -> Iterator[int]:
+    """Store the samples of a task that the board does not have yet; after each request, how many it has.
+
+    ``state``: the board's present hello.  ``labels``: (n,), ``x``: (n, n_in), of the whole task.
+    """
+    count = samples_per_frame(state)
+    requests = (
+        struct.pack("<H", first) + pack_labelled(labels[first : first + count], x[first : first + count])
+        for first in range(state.received, len(x), count)
+    )
+    for reply in _ask_in_turn(link, Command.SAMPLES, requests, window(state, 2)):
+        yield int(_unpack(struct.Struct("<H"), reply, "samples")[0])
 
 
 def train(link: Link, steps: int, *, digest: bool = True) -> TrainingReply:
@@ -345,31 +389,57 @@ def train(link: Link, steps: int, *, digest: bool = True) -> TrainingReply:
     return unpack_training(_ask(link, Command.TRAIN, struct.pack("<HB", steps, int(digest))))
 
 
-def step(
-    link: Link, ids: Iterable[int], labels: Iterable[int], x: NDArray[np.integer], *, digest: bool = True
-) -> TrainingReply:
-    """Train on these samples, which are the next ones of the task table."""
-    return unpack_training(_ask(link, Command.STEP, pack_steps(ids, labels, x, int(digest))))
+def steps(
+    link: Link,
+    state: Hello,
+    ids: NDArray[np.integer],
+    labels: NDArray[np.integer],
+    x: NDArray[np.integer],
+) -> Iterator[TrainingReply]:
+    """Train on these samples, which are the next ones of the task table.
+
+    ``ids``, ``labels``: (n,), ``x``: (n, n_in).  The board reports its state
+    digest as often as if it trained on stored samples.
+    """
+    count = steps_per_frame(state)
+
+    def request(first: int) -> bytes:
+        last = first + count
+        due = last >= len(ids) or last // state.steps_per_request > first // state.steps_per_request
+        return pack_steps(ids[first:last], labels[first:last], x[first:last], DIGEST_FLAG if due else 0)
+
+    requests = map(request, range(0, len(ids), count))
+    for reply in _ask_in_turn(link, Command.STEP, requests, window(state, _training_bytes(count))):
+        yield unpack_training(reply)
 
 
-def evaluate(link: Link, labels: Iterable[int], x: NDArray[np.integer], n_classes: int) -> Evaluation:
-    """Classify labelled samples."""
-    reply = _ask(link, Command.EVALUATE, pack_labelled(labels, x))
-    return unpack_evaluation(reply, len(x), n_classes)
+def evaluations(
+    link: Link, state: Hello, labels: NDArray[np.integer], x: NDArray[np.integer], n_classes: int
+) -> Iterator[Evaluation]:
+    """Classify labelled samples; ``labels``: (n,), ``x``: (n, n_in).  The replies cover them in order."""
+    count = evaluations_per_frame(state)
+    parts = [slice(first, first + count) for first in range(0, len(x), count)]
+    requests = (pack_labelled(labels[part], x[part]) for part in parts)
+    places = window(state, 1 + count * _prediction_bytes(state))
+    replies = _ask_in_turn(link, Command.EVALUATE, requests, places)
+    for part, reply in zip(parts, replies, strict=True):
+        yield unpack_evaluation(reply, len(x[part]), n_classes)
 
 
-def predict(link: Link, x: NDArray[np.integer]) -> tuple[int, NDArray[np.int16]]:
-    """Classify one sample (n_in,); the class and the logits (n_classes,)."""
-    reply = _ask(link, Command.PREDICT, x.tobytes())
-    if not reply:
-        raise _malformed("predict")
-    return reply[0], np.frombuffer(reply, "<i2", offset=1)
+def predictions(link: Link, state: Hello, x: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.int16]]]:
+    """Classify samples (n, n_in): of each the class and the logits (n_classes,)."""
+    requests = (row.tobytes() for row in x)
+    for reply in _ask_in_turn(link, Command.PREDICT, requests, window(state, _prediction_bytes(state))):
+        if len(reply) != _prediction_bytes(state):
+            raise _malformed("predict")
+        yield reply[0], np.frombuffer(reply, "<i2", offset=1)
 
 
-def replay(link: Link, seen: int, number: int, task: int, label: int, x: NDArray[np.integer]) -> int:
-    """Upload one replay record of a task the host trained; slots in use after it."""
-    reply = _ask(link, Command.REPLAY, struct.pack("<IHBB", seen, number, task, label) + x.tobytes())
-    return int(_unpack(struct.Struct("<H"), reply, "replay")[0])
+def replays(link: Link, state: Hello, records: Iterable[ReplayRecord]) -> Iterator[int]:
+    """Upload replay records of a task the host trained; after each, the slots in use."""
+    requests = (struct.pack("<IHBB", r.seen, r.id, r.task, r.label) + r.x.tobytes() for r in records)
+    for reply in _ask_in_turn(link, Command.REPLAY, requests, window(state, 2)):
+        yield int(_unpack(struct.Struct("<H"), reply, "replay")[0])
 
 
 def task_end(link: Link) -> tuple[int, int]:
@@ -455,6 +525,11 @@ def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
 
 def _ask(link: Link, command: Command, payload: bytes = b"") -> bytes:
     return link.request(command, payload, _SECONDS.get(command, 5.0))
+
+
+def _ask_in_turn(link: Link, command: Command, payloads: Iterable[bytes], places: int) -> Iterator[bytes]:
+    """Requests of one kind, several of them under way at once."""
+    return link.requests(command, payloads, places, _SECONDS.get(command, 5.0))
 
 
 def _unpack(layout: struct.Struct, data: bytes, name: str) -> tuple[Any, ...]:

@@ -29,6 +29,9 @@ KIND = "sparcl-recording"
 
 SENT, RECEIVED, NOISE, SESSION, END = ">", "<", "~", "S", "E"
 
+OUT_OF_TURN = 11
+"""Status of a request that the board did not execute because one before it was lost (docs/protocol.md)."""
+
 _LARGEST = 1 << 17
 """More bytes than one entry ever has (a frame is below 64 KiB)."""
 
@@ -129,20 +132,53 @@ def is_complete(path: Path) -> bool:
 
 def transactions(path: Path) -> Iterator[Transaction]:
     """What the board executed, in order: retries merged, damaged and repeated frames left out."""
-    pending: frame.Frame | None = None
+    waiting = _Waiting()
     for entry in entries(path):
         if entry.kind == SENT:
-            sent = _frame(path, entry)
-            if pending is not None and sent != pending:
-                yield Transaction(pending.command, pending.payload, None, b"")
-            pending = sent
-        elif entry.kind == RECEIVED and pending is not None:
-            got = _frame(path, entry)
-            if (got.sequence, got.command) == (pending.sequence, pending.command):
-                yield Transaction(pending.command, pending.payload, got.status, got.payload)
-                pending = None
-    if pending is not None:
-        yield Transaction(pending.command, pending.payload, None, b"")
+            yield from waiting.sent(_frame(path, entry))
+        elif entry.kind == RECEIVED:
+            yield from waiting.received(_frame(path, entry))
+        elif entry.kind == SESSION:
+            yield from waiting.given_up()
+    yield from waiting.given_up()
+
+
+class _Waiting:
+    """Requests of a recording whose replies are still to come, in the order in which the board executes them."""
+
+    def __init__(self) -> None:
+        self._requests: list[tuple[frame.Frame, frame.Frame | None]] = []
+
+    def sent(self, request: frame.Frame) -> Iterator[Transaction]:
+        """A request; one that starts anew ends the wait for those before it."""
+        if any(request == known for known, _ in self._requests):
+            return
+        if request.kind != frame.NEXT:
+            yield from self.given_up()
+        self._requests.append((request, None))
+
+    def received(self, reply: frame.Frame) -> Iterator[Transaction]:
+        """A reply, and with it all whose turn has come."""
+        if reply.status == OUT_OF_TURN:
+            return  # not executed, and sent again
+        for place, (request, answer) in enumerate(self._requests):
+            if answer is None and (reply.sequence, reply.command) == (request.sequence, request.command):
+                self._requests[place] = (request, reply)
+                if reply.status:  # none of those behind it is executed
+                    del self._requests[place + 1 :]
+                break
+        while self._requests and self._requests[0][1] is not None:
+            yield _transaction(*self._requests.pop(0))
+
+    def given_up(self) -> Iterator[Transaction]:
+        """All that is left."""
+        left, self._requests = self._requests, []
+        yield from (_transaction(*item) for item in left)
+
+
+def _transaction(request: frame.Frame, answer: frame.Frame | None) -> Transaction:
+    status, reply = (None, b"") if answer is None else (answer.status, answer.payload)
+    return Transaction(request.command, request.payload, status, reply)
 
 
 def _frame(path: Path, entry: Entry) -> frame.Frame:

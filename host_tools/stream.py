@@ -25,7 +25,7 @@ from generator.errors import BoardError, UserError
 
 from . import metrics, protocol
 from .link import Link
-from .protocol import Hello, Phase, Statistics, TrainingReply
+from .protocol import Hello, Phase, ReplayRecord, Statistics, TrainingReply
 from .recording import END, Header, Recorder
 
 if TYPE_CHECKING:
@@ -356,10 +356,12 @@ class _Session:
         for number, task in self.plan.uploads:
             ids = choose_records(task, self.state.replay_capacity, self.model.learning.seed)
             seen = len(task.y_train) * self.model.learning.epochs
-            for sent, i in enumerate(ids.tolist()):
-                if sent >= self.state.filled:
-                    protocol.replay(self.link, seen, i, number, int(task.y_train[i]), task.x_train[i])
-                    self.observer.uploading(task.name, sent + 1, len(ids))
+            records = (
+                ReplayRecord(seen, i, number, int(task.y_train[i]), task.x_train[i])
+                for i in ids[self.state.filled :].tolist()
+            )
+            for filled in protocol.replays(self.link, self.state, records):
+                self.observer.uploading(task.name, filled, len(ids))
         if self.plan.uploads:
             self.state = protocol.hello(self.link)
 
@@ -404,13 +406,8 @@ class _Session:
         self.state = protocol.hello(self.link)
 
     def _fill(self, task: Task) -> None:
-        total = len(task.y_train)
-        per_frame = protocol.samples_per_frame(self.state)
-        received = self.state.received
-        while received < total:
-            part = slice(received, received + per_frame)
-            received = protocol.samples(self.link, received, task.y_train[part], task.x_train[part])
-            self.observer.uploading(task.name, received, total)
+        for received in protocol.samples(self.link, self.state, task.y_train, task.x_train):
+            self.observer.uploading(task.name, received, len(task.y_train))
         self.state = protocol.hello(self.link)
 
     def _epoch(self, index: int, task: Task) -> None:
@@ -455,17 +452,13 @@ class _Session:
 
     def _requests(self, task: Task) -> Iterator[TrainingReply]:
         """The training requests of the rest of this epoch."""
+        if self.model.learning.streamed:
+            ids = self._order()[self.state.pos :]
+            yield from protocol.steps(self.link, self.state, ids, task.y_train[ids], task.x_train[ids])
+            return
         epoch = self.state.epoch
-        position = self.state.pos
-        order = self._order() if self.model.learning.streamed else None
-        per_frame = protocol.steps_per_frame(self.state)
         while True:
-            if order is None:
-                reply = protocol.train(self.link, self.state.steps_per_request)
-            else:
-                ids = order[position : position + per_frame]
-                reply = protocol.step(self.link, ids, task.y_train[ids], task.x_train[ids])
-                position += reply.done
+            reply = protocol.train(self.link, self.state.steps_per_request)
             yield reply
             if reply.epoch != epoch or reply.phase != Phase.TRAINING:
                 return
@@ -506,14 +499,13 @@ class _Session:
 
     def _evaluate(self, task: Task) -> Score:
         score = Score(0, 0, len(task.y_test))
-        per_frame = protocol.evaluations_per_frame(self.state)
-        for first in range(0, score.total, per_frame):
-            labels = task.y_test[first : first + per_frame]
-            x = task.x_test[first : first + per_frame]
-            reply = protocol.evaluate(self.link, labels, x, self.model.n_classes)
+        done = 0
+        for reply in protocol.evaluations(self.link, self.state, task.y_test, task.x_test, self.model.n_classes):
+            labels = task.y_test[done : done + len(reply.predicted)]
             score.class_il += metrics.class_correct(reply.logits, labels)
             score.task_il += metrics.task_correct(reply.logits, labels, task.classes)
-            self.observer.evaluating(task.name, first + len(labels), score.total)
+            done += len(labels)
+            self.observer.evaluating(task.name, done, score.total)
         return score
 
     def _finish(self) -> None:

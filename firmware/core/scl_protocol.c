@@ -11,8 +11,9 @@
 #include "scl_task.h"
 #include "scl_train.h"
 
-#define PROTOCOL_VERSION 1u
+#define PROTOCOL_VERSION 2u
 #define KIND_REQUEST 0x01u
+#define KIND_NEXT 0x02u /* a request that is executed only in its turn */
 #define KIND_REPLY 0x81u
 #define CLASS_BYTES (1u + 2u * SCL_N_CLASSES)
 #define TRAIN_HEAD 16u
@@ -34,9 +35,16 @@ typedef struct {
 _Static_assert(SCL_MAX_PAYLOAD <= 65535u, "hello reports it in 16 bits");
 
 static scl_frame_t frame;
+/*
+ * The last reply is at the beginning.  Where several requests may be under way, the replies before it are kept at the
+ * end as far as they fit, the newest last: any of them may be lost on the line and asked for again.
+ */
 static uint8_t reply[SCL_FRAME_BYTES];
 static uint32_t reply_size; /* 0: nothing was answered yet */
 static uint32_t last_request; /* checksum of the request that `reply` answers */
+static uint32_t kept = SCL_FRAME_BYTES; /* where the replies before the last begin */
+static uint8_t in_turn; /* number of the next request of kind NEXT */
+static uint8_t turns_valid; /* the request before it was executed */
 static uint8_t restored_state;
 static uint8_t restart_pending;
 
@@ -81,6 +89,7 @@ static scl_status_t do_hello(in_t in, out_t *o) {
   put_u8(o, SCL_INPUT_SIGNED);
   put_u16(o, SCL_MAX_PAYLOAD);
   put_u16(o, SCL_STEPS_PER_REQUEST);
+  put_u8(o, SCL_WINDOW);
   put_u16(o, SCL_TABLE);
   put_u16(o, SCL_CAPACITY);
   put_u32(o, SCL_FLASH_SECTOR);
@@ -388,6 +397,57 @@ static const command_fn commands[] = {NULL,        do_hello,      do_task_begin,
                                       do_step,     do_evaluate,   do_predict,    do_replay,     do_task_end,
                                       do_digest,   do_dump,       do_statistics, do_save,       do_reset};
 
+/* Behind each kept reply: room for the checksum that sending it adds, the checksum of its request, its size. */
+#define KEPT_FOOT 10u
+
+static uint32_t kept_size(uint32_t end) { return scl_get_u16(reply + end - 2u); }
+
+static uint32_t kept_begin(uint32_t end) { return end - KEPT_FOOT - kept_size(end); }
+
+/* Forgets the kept replies of which a part is in the first `size` bytes of the buffer, and those no host waits for. */
+static void forget(uint32_t size) {
+  uint32_t at = SCL_FRAME_BYTES;
+  for (uint32_t n = 1; n < SCL_WINDOW && at > kept && at >= size + KEPT_FOOT && kept_begin(at) >= size; n++) {
+    at = kept_begin(at);
+  }
+  kept = at;
+}
+
+/* Moves the last reply to the kept ones, before its place is used again. */
+static void keep(void) {
+  const uint32_t each = reply_size + KEPT_FOOT;
+  forget(reply_size + each);
+  if (reply_size == 0 || kept < reply_size + each) {
+    return;
+  }
+  memmove(reply + kept - each, reply + kept, SCL_FRAME_BYTES - kept);
+  kept -= each;
+  memcpy(reply + SCL_FRAME_BYTES - each, reply, reply_size);
+  scl_put_u32(reply + SCL_FRAME_BYTES - 6u, last_request);
+  scl_put_u16(reply + SCL_FRAME_BYTES - 2u, reply_size);
+}
+
+/* Sends the reply to an earlier request again; 0 when there is none. */
+static int repeat(uint32_t checksum) {
+  if (reply_size != 0 && checksum == last_request) {
+    scl_frame_send(reply, reply_size);
+    return 1;
+  }
+  for (uint32_t at = SCL_FRAME_BYTES; at > kept; at = kept_begin(at)) {
+    if (scl_get_u32(reply + at - 6u) == checksum) {
+      scl_frame_send(reply + kept_begin(at), kept_size(at));
+      return 1;
+    }
+  }
+  return 0;
+}
+
+/* Answers what is not executed, without touching the replies that a repeated request may ask for again. */
+static void refuse(uint32_t sequence, uint32_t command, scl_status_t status) {
+  uint8_t bytes[SCL_FRAME_HEAD + 4u] = {KIND_REPLY, (uint8_t)sequence, (uint8_t)command, (uint8_t)-status};
+  scl_frame_send(bytes, SCL_FRAME_HEAD);
+}
+
 static void answer(uint32_t sequence, uint32_t command, scl_status_t status, uint32_t payload) {
   reply[0] = KIND_REPLY;
   reply[1] = (uint8_t)sequence;
@@ -399,28 +459,34 @@ static void answer(uint32_t sequence, uint32_t command, scl_status_t status, uin
 
 static void execute(void) {
   const uint32_t checksum = scl_get_u32(frame.bytes + frame.size); /* covers sequence, command and payload */
-  if (reply_size != 0 && checksum == last_request) {
-    scl_frame_send(reply, reply_size);
+  const uint32_t sequence = frame.bytes[1];
+  const uint32_t command = frame.bytes[2];
+  if (repeat(checksum)) {
     return;
   }
-  const uint32_t command = frame.bytes[2];
+  if (frame.bytes[0] == KIND_NEXT && !(turns_valid && sequence == in_turn)) {
+    refuse(sequence, command, SCL_ERR_OUT_OF_TURN);
+    return;
+  }
+  if (frame.bytes[0] == KIND_NEXT) {
+    keep();
+  } else {
+    kept = SCL_FRAME_BYTES; /* the host has all replies it waited for */
+  }
   const in_t in = {frame.bytes + SCL_FRAME_HEAD, frame.size - SCL_FRAME_HEAD};
   out_t out = {reply + SCL_FRAME_HEAD, 0};
   scl_status_t status = SCL_ERR_UNKNOWN_COMMAND;
   if (command < sizeof commands / sizeof commands[0] && commands[command] != NULL) {
     status = commands[command](in, &out);
   }
+  forget(SCL_FRAME_HEAD + out.size + 4u);
   last_request = checksum;
-  answer(frame.bytes[1], command, status, out.size);
+  in_turn = (uint8_t)(sequence + 1u);
+  turns_valid = status == SCL_OK; /* what follows a refused request was sent without knowing of that */
+  answer(sequence, command, status, out.size);
   if (restart_pending) {
     scl_port_restart();
   }
-}
-
-/* A bad frame is answered at once, without touching the reply that a repeated request may ask for again. */
-static void refuse(void) {
-  uint8_t bytes[SCL_FRAME_HEAD + 4u] = {KIND_REPLY, 0, 0, (uint8_t)-SCL_ERR_BAD_FRAME};
-  scl_frame_send(bytes, SCL_FRAME_HEAD);
 }
 
 static void write_text(const char *text) { scl_port_write((const uint8_t *)text, (uint32_t)strlen(text)); }
@@ -460,12 +526,12 @@ void scl_protocol_init(int restored) {
 void scl_protocol_take(uint8_t byte) {
   switch (scl_frame_take(&frame, byte)) {
     case SCL_FRAME_COMPLETE:
-      if (frame.bytes[0] == KIND_REQUEST) {
+      if (frame.bytes[0] == KIND_REQUEST || frame.bytes[0] == KIND_NEXT) {
         execute();
       }
       break;
     case SCL_FRAME_DAMAGED:
-      refuse();
+      refuse(0, 0, SCL_ERR_BAD_FRAME);
       break;
     case SCL_FRAME_QUESTION:
       write_status();

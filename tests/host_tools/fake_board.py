@@ -16,7 +16,7 @@ from typing import Self
 from generator.artefacts import Model
 from host_tools import frame
 from host_tools.frame import Frame, Splitter
-from host_tools.protocol import Command
+from host_tools.protocol import KEPT, Command
 from host_tools.reference import Device
 
 Fault = Callable[[bytes], list[bytes]]
@@ -30,10 +30,10 @@ class FakeBoard:
     ``alter``: a fault of the board itself, (command, payload) -> payload.
     """
 
-    def __init__(self, model: Model, name: str = "native", *, pty: bool = False) -> None:
+    def __init__(self, model: Model, name: str = "native", *, pty: bool = False, max_payload: int = 1024) -> None:
         self.model = model
         self.name = name
-        self.device = Device(model, steps_per_request=100, max_payload=1024)
+        self.device = Device(model, steps_per_request=100, max_payload=max_payload)
         self.hear: Fault = lambda chunk: [chunk]
         self.say: Fault = lambda reply: [reply]
         self.alter: Callable[[int, bytes], bytes] = lambda _command, payload: payload
@@ -42,7 +42,12 @@ class FakeBoard:
         self.restored = False
         self._snapshot = self.device.copy()
         self._snapshots = 0
-        self._last: tuple[bytes, bytes] | None = None
+        self.window = 8
+        self.max_payload = max_payload
+        self._kept: list[tuple[bytes, bytes]] = []
+        """The last requests and their replies, the newest last."""
+        self._sizes: list[int] = []
+        self._in_turn: int | None = None
         self._closing = threading.Event()
         if pty:
             self._master, self._slave = os.openpty()
@@ -73,7 +78,8 @@ class FakeBoard:
         """The board loses power and comes back with its last snapshot."""
         self.device = self._snapshot.copy()
         self.restored = self._snapshots > 0
-        self._last = None
+        self._kept = []
+        self._in_turn = None
 
     # -- the line ---------------------------------------------------------------------------------
 
@@ -109,16 +115,30 @@ class FakeBoard:
 
     def _answer(self, chunk: bytes) -> bytes:
         request = frame.decode(chunk)
-        if request is None or request.kind != frame.REQUEST:
+        if request is None or request.kind not in (frame.REQUEST, frame.NEXT):
             return Frame(frame.REPLY, 0, 0, 1, b"").encode()
-        if self._last is not None and self._last[0] == request.body():
-            return self._last[1]
+        known = dict(self._kept).get(request.body())
+        if known is not None:
+            return known
+        if request.kind == frame.REQUEST:
+            self._kept.clear()
+        elif request.sequence != self._in_turn:
+            return Frame(frame.REPLY, request.sequence, request.command, 11, b"").encode()
         self.executed.append(request)
         status, payload = self._execute(request.command, request.payload)
         payload = self.alter(request.command, payload)
         reply = Frame(frame.REPLY, request.sequence, request.command, status, payload).encode()
-        self._last = (request.body(), reply)
+        self._in_turn = None if status else (request.sequence + 1) % 256
+        self._keep(request.body(), reply, len(payload))
         return reply
+
+    def _keep(self, request: bytes, reply: bytes, size: int) -> None:
+        """As many replies as the firmware keeps, and not one more."""
+        self._kept.append((request, reply))
+        self._sizes = [*self._sizes, size + KEPT][-len(self._kept) :]
+        room = self.max_payload + KEPT
+        while len(self._kept) > 1 and (len(self._kept) > self.window or sum(self._sizes) > room):
+            del self._kept[0], self._sizes[0]
 
     def _execute(self, command: int, request: bytes) -> tuple[int, bytes]:
         if command == Command.HELLO:
@@ -142,8 +162,8 @@ class FakeBoard:
     def hello(self) -> bytes:
         """docs/protocol.md, "Hello reply"."""
         d, m = self.device, self.model
-        head = struct.pack("<B3B8s16s", 1, 0, 1, 0, self.model_hash, self.name.encode())
-        facts = (m.n_in, m.n_classes, len(m.layers), int(m.signed), 1024, 100)
+        head = struct.pack("<B3B8s16s", 2, 0, 1, 0, self.model_hash, self.name.encode())
+        facts = (m.n_in, m.n_classes, len(m.layers), int(m.signed), self.max_payload, 100, self.window)
         tables = (m.learning.table, m.learning.capacity, 4096, 1 << 20, 4)
         place = (
             d.step,
@@ -160,7 +180,7 @@ class FakeBoard:
         )
         return (
             head
-            + struct.pack("<HHBBHH", *facts)
+            + struct.pack("<HHBBHHB", *facts)
             + struct.pack("<HHIIH", *tables)
             + struct.pack("<IBBBBHHHHHH", *place)
             + struct.pack("<IBB", self._snapshots, int(self.restored), 1)

@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from generator.artefacts import Task
 from generator.errors import UserError
 from generator.pipeline import Project
 from host_tools import frame, link, protocol
@@ -133,28 +135,163 @@ def _with_noise(data: bytes) -> list[bytes]:
 FAULTS = {"damage": _damage, "loss": _lose, "twice": _twice, "noise": _with_noise}
 
 
+def small_requests(line: Link) -> protocol.Hello:
+    """The board's hello, as if only four samples went into a request."""
+    state = protocol.hello(line)
+    return replace(state, max_payload=3 + 4 * (1 + state.n_in))
+
+
+def begin(line: Link, project: Project) -> Task:
+    """The first task, with room for its samples: six of those requests."""
+    task = project.dataset.tasks[0]
+    protocol.task_begin(line, task.classes, len(task.y_train), streamed=False)
+    assert len(task.y_train) == 24
+    return task
+
+
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 @pytest.mark.parametrize("way", ["hear", "say"])
+@pytest.mark.parametrize("window", [1, 3, 8])
+@pytest.mark.parametrize("nth", [1, 2, 6])
 def test_faults_on_the_line_change_nothing(
-    any_board: FakeBoard, project: Project, tmp_path: Path, fault: Callable[[bytes], list[bytes]], way: str
+    any_board: FakeBoard,
+    project: Project,
+    tmp_path: Path,
+    fault: Callable[[bytes], list[bytes]],
+    way: str,
+    window: int,
+    nth: int,
 ) -> None:
-    """Whatever happens to a frame, the request is executed once and answered rightly."""
-    task = project.dataset.tasks[0]
+    """Whatever happens to a frame, every request is executed once, in order, and answered rightly."""
     recorder = Recorder(tmp_path / "r.sclr", Header("tiny", "native", bytes(8), 0, "0"))
+    any_board.window = window
     with Link(any_board.url) as line:
-        protocol.hello(line)
+        state = small_requests(line)
         line.recorder = recorder
-        protocol.task_begin(line, task.classes, len(task.y_train), streamed=False)
+        task = begin(line, project)
         line._slowest = dict.fromkeys(Command, 0.0)
-        setattr(any_board, way, _nth(2, fault))
-        received = [protocol.samples(line, i, task.y_train[i : i + 4], task.x_train[i : i + 4]) for i in (0, 4, 8)]
-    assert received == [4, 8, 12]
-    assert any_board.device.received == 12
-    assert commands(any_board) == [Command.HELLO, Command.TASK_BEGIN] + [Command.SAMPLES] * 3
-    recorded = [t.command for t in transactions(tmp_path / "r.sclr")]
-    assert recorded == [Command.TASK_BEGIN] + [Command.SAMPLES] * 3
+        setattr(any_board, way, _nth(nth, fault))
+        received = list(protocol.samples(line, state, task.y_train, task.x_train))
+    assert received == [4, 8, 12, 16, 20, 24]
+    assert any_board.device.received == 24
+    assert commands(any_board) == [Command.HELLO, Command.TASK_BEGIN] + [Command.SAMPLES] * 6
+    recorded = list(transactions(tmp_path / "r.sclr"))
+    assert [t.command for t in recorded] == [Command.TASK_BEGIN] + [Command.SAMPLES] * 6
+    assert [struct.unpack("<H", t.reply)[0] for t in recorded[1:]] == received
     noisy = any(e.kind == NOISE for e in entries(tmp_path / "r.sclr"))
     assert noisy == (way == "say" and fault in (_damage, _with_noise))
+
+
+class _Hold:
+    """Keeps replies back until so many requests wait for one that the host sends no more."""
+
+    def __init__(self, board: FakeBoard, requests: int) -> None:
+        self.left = requests
+        self.window = board.window
+        self.held: list[bytes] = []
+        self.most = 0
+        board.say = self
+
+    def __call__(self, reply: bytes) -> list[bytes]:
+        self.held.append(reply)
+        self.left -= 1
+        self.most = max(self.most, len(self.held))
+        if len(self.held) < self.window and self.left:
+            return []
+        replies, self.held = self.held, []
+        return replies
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 8])
+def test_window_is_filled(project: Project, window: int) -> None:
+    """The board answers nothing before as many requests as it takes have come."""
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        board.window = window
+        state = small_requests(line)
+        task = begin(line, project)
+        hold = _Hold(board, 6)
+        assert list(protocol.samples(line, state, task.y_train, task.x_train)) == [4, 8, 12, 16, 20, 24]
+        assert hold.most == min(window, 6)
+        assert line.retries == 0
+
+
+class _Count:
+    """Counts the requests sent before the reply to an earlier one was used."""
+
+    def __init__(self, line: Link) -> None:
+        self.waiting = self.most = 0
+        self._original = Link._send.__get__(line)
+        line._send = self  # type: ignore[assignment, method-assign]
+
+    def __call__(self, request: Frame) -> None:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        self._original(request)
+
+
+def test_no_more_under_way_than_the_board_takes(project: Project) -> None:
+    """The window never grows beyond the board's, nor beyond the replies it keeps."""
+    x = np.repeat(project.dataset.tasks[0].x_test, 40, axis=0)
+    labels = np.repeat(project.dataset.tasks[0].y_test, 40)
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        for window in (1, 3, 8):
+            board.window = window
+            state = protocol.hello(line)
+            each = 1 + protocol.evaluations_per_frame(state) * (1 + 2 * state.n_classes)
+            places = protocol.window(state, each)
+            assert places == min(window, state.max_payload // (each + protocol.KEPT))
+            count = _Count(line)
+            for reply in protocol.evaluations(line, state, labels, x, state.n_classes):
+                assert reply.correct <= len(reply.predicted)
+                count.waiting -= 1
+            assert count.most == places
+
+
+def test_refused_in_the_midst(project: Project, tmp_path: Path) -> None:
+    """Nothing behind a refused request is executed, and the recording says so."""
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        state = small_requests(line)
+        line.recorder = Recorder(tmp_path / "r.sclr", Header("tiny", "native", bytes(8), 0, "0"))
+        task = begin(line, project)
+        labels = task.y_train.copy()
+        labels[9] = 7
+        replies = protocol.samples(line, state, labels, task.x_train)
+        assert [next(replies), next(replies)] == [4, 8]
+        with pytest.raises(DeviceError, match="bad label"):
+            next(replies)
+        assert board.device.received == 8
+        assert protocol.hello(line).received == 8
+    recorded = list(transactions(tmp_path / "r.sclr"))
+    assert [t.status for t in recorded] == [0, 0, 0, 6, 0]
+    assert recorded[-1].command == Command.HELLO
+
+
+def test_restart_in_the_midst(project: Project) -> None:
+    """A board that lost its place takes nothing more: its memory is older than what it is sent."""
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        board.window = 2
+        state = small_requests(line)
+        task = begin(line, project)
+
+        def cut(chunk: bytes) -> list[bytes]:
+            board.power_cycle()
+            return [chunk]
+
+        board.hear = _nth(4, cut)
+        with pytest.raises(DeviceError, match=r"out of turn.*restarted.*--resume"):
+            list(protocol.samples(line, state, task.y_train, task.x_train))
+        assert (board.device.received, board.device.phase) == (0, protocol.Phase.IDLE)
+
+
+def test_predictions(project: Project) -> None:
+    task = project.dataset.tasks[1]
+    with FakeBoard(project.model) as board, Link(board.url) as line:
+        state = protocol.hello(line)
+        found = list(protocol.predictions(line, state, task.x_test))
+        (whole,) = protocol.evaluations(line, state, task.y_test[:8], task.x_test[:8], state.n_classes)
+    assert [c for c, _ in found[:8]] == whole.predicted.tolist()
+    assert np.array_equal([logits for _, logits in found[:8]], whole.logits)
+    assert len(found) == len(task.x_test)
 
 
 def test_random_faults(any_board: FakeBoard, rng: np.random.Generator) -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from generator.errors import UserError
-from host_tools.frame import REPLY, REQUEST, Frame
+from host_tools.frame import NEXT, REPLY, REQUEST, Frame
 from host_tools.recording import (
     END,
     NOISE,
@@ -90,6 +90,44 @@ def test_request_without_reply_is_marked(tmp_path: Path) -> None:
         (1, b"", 0, b"H"),
         (4, b"c", None, b""),
     ]
+
+
+def _many(path: Path, *items: tuple[str, int, bytes | int]) -> list[Any]:
+    """What is read of requests ("first", "next") and replies ("good", or their status) by sequence number."""
+    with Recorder(path, HEADER) as recorder:
+        for what, sequence, data in items:
+            if what in ("first", "next"):
+                kind = REQUEST if what == "first" else NEXT
+                recorder.entry(SENT, Frame(kind, sequence, 3, 0, data).body())  # type: ignore[arg-type]
+            elif what == "good":
+                recorder.entry(RECEIVED, Frame(REPLY, sequence, 3, 0, data).body())  # type: ignore[arg-type]
+            else:
+                recorder.entry(RECEIVED, Frame(REPLY, sequence, 3, data, b"").body())  # type: ignore[arg-type]
+    return [(t.request, t.status, t.reply) for t in transactions(path)]
+
+
+def test_requests_under_way_are_read_in_order(tmp_path: Path) -> None:
+    """A reply that comes late stands where its request does."""
+    sent: list[Any] = [("first", 1, b"a"), ("next", 2, b"b"), ("next", 3, b"c")]
+    replies: list[Any] = [("good", 1, b"A"), ("good", 2, b"B"), ("good", 3, b"C")]
+    expected = [(b"a", 0, b"A"), (b"b", 0, b"B"), (b"c", 0, b"C")]
+    assert _many(tmp_path / "1", *sent, *replies) == expected
+    late = [*sent, replies[0], replies[2], sent[1], replies[1], replies[1]]
+    assert _many(tmp_path / "2", *late) == expected
+    lost = [sent[0], sent[1], replies[0], sent[2], ("refused", 3, 11), sent[1], sent[2], replies[1], replies[2]]
+    assert _many(tmp_path / "3", *lost) == expected
+
+
+def test_requests_whose_replies_never_came(tmp_path: Path) -> None:
+    sent: list[Any] = [("first", 1, b"a"), ("next", 2, b"b"), ("next", 3, b"c")]
+    assert _many(tmp_path / "1", *sent, ("good", 2, b"B"), ("first", 4, b"d"), ("good", 4, b"D")) == [
+        (b"a", None, b""),
+        (b"b", 0, b"B"),
+        (b"c", None, b""),
+        (b"d", 0, b"D"),
+    ]
+    refused = [*sent, ("good", 1, b"A"), ("refused", 2, 6), ("refused", 3, 11), ("first", 4, b"d")]
+    assert _many(tmp_path / "2", *refused) == [(b"a", 0, b"A"), (b"b", 6, b""), (b"d", None, b"")]
 
 
 def test_appending_cuts_a_torn_entry_off(path: Path) -> None:

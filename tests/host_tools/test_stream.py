@@ -14,7 +14,7 @@ import pytest
 
 from generator.errors import BoardError, UserError, ValidationFailed
 from generator.pipeline import Project
-from host_tools import protocol, report, stream, validate
+from host_tools import link, protocol, report, stream, validate
 from host_tools.link import Link
 from host_tools.protocol import Command
 from host_tools.recording import is_complete, transactions
@@ -83,6 +83,53 @@ def test_streamed_mode_leaves_removed_samples_out(make_project: MakeProject) -> 
     assert sent == result.steps < full
 
 
+# -- a bad line ---------------------------------------------------------------------------------------
+
+
+def _bad_line(board: FakeBoard, seed: int) -> None:
+    """One frame in ten is damaged, lost or doubled, either way."""
+    rng = np.random.default_rng(seed)
+
+    def fault(data: bytes) -> list[bytes]:
+        if rng.random() > 1 / 10:
+            return [data]
+        return ([], [data, data], [data[:-3] + bytes([data[-3] ^ 0x24 or 1]) + data[-2:]])[rng.integers(3)]
+
+    board.hear = board.say = fault
+
+
+@pytest.mark.parametrize("mode", ["resident", "streamed"])
+@pytest.mark.parametrize("window", [1, 8])
+def test_session_on_a_bad_line(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, mode: str, window: int
+) -> None:
+    """It ends as on a good one: the same requests executed, none twice, and every reply is known."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 0.05)
+    monkeypatch.setattr(protocol, "_SECONDS", dict.fromkeys(Command, 0.5))
+    project = make_project(method={"training": mode}, initial={"train": "base", "base_classes": (6, 7)})
+    executed, results = [], []
+    for seed in (None, 1, 2):
+        with FakeBoard(project.model, max_payload=450) as board:
+            board.window = window
+            if seed is not None:
+                _bad_line(board, seed)
+            results.append(stream.stream(project, board.url))
+        requests = [(r.command, r.payload) for r in board.executed]
+        executed.append(requests[[command for command, _ in requests].index(Command.STATISTICS) :])
+        checked, _ = validate.validate(project)
+        assert checked.bit_exact, checked.first
+        told = [t for t in transactions(project.folder / stream.RECORDING) if t.status == 0]
+        assert [(t.command, t.request) for t in told][-len(executed[0]) :] == executed[0]
+    assert executed[0] == executed[1] == executed[2]
+    good, *bad = results
+    assert good.retries == 0
+    for result in bad:
+        assert result.retries > 5
+        same = ("state_digest", "rolling", "scores", "initial", "base", "steps")
+        assert [getattr(result, name) for name in same] == [getattr(good, name) for name in same]
+        assert [(e.steps, e.wrong, e.loss) for e in result.epochs] == [(e.steps, e.wrong, e.loss) for e in good.epochs]
+
+
 # -- refusals -----------------------------------------------------------------------------------------
 
 
@@ -116,8 +163,8 @@ def test_wrong_board(project: Project, board: FakeBoard) -> None:
 
 
 def test_wrong_protocol_version(project: Project, board: FakeBoard) -> None:
-    board.alter = lambda command, data: b"\x02" + data[1:] if command == Command.HELLO else data
-    with pytest.raises(BoardError, match="protocol 2"):
+    board.alter = lambda command, data: b"\x09" + data[1:] if command == Command.HELLO else data
+    with pytest.raises(BoardError, match="protocol 9"):
         stream.stream(project, board.url)
 
 

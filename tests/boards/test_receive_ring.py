@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boards that take several requests at once: what comes while they work waits in the port's receive ring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from generator import boards
+from host_tools import link, protocol
+from host_tools.emulator import Emulator
+from host_tools.link import Link
+from host_tools.protocol import Command
+from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
+from tests.firmware.native import Twin
+from tests.firmware.test_window import CLASSES, Bad, Proxy, learn
+from tests.host_tools.reference.models import random_model, random_samples
+
+pytestmark = pytest.mark.board
+
+BOARDS = ("emcraft_sf2", "ast1030_evb")
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_several_requests_under_way(board: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as board.toml says are sent before the first reply; then whole tasks on a bad line."""
+    window = boards.load_board(board).link.window
+    assert window > 1
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 0.5)
+    model = random_model(12, sizes=(16, 12, CLASSES), table=1024, capacity=20)
+    emulator = Emulator(tmp_path / "board", board)
+    try:
+        twin = Twin(model, EmulatedBoard(emulator, cross_build(model, board, tmp_path)))
+        twin.link.close()
+        with Proxy(twin.process.url) as proxy:
+            twin.link = Link(proxy.url)
+            twin.link._slowest = dict.fromkeys(Command, 0.0)
+            each = protocol.samples_per_frame(twin.hello())
+            x, y = random_samples(model, (0, 1), window * each, 3)
+            protocol.task_begin(twin.link, (0, 1), len(x), streamed=False)
+            state = twin.hello()
+            proxy.hold = window
+            assert list(protocol.samples(twin.link, state, y, x)) == [each * k for k in range(1, window + 1)]
+            assert (proxy.most, twin.link.retries) == (window, 0)
+            proxy.hold = 1
+            protocol.reset(twin.link, protocol.FACTORY)
+            proxy.fault = Bad(1, 1 / 20)
+            learn(twin, tmp_path / "r.sclr")
+            proxy.fault = lambda chunk: [chunk]
+            assert twin.link.retries > 0
+            twin.check_dump()
+            twin.close()
+    finally:
+        emulator.stop()
