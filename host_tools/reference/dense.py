@@ -108,7 +108,7 @@ class DenseLayer(WeightedLayer):
 
     def _products(self, x: Input, g: Ints) -> tuple[Positions, NDArray[np.int32]]:
         """Flat positions of the gradient mask at active inputs in storage order, and g[o] x[i]."""
-        entries = np.flatnonzero((x.values != 0).take(self._inputs))
+        entries = (x.values != 0).take(self._inputs).nonzero()[0]
         product = g.astype(np.int32).take(self._outputs.take(entries))
         product *= x.values.astype(np.int32).take(self._inputs.take(entries))
         return self._chosen.take(entries), product

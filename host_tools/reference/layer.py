@@ -41,7 +41,7 @@ class Input:
     def active(self) -> Positions:
         """Ascending positions of the values that are not 0."""
         if self._active is None:
-            self._active = np.flatnonzero(self.values)
+            self._active = self.values.nonzero()[0]
         return self._active
 
     def extended(self, outside: int) -> Ints:
