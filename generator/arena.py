@@ -79,6 +79,22 @@ def keeps_arg(layers: Sequence[Layer], number: int) -> bool:
     return layers[number].op is Op.MAX_POOL and needs_error(tuple(layers))[number + 1]
 
 
+def pooled_by(layers: Sequence[Layer], number: int) -> int | None:
+    """The max_pool layer whose error stands for that of the output of convolution ``number``; None where there is none.
+
+    Where it alone reads the output and its windows do not overlap, each of its errors belongs to one value: the
+    convolution lists them from there, and the error of its output, most of it 0, is never written.
+    """
+    if layers[number].op is not Op.CONV or keeps_alive(layers, number):
+        return None
+    reader, *others = readers(layers, number + 1) or [number]
+    window = layers[reader].window
+    if others or layers[reader].op is not Op.MAX_POOL or window is None:
+        return None
+    apart = window.stride_h >= window.kernel_h and window.stride_w >= window.kernel_w
+    return reader if apart else None
+
+
 def captures(model: Model) -> bool:
     """Whether gradients are captured for mask updates."""
     return (model.learning.tdm or model.learning.dgm) and any(layer.sparse for layer in model.layers)
@@ -183,19 +199,28 @@ def _values(model: Model) -> list[_Wanted]:
             size = -(-stored_values(layer) // 8)
             result.append(_Wanted(f"layer{k}_alive", f"{_shape(layer.out)} bits", "uint8_t", size, k, backward))
         if keeps_arg(layers, k):
+            backward = max(backward, _error_use(layers, k))
             result.append(_Wanted(f"layer{k}_arg", _shape(layer.out), "uint8_t", layer.out.values, k, backward))
     return result
 
 
 def _errors(model: Model) -> list[_Wanted]:
-    """Errors of all tensors that have one but the logits, from the first contribution to the turn of their layer."""
+    """Errors of all tensors that have one, from the first contribution to their last use; the logits' is elsewhere."""
     layers = model.layers
     count = len(layers)
     return [
-        _tensor(f"layer{k}_error", layer, "int16_t", 2 * count - max(readers(layers, k + 1)), 2 * count - k)
+        _tensor(f"layer{k}_error", layer, "int16_t", 2 * count - max(readers(layers, k + 1)), _error_use(layers, k))
         for k, layer in enumerate(layers[:-1])
-        if needs_error(layers)[k + 1]
+        if needs_error(layers)[k + 1] and pooled_by(layers, k) is None
     ]
+
+
+def _error_use(layers: Sequence[Layer], number: int) -> int:
+    """The last moment at which the error of a layer's output is read."""
+    source = layers[number].inputs[0]
+    if source and pooled_by(layers, source - 1) == number:
+        number = source - 1
+    return 2 * len(layers) - number
 
 
 def _last_use(model: Model, tensor: int) -> int:

@@ -166,11 +166,18 @@ def work_bytes(model: Model) -> int:
     return -(-work // 4) * 4
 
 
+def entry_words(layer: Layer) -> int:
+    """Words of an entry in the list a sparse convolution makes: its place, and two weights to a word."""
+    return 1 + (layer.block + 1) // 2
+
+
 def max_sums(model: Model) -> int:
-    """Values that the sums of a pass need: a dense layer's outputs, and the errors of inputs that have one."""
+    """Words that a layer's pass needs: sums of outputs or of errors of inputs, entries of a line of a convolution."""
     with_error = needs_error(model.layers)
+    layers = (*model.prefix, *model.layers)
     sums = [1]
-    sums += [layer.n_pad for layer in (*model.prefix, *model.layers) if layer.op is Op.DENSE]
+    sums += [layer.n_in * entry_words(layer) for layer in layers if layer.op is Op.CONV and layer.sparse]
+    sums += [layer.n_pad for layer in layers if layer.op is Op.DENSE]
     for layer in model.layers:
         source = layer.inputs[0]
         if layer.weighted and with_error[source]:

@@ -54,7 +54,7 @@ def learning_rate(rate: float, fg: int) -> LearningRate:
     multiplier = math.floor(factor * 2.0**shift + 0.5)
     if multiplier > 32767:
         multiplier, shift = 16384, shift - 1
-    if not 0 <= shift <= 30:
+    if not 1 <= shift <= 30:
         raise UserError(f"method.lr, alpha, beta: a learning rate of {rate:g} cannot be expressed beside the others")
     return LearningRate(multiplier, shift)
 

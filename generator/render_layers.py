@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from generator.arena import captures, eight_bit, keeps_alive, keeps_arg, readers, stored_values
+from generator.arena import captures, eight_bit, keeps_alive, keeps_arg, pooled_by, readers, stored_values
 from generator.artefacts import Activation, Layer, Model, Op, Tensor, needs_error
 from generator.plan import captured_sums, weight_values
 
@@ -31,6 +31,8 @@ class Source:
     by_pixel: bool
     """Whether it is a sample, which lies by row, column, channel."""
     error: str
+    pooled: bool
+    """Whether the layer before takes its error from the layer's own, `arena.pooled_by`."""
     first: bool
     padding: int
     errors: int
@@ -90,6 +92,8 @@ class LayerView:
     """``scl_conv_t`` or ``scl_pool_t``, field by field."""
     positions: tuple[int, ...]
     """Offsets of a convolution's kernel positions."""
+    pooled: str
+    """The max_pool layer that has a convolution's error, empty if there is none."""
 
     @property
     def op(self) -> str:
@@ -150,7 +154,13 @@ def _view(model: Model, layers: tuple[Layer, ...], number: int, *, frozen: bool)
         unit_shift=layer.fx + 6 - layer.fw + model.learning.capture.bit_length() - 1,
         geometry=_geometry(layer, _tensor(model, layers, layer.inputs[0], frozen=frozen)),
         positions=_positions(layer, _tensor(model, layers, layer.inputs[0], frozen=frozen)),
+        pooled=_pooled(layers, number) if visited else "",
     )
+
+
+def _pooled(layers: Sequence[Layer], number: int) -> str:
+    reader = pooled_by(layers, number)
+    return "" if reader is None else f"layer{reader}"
 
 
 def _title(layer: Layer, layers: Sequence[Layer], number: int) -> str:
@@ -207,6 +217,7 @@ def _source(model: Model, layers: tuple[Layer, ...], number: int, tensor: int, *
         fraction=shape.fraction,
         by_pixel=tensor == 0 and (frozen or not model.prefix),
         error=f"{name}_error" if error else "",
+        pooled=tensor > 0 and pooled_by(layers, tensor - 1) == number,
         first=first and number == max(readers(layers, tensor)),
         padding=whole - shape.size,
         errors=whole,
@@ -229,7 +240,8 @@ def _shape(t: Tensor) -> str:
 def _activation(layer: Layer) -> str:
     """``scl_activation_t``; what counts as saturated: docs/numerics.md, "Forward"."""
     shift = layer.fw + layer.fx - layer.fa if layer.weighted else 0
-    most = (1 << layer.out.bits) - 1
+    pools = layer.op in (Op.MAX_POOL, Op.AVG_POOL)  # what they read is within its bits, and so is what they make of it
+    most = (1 << (15 if pools else layer.out.bits)) - 1
     low, high, count_low, count_high = {
         Activation.NONE: (-most - 1, most, 1, 1),
         Activation.RELU: (0, most, 0, 1),
@@ -281,8 +293,9 @@ def _geometry(layer: Layer, source: Tensor) -> str:
         fields["n_panels"] = len(layer.panels)
     else:
         fields |= {"channels": source.channels, "in_h": source.height, "in_w": source.width}
-        fields |= {"kernel_h": window.kernel_h, "kernel_w": window.kernel_w, "top": window.top, "left": window.left}
+        fields |= {"top": window.top, "left": window.left}
         origin = source.top * source.row + source.left
+    fields |= {"kernel_h": window.kernel_h, "kernel_w": window.kernel_w}
     fields |= {"out_h": out.height, "out_w": out.width, "stride_h": window.stride_h, "stride_w": window.stride_w}
     fields |= {"in_row": source.row, "in_plane": source.plane, "in_origin": origin}
     fields |= {"out_row": out.row, "out_plane": out.plane, "out_origin": out.top * out.row + out.left}

@@ -10,9 +10,12 @@ _Static_assert(-5 >> 1 == -3, "the shift of a negative value has to be arithmeti
 SCL_INLINE int32_t scl_asr(int32_t v, uint32_t s) { return v >> s; }
 
 /* Round half up.  floor(v / 2^s + 1/2) is the floor plus the bit below the cut, which cannot overflow as v + 2^(s-1) could. */
+SCL_INLINE int32_t scl_shift_right(int32_t v, uint32_t s) { return scl_asr(v, s) + (scl_asr(v, s - 1u) & 1); }
+
+/* The same, s at most 0 as well. */
 SCL_INLINE int32_t scl_shift(int32_t v, int32_t s) {
   if (s > 0) {
-    return scl_asr(v, (uint32_t)s) + (scl_asr(v, (uint32_t)s - 1u) & 1);
+    return scl_shift_right(v, (uint32_t)s);
   }
   return (int32_t)((uint32_t)v << (uint32_t)-s);
 }
@@ -40,6 +43,8 @@ SCL_INLINE int16_t scl_sat16(int32_t v) { return (int16_t)scl_saturate(v, 15); }
 SCL_INLINE int16_t scl_clamp_weight(int32_t v, const uint32_t wlog) { return (int16_t)scl_saturate(v, wlog); }
 
 SCL_INLINE uint32_t scl_abs(int32_t v) { return v < 0 ? 0u - (uint32_t)v : (uint32_t)v; }
+
+SCL_INLINE int32_t scl_max(int32_t a, int32_t b) { return a > b ? a : b; }
 
 SCL_INLINE uint32_t scl_min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 

@@ -36,31 +36,62 @@ SCL_INLINE scl_window_t scl_pool_window(const scl_pool_t p, uint32_t y, uint32_t
   return w;
 }
 
+/* Windows of 2 x 2, none of which reaches outside: every row of the input is taken as pairs. */
+SCL_INLINE int scl_pool_is_quads(const scl_pool_t p, scl_kind_t kind) {
+  return SCL_PAIRS && SCL_UNALIGNED && kind == SCL_I16 && p.kernel_h == 2 && p.kernel_w == 2 && p.top == 0 &&
+         p.left == 0 && (p.out_h - 1) * p.stride_h + 2 <= p.in_h && (p.out_w - 1) * p.stride_w + 2 <= p.in_w;
+}
+
+/* Value (upper half) and position counted from the end (3: the first) of the first greatest value of a window. */
+SCL_INLINE uint32_t scl_greatest_of_quad(const int16_t *x, uint32_t row) {
+  const uint32_t upper = scl_pair(x), lower = scl_pair(x + row);
+  const scl_chosen_t column = scl_greater_halves(upper, lower, 0x00020003u, 0x00000001u);
+  const uint32_t left = scl_lower_halves(column.mark, column.value);
+  const uint32_t right = scl_upper_halves(column.mark, column.value);
+  return (int32_t)left > (int32_t)right ? left : right;
+}
+
+/* The same of any window inside of the input. */
+SCL_INLINE int32_t scl_greatest(const scl_pool_t p, const scl_window_t w, const void *x, scl_kind_t kind, uint32_t from,
+                                uint32_t *place) {
+  int32_t greatest = -32769;
+  for (uint32_t i = 0; i < w.height; i++) {
+    for (uint32_t j = 0; j < w.width; j++) {
+      const int32_t v = scl_load(x, kind, from + i * p.in_row + j);
+      if (v > greatest) {
+        greatest = v;
+        *place = (i + w.skip_y) * p.kernel_w + j + w.skip_x;
+      }
+    }
+  }
+  return greatest;
+}
+
 /*
  * arg: position in its window of the first greatest value, for each output without margins; NULL: not kept, else a
  * window has at most 256 positions.
  */
 SCL_INLINE uint32_t scl_max_pool(const scl_pool_t p, const void *x, scl_kind_t kind, int16_t *out, uint8_t *arg,
                                  scl_activation_t a) {
+  const int keep = arg != NULL;
   uint32_t saturated = 0;
   for (uint32_t c = 0; c < p.channels; c++) {
     for (uint32_t y = 0; y < p.out_h; y++) {
+      int16_t *to = out + p.out_origin + c * p.out_plane + y * p.out_row;
       for (uint32_t column = 0; column < p.out_w; column++) {
         const scl_window_t w = scl_pool_window(p, y, column);
         const uint32_t from = p.in_origin + c * p.in_plane + w.y * p.in_row + w.x;
-        int32_t greatest = -32769;
         uint32_t place = 0;
-        for (uint32_t i = 0; i < w.height; i++) {
-          for (uint32_t j = 0; j < w.width; j++) {
-            const int32_t v = scl_load(x, kind, from + i * p.in_row + j);
-            if (v > greatest) {
-              greatest = v;
-              place = (i + w.skip_y) * p.kernel_w + j + w.skip_x;
-            }
-          }
+        int32_t v;
+        if (scl_pool_is_quads(p, kind)) {
+          const uint32_t greatest = scl_greatest_of_quad((const int16_t *)x + from, p.in_row);
+          v = scl_high(greatest);
+          place = ~greatest & 3u;
+        } else {
+          v = scl_greatest(p, w, x, kind, from, &place);
         }
-        out[p.out_origin + c * p.out_plane + y * p.out_row + column] = scl_activate_value(greatest, a, &saturated);
-        if (arg != NULL) {
+        to[column] = scl_activate_value(v, a, &saturated);
+        if (keep) {
           *arg++ = (uint8_t)place;
         }
       }
@@ -69,23 +100,34 @@ SCL_INLINE uint32_t scl_max_pool(const scl_pool_t p, const void *x, scl_kind_t k
   return saturated;
 }
 
+/* Row and column of a position in the input. */
+typedef struct {
+  uint32_t y, x;
+} scl_place_t;
+
+/* That of position `arg` of the window of output (y, x). */
+SCL_INLINE scl_place_t scl_pool_place(const scl_pool_t p, uint32_t y, uint32_t x, uint32_t arg) {
+  return (scl_place_t){y * p.stride_h + arg / p.kernel_w - p.top, x * p.stride_w + arg % p.kernel_w - p.left};
+}
+
 /* e_in: cleared by the caller if nothing was contributed to it before. */
 SCL_INLINE void scl_max_pool_back(const scl_pool_t p, const uint8_t *arg, const int16_t *e_out, int16_t *e_in) {
   for (uint32_t c = 0; c < p.channels; c++) {
     for (uint32_t y = 0; y < p.out_h; y++) {
       for (uint32_t x = 0; x < p.out_w; x++) {
-        const uint32_t place = *arg++;
-        const uint32_t in_y = y * p.stride_h + place / p.kernel_w - p.top;
-        const uint32_t in_x = x * p.stride_w + place % p.kernel_w - p.left;
-        scl_contribute(&e_in[p.in_origin + c * p.in_plane + in_y * p.in_row + in_x],
+        const scl_place_t place = scl_pool_place(p, y, x, *arg++);
+        scl_contribute(&e_in[p.in_origin + c * p.in_plane + place.y * p.in_row + place.x],
                        e_out[p.out_origin + c * p.out_plane + y * p.out_row + x], 0);
       }
     }
   }
 }
 
-/* floor((2 sum + n) / (2 n)) */
+/* floor((2 sum + n) / (2 n)); a constant n that is a power of two needs no division. */
 SCL_INLINE int32_t scl_mean(int32_t sum, int32_t n) {
+  if (__builtin_constant_p(n) && (n & (n - 1)) == 0) {
+    return scl_shift(sum, __builtin_ctz((uint32_t)n));
+  }
   const int32_t twice = 2 * sum + n;
   const int32_t quotient = twice / (2 * n);
   return twice % (2 * n) < 0 ? quotient - 1 : quotient;

@@ -9,7 +9,7 @@
 #define SCL_SPARSE_H
 
 #include "scl_layer.h"
-#include "scl_step.h"
+#include "scl_mve.h"
 
 typedef struct {
   scl_pos_t *start;  /* lines + 1 */
@@ -27,8 +27,135 @@ typedef struct {
   uint32_t nnz, grad, grow_inter, swap;
 } scl_panel_t;
 
-/* A base address stays in a register; else gcc adds the offset it has in a larger array to every index. */
-#define SCL_KEEP(address) __asm__("" : "+r"(address))
+/* Adds x times the weights of `count` entries, a constant, to the accumulators of their places. */
+SCL_INLINE void scl_sparse_axpy_some(int32_t *acc, const int16_t *w, const uint8_t *index, const uint32_t count,
+                                     const uint32_t block, int32_t x) {
+  if (SCL_PAIRS && block > 1u) {
+    SCL_UNROLL_ALL
+    for (uint32_t k = 0; k < count; k++) {
+      if (block == 4u) {
+        scl_axpy_four(acc + index[k] * 4u, w + k * 4u, x);
+      } else {
+        scl_axpy_pairs(acc + index[k] * block, w + k * block, block, x);
+      }
+    }
+  } else if (SCL_PAIRS && count > 1u) {
+    SCL_UNROLL_ALL
+    for (uint32_t k = 0; k < count; k += 2u) {
+      const uint32_t pair = scl_pair(&w[k]);
+      acc[index[k]] = scl_mac_low(acc[index[k]], pair, x);
+      acc[index[k + 1u]] = scl_mac_high(acc[index[k + 1u]], pair, x);
+    }
+  } else {
+    SCL_UNROLL_ALL
+    for (uint32_t v = 0; v < count * block; v++) {
+      acc[index[v / block] * block + v % block] += w[v] * x;
+    }
+  }
+}
+
+/* Of one line; a chunk of entries at a time, and what is left over without a loop. */
+SCL_INLINE void scl_sparse_axpy(int32_t *acc, const int16_t *w, const uint8_t *index, uint32_t n, const uint32_t block,
+                                int32_t x) {
+#if SCL_MVE
+  scl_mve_sparse_axpy(acc, w, index, n, block, x);
+#else
+  const uint32_t chunk = block == 1u ? 8u : 4u;
+  for (const uint8_t *end = index + (n & ~(chunk - 1u)); index != end;) {
+    scl_sparse_axpy_some(acc, w, index, chunk, block, x);
+    index += chunk, w += chunk * block;
+    SCL_KEEP(index);
+    SCL_KEEP(w);
+  }
+  SCL_UNROLL_ALL
+  for (uint32_t part = chunk / 2u; part > 0; part /= 2u) {
+    if ((n & part) != 0) {
+      scl_sparse_axpy_some(acc, w, index, part, block, x);
+      index += part, w += part * block;
+    }
+  }
+#endif
+}
+
+/* The scalar product of `count` entries, a constant, with the errors of their places. */
+SCL_INLINE int32_t scl_sparse_dot_some(int32_t sum, const int16_t *e, const int16_t *w, const uint8_t *index,
+                                       const uint32_t count, const uint32_t block) {
+  SCL_UNROLL_ALL
+  for (uint32_t k = 0; k < count; k++) {
+    const int16_t *ek = e + index[k] * block;
+    for (uint32_t j = 0; j < block; j++) {
+      if (SCL_PAIRS && block % 2u == 0) {
+        sum = j % 2u == 0 ? scl_mac_pair(sum, scl_pair(&w[k * block + j]), scl_pair(&ek[j])) : sum;
+      } else {
+        sum += w[k * block + j] * ek[j];
+      }
+    }
+  }
+  return sum;
+}
+
+/* Of one line. */
+SCL_INLINE int32_t scl_sparse_dot(const int16_t *e, const int16_t *w, const uint8_t *index, uint32_t n,
+                                  const uint32_t block) {
+#if SCL_MVE
+  return scl_mve_sparse_dot(e, w, index, n, block);
+#else
+  const uint32_t chunk = 4u / block;
+  int32_t sum = 0;
+  for (const uint8_t *end = index + (n & ~(chunk - 1u)); index != end;) {
+    sum = scl_sparse_dot_some(sum, e, w, index, chunk, block);
+    index += chunk, w += 4;
+    SCL_KEEP(index);
+    SCL_KEEP(w);
+  }
+  SCL_UNROLL_ALL
+  for (uint32_t part = chunk / 2u; part > 0; part /= 2u) {
+    if ((n & part) != 0) {
+      sum = scl_sparse_dot_some(sum, e, w, index, part, block);
+      index += part, w += part * block;
+    }
+  }
+  return sum;
+#endif
+}
+
+/* Steps of `count` entries, a constant. */
+SCL_INLINE void scl_sparse_step_some(int16_t *w, const int16_t *g, const uint8_t *index, const uint32_t count,
+                                     const uint32_t block, int32_t x, int32_t upper, const scl_stepping_t s) {
+  SCL_UNROLL_ALL
+  for (uint32_t k = 0; k < count; k++) {
+    const int16_t *gk = g + index[k] * block;
+    if (block % 2u == 0 && scl_step_in_pairs(s)) {
+      scl_step_pairs(&w[k * block], gk, block, x, upper, s);
+    } else {
+      scl_step_each(&w[k * block], gk, block, x, s);
+    }
+  }
+}
+
+/* Of the part of one line that is in the gradient mask. */
+SCL_INLINE void scl_sparse_step(int16_t *w, const int16_t *g, const uint8_t *index, uint32_t n, const uint32_t block,
+                                int32_t x, const scl_stepping_t s) {
+#if SCL_MVE && SCL_STOCHASTIC
+  scl_mve_sparse_step(w, g, index, n, block, x, s);
+#else
+  const uint32_t chunk = 4u / block;
+  const int32_t upper = scl_upper_factor(x, s);
+  for (const uint8_t *end = index + (n & ~(chunk - 1u)); index != end;) {
+    scl_sparse_step_some(w, g, index, chunk, block, x, upper, s);
+    index += chunk, w += 4;
+    SCL_KEEP(index);
+    SCL_KEEP(w);
+  }
+  SCL_UNROLL_ALL
+  for (uint32_t part = chunk / 2u; part > 0; part /= 2u) {
+    if ((n & part) != 0) {
+      scl_sparse_step_some(w, g, index, part, block, x, upper, s);
+      index += part, w += part * block;
+    }
+  }
+#endif
+}
 
 /* acc: accumulators of the layer. */
 SCL_INLINE void scl_sparse_forward(const scl_panel_t *panel, const void *x, scl_kind_t kind, uint32_t n_in,
@@ -38,20 +165,17 @@ SCL_INLINE void scl_sparse_forward(const scl_panel_t *panel, const void *x, scl_
   const int16_t *weight = panel->weight;
   acc += first * block;
   SCL_KEEP(acc);
-  for (uint32_t i = 0; i < n_in; i++) {
-    const int32_t xi = scl_load(x, kind, i);
-    if (xi == 0) {
-      continue;
-    }
-    const uint32_t end = start[i + 1];
-    SCL_UNROLL
-    for (uint32_t k = start[i]; k < end; k++) {
-      int32_t *a = acc + index[k] * block;
-      for (uint32_t j = 0; j < block; j++) {
-        a[j] += weight[k * block + j] * xi;
-      }
-    }
+  int32_t xi;
+  SCL_FOR_ACTIVE(i, xi, x, kind, n_in) {
+    const uint32_t begin = start[i];
+    scl_sparse_axpy(acc, weight + begin * block, index + begin, start[i + 1] - begin, block, xi);
   }
+}
+
+/* The error sum of input i. */
+SCL_INLINE int32_t scl_sparse_error_sum(const scl_panel_t *panel, uint32_t i, uint32_t block, const int16_t *e) {
+  const uint32_t begin = panel->start[i];
+  return scl_sparse_dot(e, panel->weight + begin * block, panel->index + begin, panel->start[i + 1] - begin, block);
 }
 
 /* Adds to sums[i], for a rectified input where x[i] is not 0; the caller has cleared the sums. */
@@ -60,44 +184,42 @@ SCL_INLINE void scl_sparse_error(const scl_panel_t *panel, const void *x, scl_ki
   e += first * block;
   SCL_KEEP(e);
   for (uint32_t i = 0; i < n_in; i++) {
-    if (rectified && scl_load(x, kind, i) <= 0) {
-      continue;
+    if (!rectified || scl_load(x, kind, i) > 0) {
+      sums[i] += scl_sparse_error_sum(panel, i, block, e);
     }
-    int32_t sum = 0;
-    const uint32_t end = panel->start[i + 1];
-    SCL_UNROLL
-    for (uint32_t k = panel->start[i]; k < end; k++) {
-      for (uint32_t j = 0; j < block; j++) {
-        sum += panel->weight[k * block + j] * e[panel->index[k] * block + j];
-      }
-    }
-    sums[i] += sum;
   }
 }
 
-SCL_INLINE void scl_sparse_update(const scl_panel_t *panel, const void *x, scl_kind_t kind, uint32_t n_in,
-                                  uint32_t block, uint32_t first, const int16_t *g, uint32_t shift, uint32_t wlog,
-                                  uint32_t *prng) {
+/* Of a layer with one panel, as scl_dense_error: contributes to the error of the input, returns how many saturated. */
+SCL_INLINE uint32_t scl_sparse_error_alone(const scl_panel_t *panel, const void *x, scl_kind_t kind, int rectified,
+                                           uint32_t n_in, uint32_t block, const int16_t *e, int32_t fw, int16_t *error,
+                                           int first) {
+  uint32_t saturated = 0;
+  for (uint32_t i = 0; i < n_in; i++) {
+    if (!rectified || scl_load(x, kind, i) > 0) {
+      saturated += scl_contribute_sum(&error[i], scl_sparse_error_sum(panel, i, block, e), fw, first);
+    } else if (first) {
+      error[i] = 0;
+    }
+  }
+  return saturated;
+}
+
+SCL_INLINE void scl_sparse_update(const scl_panel_t *panel, const void *x, scl_kind_t kind, int rectified,
+                                  uint32_t n_in, uint32_t block, uint32_t first, const int16_t *g, uint32_t shift,
+                                  uint32_t wlog, uint32_t *prng) {
   const scl_pos_t *start = panel->start;
   const scl_pos_t *split = panel->split;
   const uint8_t *index = panel->index;
   int16_t *weight = panel->weight;
   uint32_t random = *prng;
+  const scl_stepping_t stepping = {shift, wlog, scl_bits_of(kind, rectified), &random};
   g += first * block;
   SCL_KEEP(g);
-  for (uint32_t i = 0; i < n_in; i++) {
-    const int32_t xi = scl_load(x, kind, i);
-    if (xi == 0) {
-      continue;
-    }
-    const uint32_t end = split[i];
-    SCL_UNROLL
-    for (uint32_t k = start[i]; k < end; k++) {
-      const int16_t *gk = g + index[k] * block;
-      for (uint32_t j = 0; j < block; j++) {
-        scl_weight_step(&weight[k * block + j], gk[j] * xi, shift, wlog, &random);
-      }
-    }
+  int32_t xi;
+  SCL_FOR_ACTIVE(i, xi, x, kind, n_in) {
+    const uint32_t begin = start[i];
+    scl_sparse_step(weight + begin * block, g, index + begin, split[i] - begin, block, xi, stepping);
   }
   *prng = random;
 }

@@ -111,11 +111,12 @@ SCL_INLINE uint32_t scl_contribute_sums(const scl_tensor_t t, const int32_t *sum
 SCL_INLINE void scl_alive(const int16_t *value, uint32_t size, int32_t high, uint8_t *bits) {
   /* Counted in bytes: with a count of values gcc warns of a byte behind the last one. */
   const uint32_t bytes = (size + 7u) / 8u;
-  for (uint32_t i = 0; i < bytes; i++) {
-    const uint32_t count = scl_min_u32(8u, size - 8u * i);
+  for (uint32_t i = 0; i < bytes; i++, value += 8) {
+    const uint32_t count = size % 8u == 0 ? 8u : scl_min_u32(8u, size - 8u * i);
     uint32_t byte = 0;
+    SCL_UNROLL_ALL
     for (uint32_t k = 0; k < count; k++) {
-      const int32_t v = value[8u * i + k];
+      const int32_t v = value[k];
       byte |= (v > 0 && (v < high || high >= 32767) ? 1u : 0u) << k;
     }
     bits[i] = (uint8_t)byte;
@@ -124,9 +125,14 @@ SCL_INLINE void scl_alive(const int16_t *value, uint32_t size, int32_t high, uin
 
 /* Clears the errors of values that are not alive. */
 SCL_INLINE void scl_mask_error(int16_t *e, uint32_t size, const uint8_t *bits) {
-  for (uint32_t i = 0; i < size; i++) {
-    if (((uint32_t)bits[i / 8u] >> (i % 8u) & 1u) == 0) {
-      e[i] = 0;
+  for (uint32_t i = 0; i < size; i += 8u) {
+    const uint32_t count = size % 8u == 0 ? 8u : scl_min_u32(8u, size - i);
+    const uint32_t byte = bits[i / 8u];
+    SCL_UNROLL_ALL
+    for (uint32_t k = 0; k < count; k++) {
+      if ((byte >> k & 1u) == 0) {
+        e[i + k] = 0;
+      }
     }
   }
 }

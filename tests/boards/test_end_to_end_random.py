@@ -58,6 +58,14 @@ MODELS = [
     ),
 ]
 
+# Lists and rows of several vectors and parts of one, as wide as what stays in registers and wider, in blocks of 1 and 2
+# and dense; 260 inputs leave the weights of the first layer 14 bits.
+VECTOR_MODELS = [
+    random_model(3, sizes=(260, 75, 37, 10), block=1, scale=15.0, fraction=10, stochastic=True, learning_rate=0.4),
+    random_model(4, sizes=(31, 75, 22, 19), block=2, scale=15.0, signed=True, stochastic=True, learning_rate=0.4),
+    random_model(5, sizes=(260, 35, 13, 9), sparse=[False] * 3, scale=15.0, stochastic=True, learning_rate=0.4),
+]
+
 # Every kind of layer is in one of them: residual connections, depthwise convolutions and ReLU6 in all,
 # kernels with so many positions that they need two panels on the larger boards.
 CONVOLUTIONS = [("microbit", 18), ("emcraft_sf2", 2), ("ast1030_evb", 7), ("mps3_an547", 7)]
@@ -108,14 +116,11 @@ def cross_build(model: Model, board: str, folder: Path, code_in_ram: bool = Fals
     return image
 
 
-@pytest.mark.parametrize("number", range(len(MODELS)))
-@pytest.mark.parametrize("board", BOARDS)
-def test_random_models(board: str, number: int, tmp_path: Path) -> None:
-    """Two tasks, a save and a power cut; values saturate and weights reach their limits."""
-    model = MODELS[number]
-    emulator = Emulator(tmp_path / "board", board)
+def compare(model: Model, board: str, number: int, folder: Path) -> Device:
+    """Two tasks, a save and a power cut; the reference as it is in the end.  Weights reach their limits."""
+    emulator = Emulator(folder / "board", board)
     try:
-        twin = Twin(model, EmulatedBoard(emulator, cross_build(model, board, tmp_path)))
+        twin = Twin(model, EmulatedBoard(emulator, cross_build(model, board, folder)))
         teacher = Teacher(twin, number)
         for task, classes in enumerate([(0, 1), (2, 3)]):
             teacher.begin(classes, 14, streamed=task == number, seed=task)
@@ -126,12 +131,25 @@ def test_random_models(board: str, number: int, tmp_path: Path) -> None:
             teacher.evaluate()
             teacher.finish()
             twin.check_dump()
-        device = twin.device
-        assert min(device.saturated_activations, device.saturated_errors, device.guard_shifts) > 0
         assert protocol.statistics(twin.link).weights_at_clamp > 0
         twin.close()
+        return twin.device
     finally:
         emulator.stop()
+
+
+@pytest.mark.parametrize("number", range(len(MODELS)))
+@pytest.mark.parametrize("board", BOARDS)
+def test_random_models(board: str, number: int, tmp_path: Path) -> None:
+    """Values saturate too."""
+    device = compare(MODELS[number], board, number, tmp_path)
+    assert min(device.saturated_activations, device.saturated_errors, device.guard_shifts) > 0
+
+
+@pytest.mark.parametrize("number", range(len(VECTOR_MODELS)))
+def test_random_models_with_vectors(number: int, tmp_path: Path) -> None:
+    """A core that computes up to eight weights at once."""
+    compare(VECTOR_MODELS[number], "mps3_an547", number, tmp_path)
 
 
 def test_code_in_ram(tmp_path: Path) -> None:

@@ -51,10 +51,10 @@ static void prng(void) {
 }
 
 static void crc(void) {
-  uint32_t head[2];
-  uint8_t bytes[4096];
-  while (take(head, sizeof head) && take(bytes, head[1])) {
-    const uint32_t sum = scl_crc32(head[0], bytes, head[1]);
+  uint32_t head[3]; /* former value, bytes, where they lie after a word's boundary */
+  _Alignas(4) uint8_t memory[4096];
+  while (take(head, sizeof head) && take(memory + head[2], head[1])) {
+    const uint32_t sum = scl_crc32(head[0], memory + head[2], head[1]);
     give(&sum, sizeof sum);
   }
 }
@@ -147,12 +147,17 @@ static void kernel(void) {
       p.index = take_array(s.entries, 1);
       scl_sparse_forward(&p, x, kind, s.n_in, s.block, 0, acc);
       scl_sparse_error(&p, x, kind, (int)s.rectified, s.n_in, s.block, 0, e, sums);
-      scl_sparse_update(&p, x, kind, s.n_in, s.block, 0, e, s.shift, s.wlog, &random);
+      scl_sparse_update(&p, x, kind, (int)s.rectified, s.n_in, s.block, 0, e, s.shift, s.wlog, &random);
       scl_sparse_accumulate(&p, x, kind, s.n_in, s.block, 0, e);
     } else {
       scl_dense_forward(weight, x, kind, s.n_in, s.n_out, acc);
-      scl_dense_error(weight, x, kind, (int)s.rectified, s.n_in, s.n_out, e, sums);
-      scl_dense_update(weight, x, kind, s.n_in, s.n_out, e, s.shift, s.wlog, &random);
+      int16_t *error = calloc(s.n_in, sizeof *error);
+      give_i32((int32_t)scl_dense_error(weight, x, kind, (int)s.rectified, s.n_in, s.n_out, e, 3, error, 1));
+      for (uint32_t i = 0; i < s.n_in; i++) {
+        sums[i] = error[i];
+      }
+      free(error);
+      scl_dense_update(weight, x, kind, (int)s.rectified, s.n_in, s.n_out, e, s.shift, s.wlog, &random);
       scl_dense_accumulate(gradient, x, kind, s.n_in, s.n_out, e);
     }
     give(acc, s.n_out * sizeof *acc);

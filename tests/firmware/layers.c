@@ -39,8 +39,9 @@ static scl_activation_t activation(const int32_t v[5]) {
 /* ---- convolution ---- */
 
 typedef struct {
-  int32_t kind, n_in, n_out, block, multiplier, out_h, out_w, stride_h, stride_w, in_row, in_plane, in_origin, out_row,
-      out_plane, out_origin, n_panels, in_size, out_size;
+  int32_t kind, n_in, n_out, block, multiplier, kernel_h, kernel_w, out_h, out_w, stride_h, stride_w, in_row, in_plane,
+      in_origin, out_row, out_plane, out_origin, n_panels, in_size, out_size;
+  int32_t pool_h, pool_w, pool_stride_h, pool_stride_w, pool_top, pool_left, pooled_h, pooled_w; /* pool_h 0: none */
   int32_t activation[5], rate[2];
   int32_t ke, elog, glog, su, wlog, blog, bias_shift, kc, slot;
   uint32_t prng;
@@ -52,6 +53,8 @@ static scl_conv_t conv_of(const conv_t *s, const uint16_t *at) {
                       .n_out = (uint16_t)s->n_out,
                       .block = (uint8_t)s->block,
                       .multiplier = (uint8_t)s->multiplier,
+                      .kernel_h = (uint16_t)s->kernel_h,
+                      .kernel_w = (uint16_t)s->kernel_w,
                       .out_h = (uint16_t)s->out_h,
                       .out_w = (uint16_t)s->out_w,
                       .stride_h = (uint16_t)s->stride_h,
@@ -63,6 +66,26 @@ static scl_conv_t conv_of(const conv_t *s, const uint16_t *at) {
                       .out_plane = (uint32_t)s->out_plane,
                       .out_origin = (uint32_t)s->out_origin,
                       .n_panels = (uint16_t)s->n_panels};
+}
+
+/* The pooling behind a convolution; its output has no margins. */
+static scl_pool_t pool_of(const conv_t *s) {
+  return (scl_pool_t){.channels = (uint16_t)s->n_out,
+                      .in_h = (uint16_t)s->out_h,
+                      .in_w = (uint16_t)s->out_w,
+                      .out_h = (uint16_t)s->pooled_h,
+                      .out_w = (uint16_t)s->pooled_w,
+                      .kernel_h = (uint16_t)s->pool_h,
+                      .kernel_w = (uint16_t)s->pool_w,
+                      .stride_h = (uint16_t)s->pool_stride_h,
+                      .stride_w = (uint16_t)s->pool_stride_w,
+                      .top = (uint16_t)s->pool_top,
+                      .left = (uint16_t)s->pool_left,
+                      .in_row = (uint16_t)s->out_row,
+                      .out_row = (uint16_t)s->pooled_w,
+                      .in_plane = (uint32_t)s->out_plane,
+                      .in_origin = (uint32_t)s->out_origin,
+                      .out_plane = (uint32_t)(s->pooled_h * s->pooled_w)};
 }
 
 /* Sizes of a panel's lists, in values. */
@@ -116,7 +139,11 @@ static void conv(void) {
     const uint32_t lines = (uint32_t)((s.n_out + s.block - 1) / s.block);
     const uint32_t n_pad = lines * (uint32_t)s.block;
     int32_t *bias = take(n_pad, sizeof *bias);
-    int16_t *e = take((size_t)s.out_size, sizeof *e);
+    const size_t pooled = s.pool_h == 0 ? 0 : (size_t)(s.n_out * s.pooled_h * s.pooled_w);
+    const size_t most = s.pool_h == 0 ? (size_t)(s.out_h * s.out_w) : (size_t)(s.pooled_h * s.pooled_w);
+    int16_t *e = take(s.pool_h == 0 ? (size_t)s.out_size : pooled, sizeof *e);
+    uint8_t *arg = take(pooled, sizeof *arg);
+    const scl_conv_errors_t errors = {e, s.pool_h == 0 ? NULL : arg, pool_of(&s)};
     weights_t w = {.count = s.n_panels == 0 ? 1u : (uint32_t)s.n_panels};
     for (int32_t p = 0; p < s.n_panels; p++) {
       w.panels[p] = take_panel(&s, lines, &w.sizes[p]);
@@ -132,31 +159,33 @@ static void conv(void) {
     int16_t *out = clear((size_t)s.out_size, sizeof *out);
     int32_t *sums = clear((size_t)s.in_size, sizeof *sums);
     int32_t *bias_gradient = clear(n_pad, sizeof *bias_gradient);
-    scl_active_t *space = clear(SCL_ACTIVE * SCL_MAX_BLOCK, sizeof *space);
+    int32_t *space = clear((size_t)s.block * (most + most % 2) * 2, sizeof *space);
+    int32_t *entries = clear((size_t)(s.n_in * (1 + (s.block + 1) / 2)), sizeof *entries);
     const scl_conv_t c = conv_of(&s, at);
     const scl_rate_t rate = {(int16_t)s.rate[0], (int8_t)s.rate[1]};
     const scl_conv_rates_t r = {(int8_t)s.ke,    (int8_t)s.elog,  (int8_t)s.glog,      (uint8_t)s.su,
                                 (uint8_t)s.wlog, (uint8_t)s.blog, (int8_t)s.bias_shift};
     uint32_t random = s.prng;
 
-    give_u32(scl_conv_forward(c, panels, weight, bias, x, kind, out, activation(s.activation)));
+    give_u32(scl_conv_forward(c, panels, weight, bias, x, kind, out, activation(s.activation), entries));
     give(out, (size_t)s.out_size * sizeof *out);
-    scl_conv_error(c, panels, weight, e, r, sums, space);
+    scl_conv_error(c, panels, weight, errors, r, sums, space);
     give(sums, (size_t)s.in_size * sizeof *sums);
-    scl_conv_capture(c, panels, x, kind, e, s.kc, s.slot, space);
+    scl_conv_capture(c, panels, x, kind, errors, s.kc, s.slot, space);
     for (int32_t p = 0; p < s.n_panels; p++) {
       give(w.panels[p].captured_d, w.sizes[p].captured * sizeof(int32_t));
       give(w.panels[p].captured_m, w.sizes[p].captured * sizeof(int32_t));
     }
     memset(sums, 0, (size_t)s.in_size * sizeof *sums);
-    scl_conv_backward(c, panels, weight, bias, x, kind, e, rate, r, s.slot % 2 ? sums : NULL, space, &random);
+    scl_conv_backward(c, panels, weight, bias, NULL, x, kind, kind == SCL_U8, errors, rate, r,
+                      s.slot % 2 ? sums : NULL, space, &random);
     give(sums, (size_t)s.in_size * sizeof *sums);
     give_weights(&w);
     give(bias, n_pad * sizeof *bias);
     give_u32(random);
     memset(sums, 0, (size_t)s.in_size * sizeof *sums);
-    scl_conv_accumulate(c, panels, weight, gradient, bias_gradient, x, kind, e, rate, r, s.slot % 2 ? NULL : sums,
-                        space);
+    scl_conv_backward(c, panels, weight, bias_gradient, gradient, x, kind, kind == SCL_U8, errors, rate, r,
+                      s.slot % 2 ? NULL : sums, space, NULL);
     give(sums, (size_t)s.in_size * sizeof *sums);
     for (uint32_t p = 0; p < w.count; p++) {
       give(w.panels[p].gradient, w.sizes[p].gradients * sizeof(int32_t));
@@ -170,7 +199,7 @@ static void conv(void) {
     for (uint32_t p = 0; p < w.count; p++) {
       free_panel(&w.panels[p]);
     }
-    free(at), free(x), free(bias), free(e), free(out), free(sums), free(bias_gradient), free(space);
+    free(at), free(x), free(bias), free(e), free(arg), free(entries), free(out), free(sums), free(bias_gradient), free(space);
   }
 }
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from tests.firmware.native import compile_c, flags, small_ints
 
 HERE = Path(__file__).parent
-ACTIVE, BLOCK, CAPTURE, SACC = 64, 4, 4, 5
+ACTIVE = 64
+"""Most errors of a channel."""
+CAPTURE, SACC = 4, 5
 """Of the configuration that the kernels are compiled with."""
 U8, I8, I16 = range(3)
 DTYPE = {U8: "u1", I8: "i1", I16: "<i2"}
@@ -31,8 +33,6 @@ CONFIG = f"""
 #define SCL_LATENT_SIGNED 0
 #define SCL_LATENT_STORED 0
 #define SCL_POSITION_BYTES 2
-#define SCL_ACTIVE {ACTIVE}
-#define SCL_MAX_BLOCK {BLOCK}
 #define SCL_CAPTURE {CAPTURE}
 #define SCL_SACC {SACC}
 """
@@ -47,14 +47,18 @@ class Build:
     run: Harness
 
 
-@pytest.fixture(scope="module", params=[(True, False), (False, True)], ids=["stochastic", "nearest"])
+@pytest.fixture(
+    scope="module",
+    params=[(True, False, False), (False, True, False), (True, False, True)],
+    ids=["stochastic", "nearest", "pairs"],
+)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Both ways of rounding and of keeping gradient sums."""
-    stochastic, by_gradient = request.param
+    """Both ways of rounding and of keeping gradient sums, and the kernels of cores with DSP instructions."""
+    stochastic, by_gradient, pairs = request.param
     folder = tmp_path_factory.mktemp("layers")
     config = f"#define SCL_STOCHASTIC {int(stochastic)}\n#define SCL_GROWTH_GRADIENT {int(by_gradient)}\n"
     (folder / "scl_config.h").write_text(CONFIG + config)
-    compile_c([*flags(folder), "-Umain", HERE / "layers.c", "-o", folder / "layers"])
+    compile_c([*flags(folder), "-Umain", f"-DSCL_PAIRS={int(pairs)}", HERE / "layers.c", "-o", folder / "layers"])
 
     def run(operation: str, data: bytes) -> bytes:
         done = subprocess.run([folder / "layers", operation], input=data, capture_output=True, check=False, timeout=60)
@@ -207,6 +211,45 @@ class Line:
         return self.learning + self.rest
 
 
+@dataclass(frozen=True)
+class Windows:
+    """A max_pool behind a convolution, and for each of its outputs the position of the greatest value."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    top: int
+    left: int
+    out: Shape
+    arg: Ints
+
+    def position(self, c: int, y: int, x: int) -> Position:
+        """The greatest value of a window."""
+        row, column = divmod(int(self.arg[c, y, x]), self.kernel[1])
+        return c, y * self.stride[0] + row - self.top, x * self.stride[1] + column - self.left
+
+    def fields(self) -> tuple[int, ...]:
+        """As layers.c reads it."""
+        return (*self.kernel, *self.stride, self.top, self.left, self.out.height, self.out.width)
+
+
+def windows(rng: np.random.Generator, over: Shape) -> Windows:
+    """That do not overlap, some of them partly outside."""
+    kernel = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    stride = kernel[0] + int(rng.integers(2)), kernel[1] + int(rng.integers(2))
+    top, left = (int(rng.integers(k)) for k in kernel)
+    height, width = (over.height + top - 1) // stride[0] + 1, (over.width + left - 1) // stride[1] + 1
+    out = Shape(over.channels, height, width)
+    result = Windows(kernel, stride, top, left, out, np.zeros((over.channels, height, width), dtype=np.int64))
+    for place in out.positions():
+        inside = []
+        for arg in range(kernel[0] * kernel[1]):
+            result.arg[place] = arg
+            if over.inside(*result.position(*place)[1:]):
+                inside.append(arg)
+        result.arg[place] = rng.choice(inside)
+    return result
+
+
 @dataclass
 class ConvCase:
     """One convolution, one sample, one error."""
@@ -239,6 +282,8 @@ class ConvCase:
     """[panel][line]"""
     first: list[int]
     places: list[int]
+    pool: Windows | None
+    """Where the errors come from, if not from a tensor."""
     blog: int = 24
 
     @property
@@ -277,13 +322,20 @@ class ConvCase:
         s, o = self.source, self.out
         at = [c * s.plane + ky * s.row + kx for c, ky, kx in self.kernel_positions]
         origin = (s.top - self.top) * s.row + s.left - self.left
-        sizes: tuple[int, ...] = (len(at), o.channels, self.block, self.multiplier, o.height, o.width, *self.stride)
+        sizes: tuple[int, ...] = (len(at), o.channels, self.block, self.multiplier, *self.kernel)
+        sizes += (o.height, o.width, *self.stride)
         sizes += (s.row, s.plane, origin, o.row, o.plane, o.origin)
         sizes += (len(self.panels) if self.masked else 0, s.size, o.size)
+        sizes += self.pool.fields() if self.pool else (0,) * 8
         formats = (self.ke, self.elog, self.glog, self.su, self.wlog, self.blog, self.bias_shift, self.kc, self.slot)
         numbers = (self.kind, *sizes, *self.activation.fields(), *self.rate, *formats)
         parts = [struct.pack(f"<{len(numbers)}iI", *numbers, self.prng), pack("<u2", at)]
-        parts += [pack(DTYPE[self.kind], s.lay(self.x)), pack("<i4", self.bias), pack("<i2", o.lay(self.e, margin=77))]
+        parts += [pack(DTYPE[self.kind], s.lay(self.x)), pack("<i4", self.bias)]
+        if self.pool:
+            errors = [int(self.e[self.pool.position(*place)]) for place in self.pool.out.positions()]
+            parts += [pack("<i2", errors), pack("u1", self.pool.arg)]
+        else:
+            parts.append(pack("<i2", o.lay(self.e, margin=77)))
         for first, places, lines in zip(self.first, self.places, self.panels, strict=True):
             counts = [len(line.entries) for line in lines]
             start = np.concatenate([[0], np.cumsum(counts)])
@@ -444,6 +496,12 @@ def conv_case(rng: np.random.Generator, number: int) -> ConvCase:
     places = [min(256, n_in - f) if masked else n_in for f in first]
     e = small_ints(rng, -32768, 32767, (n_out, height, width)) * (rng.random((n_out, height, width)) < rng.random())
     e *= (rng.random(n_out) < 0.7)[:, None, None]
+    pool = windows(rng, out) if rng.integers(3) == 0 else None
+    if pool:
+        kept = np.zeros_like(e)
+        for place in pool.out.positions():
+            kept[pool.position(*place)] = e[pool.position(*place)]
+        e = kept
     bias = np.zeros(lines * block, dtype=np.int64)
     bias[:n_out] = small_ints(rng, 1 - 2**24, 2**24 - 1, n_out)
     return ConvCase(
@@ -451,7 +509,7 @@ def conv_case(rng: np.random.Generator, number: int) -> ConvCase:
         activation(rng, int(rng.integers(0, 18))), (int(rng.integers(1, 32768)), int(rng.integers(4, 20))),
         int(rng.integers(0, 6)), elog, glog, su, wlog, int(rng.integers(0, 6)), kc, int(rng.integers(2 * CAPTURE)),
         int(rng.integers(2**32)), small_ints(rng, low, high, (channels, in_h, in_w)), e, bias.tolist(),
-        [lines_of(rng, (lines, n, block, n_out), wlog, masked) for n in places], first, places,
+        [lines_of(rng, (lines, n, block, n_out), wlog, masked) for n in places], first, places, pool,
     )  # fmt: skip
 
 
@@ -461,11 +519,13 @@ def inner(shape: Shape, memory: list[int]) -> list[int]:
 
 
 def check_conv(case: ConvCase, built: Build, out: bytes, number: int) -> bytes:
-    """Take what layers.c wrote of one case; error sums are compared without margins."""
+    """Take what layers.c wrote of one case; error sums are compared where they count."""
 
-    def take_sums(out: bytes, name: str, want: list[int]) -> bytes:
+    def take_sums(out: bytes, name: str, want: list[int], rectified: bool = False) -> bytes:
         got = np.frombuffer(out[: 4 * case.source.size], "<i4").tolist()
-        assert inner(case.source, got) == inner(case.source, want), (number, name, case)
+        counts = case.x.reshape(-1) != 0 if rectified else np.ones(case.x.size, dtype=np.bool_)
+        difference = np.array(inner(case.source, got)) != np.array(inner(case.source, want))
+        assert not (difference & counts).any(), (number, name, case)
         return out[4 * case.source.size :]
 
     values, saturated = case.forward()
@@ -474,11 +534,11 @@ def check_conv(case: ConvCase, built: Build, out: bytes, number: int) -> bytes:
     out = take_sums(out, "error", sums)
     if case.masked:
         out = compare(out, [("captured", "<i4", case.captured(built.by_gradient))], number)
-    out = take_sums(out, "fused error", sums if case.slot % 2 else none)
+    out = take_sums(out, "fused error", sums if case.slot % 2 else none, rectified=case.kind == U8)
     case.update(built.stochastic)
     parts = [("weight", "<i2", case.weights()), ("bias", "<i4", case.bias), ("prng", "<u4", [case.prng])]
     out = compare(out, parts, number)
-    out = take_sums(out, "batch error", none if case.slot % 2 else case.propagated())
+    out = take_sums(out, "batch error", none if case.slot % 2 else case.propagated(), rectified=case.kind == U8)
     gradients = case.accumulated()
     steps = [case.total_step(o) for o in range(len(case.bias))]
     out = compare(out, [("gradient", "<i4", gradients), ("bias gradient", "<i4", steps)], number)
@@ -494,6 +554,7 @@ def test_convolution(built: Build) -> None:
     assert any(len(case.panels) > 1 for case in tried)
     kinds = {(case.block, case.multiplier > 0, case.masked) for case in tried}
     assert kinds >= {(4, True, True), (2, False, True), (1, True, False)}
+    assert {case.pool is None for case in tried} == {False, True}
     out = built.run("conv", b"".join(case.pack() for case in tried))
     for number, case in enumerate(tried):
         out = check_conv(case, built, out, number)

@@ -29,16 +29,18 @@ HERE = Path(__file__).parent
 CORE = ROOT / "firmware" / "core"
 MORE, COMPLETE, DAMAGED, QUESTION = range(4)
 INT32 = (-(2**31), 2**31 - 1)
+ERROR_SHIFT = 3
+"""What harness.c shifts the errors of a dense layer by."""
 
 Harness = Callable[[str, bytes], bytes]
 
 
-def build(model: Model, folder: Path) -> Harness:
+def build(model: Model, folder: Path, extra: Sequence[str] = ()) -> Harness:
     """The harness with the configuration of a model."""
     generated = generate(model, board_facts(), folder)
     image = folder / "harness"
     sources = [HERE / "harness.c", *(CORE / f"scl_{name}.c" for name in ("crc", "frame", "loss"))]
-    compile_c([*flags(generated), "-Umain", *sources, "-o", image])
+    compile_c([*flags(generated), "-Umain", *extra, *sources, "-o", image])
 
     def run(operation: str, data: bytes) -> bytes:
         done = subprocess.run([image, operation], input=data, capture_output=True, check=False, timeout=60)
@@ -48,13 +50,14 @@ def build(model: Model, folder: Path) -> Harness:
     return run
 
 
-@pytest.fixture(scope="module", params=["stochastic", "nearest"])
+@pytest.fixture(scope="module", params=["stochastic", "pairs", "nearest"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Harness]:
-    """Two configurations: unsigned inputs with 10 classes, signed ones with 3."""
-    stochastic = request.param == "stochastic"
+    """Unsigned inputs with 10 classes, the same with the kernels of cores with DSP, signed inputs with 3."""
+    stochastic = request.param != "nearest"
     sizes = (12, 10, 10) if stochastic else (12, 10, 3)
     model = random_model(1, sizes=sizes, signed=not stochastic, stochastic=stochastic, batch=2, sparse=[True, True])
-    return model, build(model, tmp_path_factory.mktemp(request.param))
+    extra = ["-DSCL_PAIRS=1"] if request.param == "pairs" else []
+    return model, build(model, tmp_path_factory.mktemp(request.param), extra)
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +107,12 @@ def test_random_numbers(harness: Harness) -> None:
 
 
 def test_checksum_is_zlibs(harness: Harness) -> None:
-    """Also continued from a former value."""
+    """Also continued from a former value, and wherever the bytes lie."""
     rng = random.Random(3)
-    cases = [(rng.choice([0, rng.randrange(2**32)]), rng.randbytes(rng.choice([0, 1, 3, 64, 1000]))) for _ in range(80)]
-    out = harness("crc", b"".join(struct.pack("<II", start, len(data)) + data for start, data in cases))
-    assert list(struct.unpack(f"<{len(cases)}I", out)) == [zlib.crc32(data, start) for start, data in cases]
+    sizes = [*range(40), 64, 260, 1000]
+    cases = [(rng.choice([0, rng.randrange(2**32)]), rng.randbytes(n), offset) for n in sizes for offset in range(4)]
+    out = harness("crc", b"".join(struct.pack("<III", start, len(data), at) + data for start, data, at in cases))
+    assert list(struct.unpack(f"<{len(cases)}I", out)) == [zlib.crc32(data, start) for start, data, _ in cases]
 
 
 def test_numbers_as_bytes(harness: Harness) -> None:
@@ -341,9 +345,14 @@ def expected(case: Case, sacc: int, stochastic: bool) -> bytes:
     x, e = case.x.tolist(), case.e.tolist()
     weight = case.weight.tolist()
     acc, sums = case.acc.tolist(), [0] * case.n_in
+    saturated = 0
     for i, o, k in case.entries():
         acc[o] += weight[k] * x[i]
         sums[i] += weight[k] * e[o] if x[i] > 0 or not case.rectified else 0
+    if not case.sparse:
+        shifted = [shift(v, ERROR_SHIFT) for v in sums]
+        sums = [max(-32768, min(32767, v)) for v in shifted]
+        saturated = sum(v != kept for v, kept in zip(shifted, sums, strict=True))
     state = case.prng
 
     def draw() -> int:
@@ -361,7 +370,8 @@ def expected(case: Case, sacc: int, stochastic: bool) -> bytes:
         gradient[number] += shift(e[o] * x[i], sacc)
     assert all(INT32[0] <= v <= INT32[1] for v in (*acc, *sums, *gradient)), "the test's own numbers overflow"
     count = len(weight)
-    out = struct.pack(f"<{len(acc)}i{len(sums)}i{count}h{count}iI", *acc, *sums, *weight, *gradient, state)
+    out = b"" if case.sparse else struct.pack("<i", saturated)
+    out += struct.pack(f"<{len(acc)}i{len(sums)}i{count}h{count}iI", *acc, *sums, *weight, *gradient, state)
     for k, change in zip(places, gradient, strict=False):
         if change:
             weight[k] = stepped(case, weight[k], change, case.shift - sacc, rounding)

@@ -12,13 +12,14 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from generator.arena import Placement, arena_bytes, eight_bit, keeps_alive, place
+from generator.arena import Placement, arena_bytes, eight_bit, keeps_alive, place, pooled_by
 from generator.artefacts import Activation, Growth, Method, Model, Op, SingleHead, needs_error
 from generator.boards import Memory, load_board
 from generator.plan import (
     CODE_IN_RAM,
     DoesNotFit,
     Plan,
+    active_words,
     captured_sums,
     check,
     factor_bytes,
@@ -74,6 +75,19 @@ def test_nothing_alive_is_overwritten(seed: int, single_head: SingleHead) -> Non
     assert place(model) == placements
 
 
+def pooled(model: Model, k: int) -> int | None:
+    """The max_pool behind convolution ``k`` from which it takes its errors: the one reader, no window meets another."""
+    layer = model.layers[k]
+    found = [n for n, reader in enumerate(model.layers) if k + 1 in reader.inputs]
+    if layer.op is not Op.CONV or layer.activation is Activation.RELU6 or len(found) != 1:
+        return None
+    reader = model.layers[found[0]]
+    if reader.op is not Op.MAX_POOL or reader.window is None:
+        return None
+    w = reader.window
+    return found[0] if w.stride_h >= w.kernel_h and w.stride_w >= w.kernel_w else None
+
+
 def touched(model: Model) -> Iterator[tuple[int, str]]:
     """Every (moment, name) at which a pass touches something, told by the rules of docs/numerics.md alone."""
     count = len(model.layers)
@@ -94,13 +108,17 @@ def touched(model: Model) -> Iterator[tuple[int, str]]:
         backward = 2 * count - k
         for moment in (k, backward) if layer.weighted else (k,):
             yield from ((moment, value(t)) for t in layer.inputs if value(t))
-        yield from ((backward, f"layer{t - 1}_error") for t in layer.inputs if error[t])
+        written = (t for t in layer.inputs if error[t] and pooled(model, t - 1) is None)
+        yield from ((backward, f"layer{t - 1}_error") for t in written)
         if k + 1 == count:
             continue  # the logits and their error are no part of the arena
         yield k, value(k + 1)
         if not error[k + 1]:
             continue
-        yield backward, f"layer{k}_error"
+        pool = pooled(model, k)
+        yield backward, f"layer{k if pool is None else pool}_error"
+        if pool is not None:
+            yield backward, f"layer{pool}_arg"
         if layer.op is Op.MAX_POOL:
             yield from ((moment, f"layer{k}_arg") for moment in (k, backward))
         # A value of 0 stops the error: seen by readers with weights, and implied by a maximum of 0.
@@ -129,6 +147,21 @@ def test_a_tensor_that_several_layers_with_weights_read() -> None:
     conv = Spec(Op.CONV, channels=3, kernel=(3, 3), same=True, activation=Activation.RELU)
     branches = (conv, conv, replace(conv, inputs=(1,)), replace(conv, inputs=(1,)))
     check_alive(conv_model(1, (1, 6, 6), (*branches, Spec(Op.ADD, inputs=(2, 3, 4)), Spec(Op.DENSE, channels=3))))
+
+
+@pytest.mark.parametrize(
+    ("stride", "activation", "written"),
+    [(2, Activation.RELU, False), (1, Activation.RELU, True), (2, Activation.RELU6, True)],
+)
+def test_errors_come_straight_from_pooling(stride: int, activation: Activation, written: bool) -> None:
+    """Where windows do not overlap and nothing else stops an error, that of the convolution is not in memory."""
+    conv = Spec(Op.CONV, channels=3, kernel=(3, 3), same=True, activation=activation)
+    pool = Spec(Op.MAX_POOL, kernel=(2, 2), stride=(stride, stride))
+    model = conv_model(1, (1, 6, 6), (conv, pool, conv, Spec(Op.DENSE, channels=3)))
+    check_alive(model)
+    first = next(k for k, layer in enumerate(model.layers) if layer.op is Op.CONV)
+    assert (f"layer{first}_error" in {p.name for p in place(model)}) == written
+    assert (pooled_by(model.layers, first) is None) == written
 
 
 def test_values_are_kept_for_the_second_error() -> None:
@@ -214,11 +247,22 @@ def test_gradients_of_a_batch() -> None:
 
 
 def test_sums_of_a_pass() -> None:
-    """Errors of a convolution's input with its margins; the input of the network has none."""
+    """Errors of a convolution's input with its margins, or the entries of a line; the input of the network has none."""
     model = small()
     assert max_sums(model) == 6 * 7 * 7
-    assert max_sums(replace(model, layers=model.layers[:2])) == 1
+    assert max_sums(replace(model, layers=model.layers[:2])) == 9 * 2, "a place and two weights for each position"
     assert max_sums(random_model(0, sizes=(100, 8, 3))) == 8
+
+
+def test_lists_of_active_errors() -> None:
+    """Error and step take two words, a step alone one; a channel of each convolution has 25 errors, in even lists."""
+    model = small()
+    conv, last = (layer for layer in model.layers if layer.op is Op.CONV)
+    assert (conv.active, last.active) == (25, 25)
+    assert active_words(model) == max(2 * 26, 1 * 26 * 2)
+    assert active_words(replace(model, layers=model.layers[:2])) == 2 * 26
+    wide = conv_model(1, (1, 10, 10), (*NET[:2], replace(NET[2], sparse=True, block=4), *NET[3:]))
+    assert active_words(wide) == 4 * 26 * 2
 
 
 def test_advice_names_what_is_largest() -> None:
@@ -251,7 +295,7 @@ def test_table_shows_the_arena_of_a_graph() -> None:
             console.print(table(plan(model, load_board("native"))))
         return capture.get()
 
-    assert "layer1_error" in shown(small())
+    assert "layer2_error" in shown(small())
     only_output = shown(small(prefix=4, latent_stored=True))
     assert "\u2588" in next(line for line in only_output.splitlines() if "prefix2_out" in line)
     assert "who lives where" not in shown(random_model(0, method=Method.ER))
