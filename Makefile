@@ -20,10 +20,10 @@ VENV := .venv/bin
 export PLATFORMIO_CORE_DIR := $(CURDIR)/.venv/platformio
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help setup demo boards test test-slow test-all lint format clean
+.PHONY: help setup demo boards bench bench-check test test-slow test-all lint format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  BOARD=name   the board of demo (default $(BOARD); make boards lists them)"
 	@echo "  PORT=device  the serial port of a real board"
@@ -54,6 +54,12 @@ demo: setup ## learn five tasks on a board (emulated unless PORT is given) and v
 
 boards: setup ## list the boards and how each was verified
 	@$(VENV)/sparcl boards
+
+bench: setup ## count instructions and memory on every emulated board, and say how far the targets are
+	@$(VENV)/sparcl bench
+
+bench-check: setup ## the quick part of bench; fails when a figure grew by more than 2 %
+	@$(VENV)/sparcl bench --quick --check
 
 test: setup ## run the tests, without the slow ones
 	@$(VENV)/python -m pytest -n $(JOBS) -m "not slow"

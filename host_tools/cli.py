@@ -290,6 +290,65 @@ def twin(
     view.say(f"\n{twins.save(pairs, projects[0].folder.parent)}")
 
 
+@app.command()
+def bench(
+    experiment: Annotated[
+        Path | None,
+        typer.Argument(metavar="[EXP.toml]", help="Count this experiment's first epoch, by function, and stop."),
+    ] = None,
+    board: Annotated[
+        list[str] | None,
+        typer.Option("--board", "-b", help="Emulated board; may be repeated. Default: all of them."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only what CI checks: some minutes.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail when a figure is more than 2 % above benchmarks/baseline.json.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update-baseline", help="Make these figures the ones to compare with.")
+    ] = False,
+    overrides: Overrides = None,
+    seed: Seed = None,
+) -> None:
+    """Count instructions on the emulated boards: by phase, layer and function, for dense and sparse networks.
+
+    Counts are exact and repeatable, however busy this computer is: a growth of 2 % is a change of the code.
+    Accuracies beside them are whole runs on the native board. Whatever was measured is kept until a source or a
+    setting changes; an interrupted bench goes on where it was.
+
+    \b
+      sparcl bench --quick                                     the important ones
+      sparcl bench --quick --check                             have they grown?
+      sparcl bench --board ast1030_evb                         everything on one board
+      sparcl bench examples/split_mnist.toml -b ast1030_evb    where one experiment spends its instructions
+
+    Writes build/bench/bench.json (docs/bench-schema.md) and build/bench/plot.svg.
+    """
+    from benchmarks import baseline, profile
+    from benchmarks import bench as benches
+    from benchmarks import view as bench_view
+
+    from . import view
+
+    if experiment is not None:
+        for name in board or [benches.emulated()[0]]:
+            view.console.print(profile.table(_options(experiment, name, overrides, seed).project(), view.say))
+        return
+    if overrides:
+        raise UserError("--set needs an experiment: the cases of the bench have settings of their own")
+    done = benches.run(tuple(board or ()), quick=quick, seed=seed or 0, say=view.say)
+    path = benches.save(done)
+    bench_view.show(done)
+    plot = bench_view.plot(done, path.parent)
+    view.say(f"{path}" + (f"\n{plot}" if plot else ""))
+    if update:
+        baseline.update(done)
+        view.say(f"{baseline.PATH} updated")
+    if check:
+        baseline.require(done)
+        view.say("no figure is more than 2 % above the baseline")
+
+
 # -- stages -------------------------------------------------------------------------------------------
 
 

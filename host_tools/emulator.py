@@ -35,7 +35,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
-_PLUGIN_SOURCE = ROOT / "platforms" / "sparcl_cortexm" / "plugin" / "flash_window.c"
+_PLUGINS = ROOT / "platforms" / "sparcl_cortexm" / "plugin"
+_BYTES_PER_COUNT = 2
 _MOST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _START_SECONDS = 15.0
 _STOP_SECONDS = 5.0
@@ -148,12 +149,24 @@ class Emulator:
 
     # -- what can be done with it ---------------------------------------------
 
-    def start(self, image: Path, url: str | None = None, erase: bool = False) -> str:
+    @property
+    def code_ranges(self) -> tuple[tuple[int, int], ...]:
+        """(first address, bytes) of the memories that code can lie in: code flash, and RAM if it is another."""
+        memory = self._facts["memory"]
+        code = (memory["flash_origin"], memory["flash_bytes"])
+        ram = (memory["ram_origin"], memory["ram_bytes"])
+        return (code,) if memory["shared"] else (code, ram)
+
+    def start(self, image: Path, url: str | None = None, erase: bool = False, counts: Path | None = None) -> str:
         """Records `image` and boots it; returns the URL of its serial line.
 
         Stops what ran in this folder.  The flash device keeps its content
         (what was learnt survives a new image) unless `erase` is set.  Without
         `url` the recorded one is taken, else any free port.
+
+        `counts` (QEMU only): a file to be made, in which the board counts its
+        executions, a uint64 for every two bytes of `code_ranges`.  Until the
+        next start; raises EmulatorError where it is not possible.
         """
         self.stop()
         self.state_dir.mkdir(parents=True, exist_ok=True)
@@ -163,7 +176,7 @@ class Emulator:
             shutil.copy(image, self.image_path)
         if erase:
             self.flash_path.unlink(missing_ok=True)
-        return self._boot(url or self.url or free_url())
+        return self._boot(url or self.url or free_url(), counts)
 
     def restart(self) -> str:
         """Powers the board up again: recorded image, same port, same flash."""
@@ -232,24 +245,27 @@ class Emulator:
             raise EmulatorError(f"board {self.board} is not running; see {self.log_path}")
         return state
 
-    def _boot(self, url: str) -> str:
+    def _boot(self, url: str, counts: Path | None = None) -> str:
         port = _port_of(url)
         host = urlsplit(url).hostname or "127.0.0.1"
         if host not in ("localhost", "127.0.0.1"):
             raise EmulatorError(f"{url}: an emulated board is on localhost only")
         if self._facts["emulator"]["kind"] == "process":
+            if counts is not None:
+                raise EmulatorError(f"{self.board} is a process of this computer: its instructions are not counted")
             self._launch(url, port, self._process_command(port), qmp=None, persistent=True)
             return url
 
         qmp = self._qmp_path()
-        plugin = self._plugin()
-        command = self._qemu_command(port, qmp, plugin)
+        plugin = self._flash_plugin()
+        counting = [] if counts is None else ["-plugin", self._count_plugin(counts)]
+        command = self._qemu_command(port, qmp, plugin) + counting
         uses_window = self._facts["emulator"]["flash"] == "window"
         persistent = plugin is not None or not uses_window
         try:
             self._launch(url, port, command, qmp, persistent)
         except EmulatorError as error:
-            if plugin is None or "plugin" not in str(error):
+            if plugin is None or counting or "plugin" not in str(error):
                 raise
             _warn(f"QEMU refused the flash plugin, its flash will not survive a stop: {error}")
             self._launch(url, port, self._qemu_command(port, qmp, None), qmp, persistent=False)
@@ -289,25 +305,40 @@ class Emulator:
             ]
         return command
 
-    def _plugin(self) -> Path | None:
-        """The flash plugin, built when needed; None where the board needs none."""
+    def _flash_plugin(self) -> Path | None:
+        """The flash plugin; None where the board needs none, or it cannot be built."""
         if self._facts["emulator"]["flash"] != "window":
             return None
-        digest = hashlib.sha256(_PLUGIN_SOURCE.read_bytes()).hexdigest()[:12]
-        library = self.state_dir / f"flash_window-{digest}.so"
+        try:
+            return self._built("flash_window")
+        except EmulatorError as error:
+            _warn(f"flash will not survive a stop: {error}")
+            return None
+
+    def _count_plugin(self, counts: Path) -> str:
+        """The option of QEMU that counts executions into a new file ``counts``."""
+        size = sum(size for _, size in self.code_ranges) // _BYTES_PER_COUNT * 8
+        with counts.open("wb") as file:
+            file.truncate(size)  # most of it is never written, and takes no space
+        ranges = "".join(f",range={base:#x}:{size:#x}" for base, size in self.code_ranges)
+        return f"{_quoted(self._built('count'))},image={_quoted(counts.resolve())}{ranges}"
+
+    def _built(self, name: str) -> Path:
+        """A plugin for QEMU, compiled when its source is new."""
+        source = _PLUGINS / f"{name}.c"
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+        library = self.state_dir / f"{name}-{digest}.so"
         if library.is_file():
             return library
         compiler = shutil.which("gcc") or shutil.which("cc")
         if compiler is None:
-            _warn("no gcc on PATH to build QEMU's flash plugin: flash will not survive a stop")
-            return None
+            raise EmulatorError(f"no gcc on PATH to build QEMU's plugin {name}")
         temporary = library.with_suffix(".new")
         command = [compiler, "-std=c11", "-D_DEFAULT_SOURCE", "-O2", "-shared", "-fPIC"]
-        command += ["-o", str(temporary), str(_PLUGIN_SOURCE)]
+        command += ["-o", str(temporary), str(source)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
-            _warn(f"the flash plugin does not build, flash will not survive:\n{result.stderr}")
-            return None
+            raise EmulatorError(f"QEMU's plugin {name} does not build:\n{result.stderr}")
         temporary.replace(library)
         return library
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A project built and started on its emulated board, which counts what it executes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.boards import ROOT
+from generator.errors import BoardError
+from host_tools import protocol
+from host_tools import stream as streaming
+from host_tools.emulator import Emulator
+from host_tools.link import Link
+from host_tools.platformio import PioError, run_pio
+from host_tools.stream import StreamResult
+
+from .count import Counter, Counts, Program
+
+if TYPE_CHECKING:
+    from generator.pipeline import Project
+
+
+@dataclass(frozen=True)
+class Session:
+    """A board that waits for requests."""
+
+    project: Project
+    program: Program
+    link: Link
+    counter: Counter
+
+    def statistics(self) -> protocol.Statistics:
+        """The board's own counters."""
+        return protocol.statistics(self.link)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a board did in some requests: ``steps`` training steps or predictions."""
+
+    counts: Counts
+    steps: int
+
+
+def prepare(boards: Iterable[str]) -> None:
+    """Let PlatformIO take notice of the boards' platforms, which two first builds at a time would get in the way of."""
+    environments = [word for name in boards for word in ("-e", name)]
+    try:
+        run_pio(["pkg", "install", *environments], cwd=ROOT)
+    except PioError as error:
+        raise BoardError(str(error)) from error
+
+
+def build(project: Project, defines: Sequence[str] = ()) -> Path:
+    """Build the firmware with additional preprocessor ``defines``; the image.  BoardError when it fails."""
+    folder = project.folder.resolve()
+    flags = " ".join([os.environ.get("SCL_EXTRA_CFLAGS", ""), *(f"-D{define}" for define in defines)])
+    environment = {
+        "SCL_GENERATED": str(folder / "generated"),
+        "PLATFORMIO_BUILD_DIR": str(folder / "pio"),
+        "SCL_EXTRA_CFLAGS": flags.strip(),
+    }
+    try:
+        run_pio(["run", "-e", project.board.name], environment, cwd=ROOT)
+    except PioError as error:
+        raise BoardError(str(error)) from error
+    return project.image
+
+
+@contextmanager
+def started(project: Project) -> Iterator[Session]:
+    """The project's firmware on its emulator, with erased flash; stopped at the end."""
+    name = project.board.name
+    emulator = Emulator(project.folder / "emulator" / name, name)
+    emulator.stop()
+    program = Program(project.image, emulator.code_ranges)
+    path = emulator.state_dir / "counts.bin"
+    try:
+        url = emulator.start(project.image, erase=True, counts=path)
+        with Link(url, baud=project.board.link.baud) as link:
+            protocol.wait_for_hello(link)
+            yield Session(project, program, link, Counter(program, path))
+    finally:
+        emulator.stop()
+
+
+def begin(session: Session, index: int = 0) -> None:
+    """Send the training samples of a task; the board is then ready to train."""
+    link, task = session.link, session.project.dataset.tasks[index]
+    protocol.task_begin(link, task.classes, len(task.y_train), streamed=False)
+    for _ in protocol.samples(link, protocol.hello(link), task.y_train, task.x_train):
+        pass
+
+
+def train(session: Session, steps: int) -> Work:
+    """Train ``steps`` steps (fewer if the task ends before)."""
+
+    def work() -> int:
+        done = 0
+        while done < steps:
+            reply = protocol.train(
+                session.link, min(steps - done, session.project.board.link.steps_per_request), digest=False
+            )
+            done += reply.done
+            if reply.phase != protocol.Phase.TRAINING:
+                break
+        return done
+
+    done, counts = session.counter.of(work)
+    return Work(counts, done)
+
+
+def predict(session: Session, count: int, index: int = 0) -> Work:
+    """Classify the first ``count`` test samples of a task."""
+    task = session.project.dataset.tasks[index]
+    x = task.x_test[:count]
+    state = protocol.hello(session.link)
+
+    def work() -> None:
+        for _ in protocol.predictions(session.link, state, x):
+            pass
+
+    _, counts = session.counter.of(work)
+    return Work(counts, len(x))
+
+
+def learn(project: Project) -> StreamResult:
+    """Learn all tasks on the project's emulated board, which has been built; what the session measured."""
+    name = project.board.name
+    emulator = Emulator(project.folder / "emulator" / name, name)
+    try:
+        url = emulator.start(project.image, erase=True)
+        return streaming.stream(project, url, baud=project.board.link.baud)
+    finally:
+        emulator.stop()
