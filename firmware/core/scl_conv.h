@@ -289,8 +289,16 @@ SCL_INLINE void scl_conv_add_list(const scl_conv_t c, scl_conv_sums_t *acc, cons
     const scl_two_t entry = scl_load_two(list, 0);
     SCL_CONV_UNROLL
     for (uint32_t j = 0; j < lanes; j++) {
-      const uint32_t w = (uint32_t)(j < 2 ? entry.b : list[1u + j / 2u]);
-      scl_conv_products(c, acc->sum[j], w, j % 2u, (const uint8_t *)x[j] + entry.a, kind, tile);
+      const void *window = (const uint8_t *)x[j] + entry.a;
+      if (SCL_PAIRS) {
+        const uint32_t w = (uint32_t)(j < 2 ? entry.b : list[1u + j / 2u]);
+        scl_conv_products(c, acc->sum[j], w, j % 2u, window, kind, tile);
+      } else { /* a load sooner than a load and a shift */
+        int16_t w;
+        SCL_CONV_IN_ORDER;
+        memcpy(&w, (const uint8_t *)(list + 1) + 2u * j, sizeof w);
+        scl_conv_products(c, acc->sum[j], (uint32_t)w, 0, window, kind, tile);
+      }
     }
   }
 }
@@ -350,7 +358,12 @@ SCL_INLINE uint32_t scl_conv_run(const scl_conv_t c, const int32_t *entries, con
   uint32_t saturated = 0;
   SCL_CONV_UNROLL
   for (uint32_t j = 0; j < lanes; j++) {
-    window[j] = scl_at(x, kind, scl_conv_input(c, line * lanes + j) + first);
+    if (j == 0 || c.multiplier > 0) {
+      window[j] = scl_at(x, kind, scl_conv_input(c, line * lanes + j) + first);
+      SCL_KEEP(window[j]);
+    } else {
+      window[j] = window[0];
+    }
     SCL_CONV_UNROLL
     for (uint32_t r = 0; r < tile.rows * tile.columns; r++) {
       acc.sum[j][r] = bias[line * lanes + j] + scl_conv_half(a);

@@ -108,14 +108,14 @@ def compare(keras: Any, seed: int, folder: Path) -> None:
         twin.check_dump()
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(12), 127])  # 127: dense layers one behind the other in the frozen prefix
 def test_random_networks(keras: Any, seed: int, tmp_path: Path) -> None:
     """On the board as in the reference, and close to Keras."""
     compare(keras, seed, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 180))
+@pytest.mark.parametrize("seed", [n for n in range(100, 180) if n != 127])
 def test_more_random_networks(keras: Any, seed: int, tmp_path: Path) -> None:
     """The same for more of them."""
     compare(keras, seed, tmp_path)
