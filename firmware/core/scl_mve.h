@@ -281,17 +281,15 @@ SCL_INLINE int32_t scl_mve_sparse_dot(const int16_t *e, const int16_t *w, const 
  * state * A^k + C_k, also backward: before the first vector the lanes have the states of the three draws before, and
  * then the state, so that a step of four draws gives the next four.
  */
-#define SCL_MVE_A 1664525u
-#define SCL_MVE_C 1013904223u
-#define SCL_MVE_A2 (SCL_MVE_A * SCL_MVE_A)
-#define SCL_MVE_C2 (SCL_MVE_A * SCL_MVE_C + SCL_MVE_C)
+#define SCL_MVE_A2 (SCL_PRNG_A * SCL_PRNG_A)
+#define SCL_MVE_C2 (SCL_PRNG_A * SCL_PRNG_C + SCL_PRNG_C)
 #define SCL_MVE_A4 (SCL_MVE_A2 * SCL_MVE_A2)
 #define SCL_MVE_C4 (SCL_MVE_A2 * SCL_MVE_C2 + SCL_MVE_C2)
 #define SCL_MVE_BACK_A 4276115653u /* the inverse of A */
-#define SCL_MVE_BACK_C (0u - SCL_MVE_C * SCL_MVE_BACK_A)
+#define SCL_MVE_BACK_C (0u - SCL_PRNG_C * SCL_MVE_BACK_A)
 #define SCL_MVE_BACK_A2 (SCL_MVE_BACK_A * SCL_MVE_BACK_A)
 #define SCL_MVE_BACK_C2 (SCL_MVE_BACK_A * SCL_MVE_BACK_C + SCL_MVE_BACK_C)
-_Static_assert(SCL_MVE_A * SCL_MVE_BACK_A == 1u, "the inverse of the generator's factor");
+_Static_assert(SCL_PRNG_A * SCL_MVE_BACK_A == 1u, "the inverse of the generator's factor");
 
 SCL_INLINE uint32x4_t scl_mve_random(uint32_t state) {
   const uint32x4_t factors = {SCL_MVE_BACK_A2 * SCL_MVE_BACK_A, SCL_MVE_BACK_A2, SCL_MVE_BACK_A, 1};

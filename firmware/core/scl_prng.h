@@ -6,8 +6,11 @@
 #include "scl_types.h"
 
 /* Numerical Recipes' 32-bit constants: one multiply-add per draw; only the high bits are ever used. */
+#define SCL_PRNG_A 1664525u
+#define SCL_PRNG_C 1013904223u
+
 SCL_INLINE uint32_t scl_prng_next(uint32_t *state) {
-  *state = *state * 1664525u + 1013904223u;
+  *state = *state * SCL_PRNG_A + SCL_PRNG_C;
   return *state;
 }
 

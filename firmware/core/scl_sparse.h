@@ -27,6 +27,28 @@ typedef struct {
   uint32_t nnz, grad, grow_inter, swap;
 } scl_panel_t;
 
+/*
+ * `work` on n entries of a line: on `chunk` at a time, a power of 2, and on what is left over without a loop.  It uses
+ * `count`, a constant, and finds its entries at `index` and `w`, which move along.
+ */
+#define SCL_BY_CHUNKS(chunk, n, index, w, block, work)                                    \
+  do {                                                                                   \
+    for (const uint8_t *end_ = (index) + ((n) & ~((chunk) - 1u)); (index) != end_;) {      \
+      const uint32_t count = (chunk);                                                    \
+      work;                                                                              \
+      (index) += count, (w) += count * (block);                                            \
+      SCL_KEEP(index);                                                                   \
+      SCL_KEEP(w);                                                                       \
+    }                                                                                    \
+    SCL_UNROLL_ALL                                                                       \
+    for (uint32_t count = (chunk) / 2u; count > 0; count /= 2u) {                          \
+      if (((n) & count) != 0) {                                                          \
+        work;                                                                            \
+        (index) += count, (w) += count * (block);                                          \
+      }                                                                                  \
+    }                                                                                    \
+  } while (0)
+
 /* Adds x times the weights of `count` entries, a constant, to the accumulators of their places. */
 SCL_INLINE void scl_sparse_axpy_some(int32_t *acc, const int16_t *w, const uint8_t *index, const uint32_t count,
                                      const uint32_t block, int32_t x) {
@@ -54,26 +76,14 @@ SCL_INLINE void scl_sparse_axpy_some(int32_t *acc, const int16_t *w, const uint8
   }
 }
 
-/* Of one line; a chunk of entries at a time, and what is left over without a loop. */
+/* Of one line. */
 SCL_INLINE void scl_sparse_axpy(int32_t *acc, const int16_t *w, const uint8_t *index, uint32_t n, const uint32_t block,
                                 int32_t x) {
 #if SCL_MVE
   scl_mve_sparse_axpy(acc, w, index, n, block, x);
 #else
   const uint32_t chunk = block == 1u ? 8u : 4u;
-  for (const uint8_t *end = index + (n & ~(chunk - 1u)); index != end;) {
-    scl_sparse_axpy_some(acc, w, index, chunk, block, x);
-    index += chunk, w += chunk * block;
-    SCL_KEEP(index);
-    SCL_KEEP(w);
-  }
-  SCL_UNROLL_ALL
-  for (uint32_t part = chunk / 2u; part > 0; part /= 2u) {
-    if ((n & part) != 0) {
-      scl_sparse_axpy_some(acc, w, index, part, block, x);
-      index += part, w += part * block;
-    }
-  }
+  SCL_BY_CHUNKS(chunk, n, index, w, block, scl_sparse_axpy_some(acc, w, index, count, block, x));
 #endif
 }
 
@@ -83,12 +93,10 @@ SCL_INLINE int32_t scl_sparse_dot_some(int32_t sum, const int16_t *e, const int1
   SCL_UNROLL_ALL
   for (uint32_t k = 0; k < count; k++) {
     const int16_t *ek = e + index[k] * block;
-    for (uint32_t j = 0; j < block; j++) {
-      if (SCL_PAIRS && block % 2u == 0) {
-        sum = j % 2u == 0 ? scl_mac_pair(sum, scl_pair(&w[k * block + j]), scl_pair(&ek[j])) : sum;
-      } else {
-        sum += w[k * block + j] * ek[j];
-      }
+    const int pairs = SCL_PAIRS && block % 2u == 0;
+    for (uint32_t j = 0; j < block; j += pairs ? 2u : 1u) {
+      const int16_t *wj = &w[k * block + j];
+      sum = pairs ? scl_mac_pair(sum, scl_pair(wj), scl_pair(&ek[j])) : sum + *wj * ek[j];
     }
   }
   return sum;
@@ -102,19 +110,7 @@ SCL_INLINE int32_t scl_sparse_dot(const int16_t *e, const int16_t *w, const uint
 #else
   const uint32_t chunk = 4u / block;
   int32_t sum = 0;
-  for (const uint8_t *end = index + (n & ~(chunk - 1u)); index != end;) {
-    sum = scl_sparse_dot_some(sum, e, w, index, chunk, block);
-    index += chunk, w += 4;
-    SCL_KEEP(index);
-    SCL_KEEP(w);
-  }
-  SCL_UNROLL_ALL
-  for (uint32_t part = chunk / 2u; part > 0; part /= 2u) {
-    if ((n & part) != 0) {
-      sum = scl_sparse_dot_some(sum, e, w, index, part, block);
-      index += part, w += part * block;
-    }
-  }
+  SCL_BY_CHUNKS(chunk, n, index, w, block, sum = scl_sparse_dot_some(sum, e, w, index, count, block));
   return sum;
 #endif
 }
@@ -141,19 +137,7 @@ SCL_INLINE void scl_sparse_step(int16_t *w, const int16_t *g, const uint8_t *ind
 #else
   const uint32_t chunk = 4u / block;
   const int32_t upper = scl_upper_factor(x, s);
-  for (const uint8_t *end = index + (n & ~(chunk - 1u)); index != end;) {
-    scl_sparse_step_some(w, g, index, chunk, block, x, upper, s);
-    index += chunk, w += 4;
-    SCL_KEEP(index);
-    SCL_KEEP(w);
-  }
-  SCL_UNROLL_ALL
-  for (uint32_t part = chunk / 2u; part > 0; part /= 2u) {
-    if ((n & part) != 0) {
-      scl_sparse_step_some(w, g, index, part, block, x, upper, s);
-      index += part, w += part * block;
-    }
-  }
+  SCL_BY_CHUNKS(chunk, n, index, w, block, scl_sparse_step_some(w, g, index, count, block, x, upper, s));
 #endif
 }
 

@@ -64,10 +64,10 @@ typedef uint16_t scl_address_t;
 #define SCL_UNROLL_ALL _Pragma("GCC unroll 8")
 
 /*
- * An address is a register of its own from here on: else gcc adds the offset it has in a larger array to every index, or
- * computes it anew after a loop.
+ * From here on the value is a register of its own, of which gcc knows nothing more: else it adds the offset that an array
+ * has in a larger one to every index, or computes an address or a factor anew instead of keeping it.
  */
-#define SCL_KEEP(address) __asm__("" : "+r"(address))
+#define SCL_KEEP(value) __asm__("" : "+r"(value))
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "state regions are sent and stored as they lie in memory: little-endian only"
