@@ -22,7 +22,7 @@ from generator.artefacts import Op
 from generator.boards import ROOT, Board
 from generator.pipeline import Project, generate
 from generator.plan import DoesNotFit
-from host_tools import metrics
+from host_tools import firmware, metrics
 from host_tools.emulator import load_board
 from host_tools.image import measure as measure_image
 from host_tools.protocol import Statistics
@@ -125,7 +125,7 @@ def _empty(case: Case, why: str | None) -> CaseResult:
 
 def _accuracy(case: Case, project: Project) -> CaseResult:
     """Learn all tasks on the native board."""
-    session.build(project, case.defines)
+    firmware.build(project, defines=case.defines)
     result = session.learn(project)
     figures = {"non_zeros": non_zeros(project), "class_il": metrics.average_accuracy(result.matrix())}
     return _empty(case, None).model_copy(update=figures)
@@ -136,7 +136,7 @@ def _costs(case: Case, seed: int) -> CaseResult:
         project = _generate(case, seed)
     except DoesNotFit as error:
         return _empty(case, str(error).splitlines()[0])
-    image = session.build(project, case.defines)
+    image = firmware.build(project, defines=case.defines)
     with session.started(project) as board:
         session.begin(board)
         epoch = len(project.dataset.tasks[0].y_train)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from host_tools import firmware
+
 from . import session
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ _LEAST_SHARE = 0.001
 
 def table(project: Project, say: Callable[[str], None]) -> Table:
     """The first epoch of the first task, by function."""
-    session.build(project)
+    firmware.build(project)
     say(f"built {project.image}")
     with session.started(project) as board:
         session.begin(board)

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.boards import ROOT
@@ -54,22 +52,6 @@ def prepare(boards: Iterable[str]) -> None:
         run_pio(["pkg", "install", *environments], cwd=ROOT)
     except PioError as error:
         raise BoardError(str(error)) from error
-
-
-def build(project: Project, defines: Sequence[str] = ()) -> Path:
-    """Build the firmware with additional preprocessor ``defines``; the image.  BoardError when it fails."""
-    folder = project.folder.resolve()
-    flags = " ".join([os.environ.get("SCL_EXTRA_CFLAGS", ""), *(f"-D{define}" for define in defines)])
-    environment = {
-        "SCL_GENERATED": str(folder / "generated"),
-        "PLATFORMIO_BUILD_DIR": str(folder / "pio"),
-        "SCL_EXTRA_CFLAGS": flags.strip(),
-    }
-    try:
-        run_pio(["run", "-e", project.board.name], environment, cwd=ROOT)
-    except PioError as error:
-        raise BoardError(str(error)) from error
-    return project.image
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from rich.console import Console
 from rich.table import Table
 
+from host_tools import markup
 from host_tools.view import console, kib
 
 from .cases import MAIN, Mode
@@ -211,17 +211,12 @@ def plot(bench: Bench, folder: Path) -> Path | None:
     ]
     if not all(panel.marks for panel in panels):
         return None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("plot.svg")
     legend = [(name, colour) for _, name, colour in _SERIES]
     path = folder / PLOT
-    path.write_text(template.render(panels=panels, legend=legend, width=_WIDTH, height=_HEIGHT), encoding="utf-8")
+    picture = markup.fill(
+        Path(__file__).parent / "templates" / PLOT, panels=panels, legend=legend, width=_WIDTH, height=_HEIGHT
+    )
+    path.write_text(picture, encoding="utf-8")
     return path
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from generator.pipeline import Project
 
     from .emulator import Emulator
-    from .platformio import PioError
     from .stream import StreamResult
     from .validate import Suspects, ValidationResult
 
@@ -364,34 +363,10 @@ def _show_plan(project: Project) -> None:
     view.console.print(table(project.plan))
 
 
-def _pio(project: Project, arguments: list[str]) -> None:
-    """Run PlatformIO on the project."""
-    from .platformio import PioError, run_pio
-
-    folder = project.folder.resolve()
-    environment = {
-        "SCL_GENERATED": str(folder / "generated"),
-        "PLATFORMIO_BUILD_DIR": str(folder / "pio"),
-        "SCL_EMULATOR_DIR": str(folder / "emulator"),
-    }
-    try:
-        run_pio(["run", "-e", project.board.name, *arguments], environment, cwd=CHECKOUT)
-    except PioError as error:
-        raise _build_failed(error, folder) from error
-
-
-def _build_failed(error: PioError, folder: Path) -> BoardError:
-    log = folder / "pio.log"
-    log.write_text(error.output, encoding="utf-8")
-    return BoardError(f"{error}\nPlatformIO's whole output is in {log}")
-
-
 def _build(project: Project) -> None:
-    from . import view
+    from . import firmware, view
 
-    _pio(project, [])
-    image = project.image
-    view.say(f"built {image}")
+    view.say(f"built {firmware.build(project)}")
 
 
 def _flash(project: Project, port: str | None) -> None:
@@ -404,6 +379,8 @@ def _flash(project: Project, port: str | None) -> None:
 
 def _upload(project: Project, port: str | None) -> str:
     """Build and write the firmware; where to, or where the emulator runs."""
+    from . import firmware
+
     url = port
     if url is None:
         emulator = _emulator(project)
@@ -415,7 +392,7 @@ def _upload(project: Project, port: str | None) -> str:
         from .emulator import free_url
 
         url = emulator.url or free_url()
-    _pio(project, ["-t", "upload", "--upload-port", url])
+    firmware.build(project, ["-t", "upload", "--upload-port", url])
     return url
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from generator.artefacts import Dataset, Model, Task
 from generator.errors import UserError
 
-from . import metrics
+from . import markup, metrics
 from .image import ImageSizes, measure
 from .protocol import PHASE_TICKS, Command, pack_labelled
 from .reference import Device
@@ -266,15 +266,6 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def html(report: Report) -> str:
     """The report as one page that needs nothing else."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     means = [
         sum(v for v in row if v is not None) / max(1, sum(v is not None for v in row)) for row in report.accuracy_matrix
     ]
@@ -284,8 +275,8 @@ def html(report: Report) -> str:
         ("RAM", report.ram_total, list(report.ram_bytes.items())),
         ("flash", report.flash_total, list(report.flash_bytes.items())),
     ]
-    template = environment.get_template("report.html")
-    return template.render(r=report, points=points, memory=memory) + "\n"
+    page = Path(__file__).parent / "templates" / "report.html"
+    return markup.fill(page, r=report, points=points, memory=memory) + "\n"
 
 
 def _validation(folder: Path) -> ValidationResult:

@@ -15,7 +15,7 @@ from benchmarks.cases import EXPERIMENTS, Case, Mode
 from benchmarks.result import CaseResult
 from benchmarks.session import Session
 from generator.pipeline import generate
-from host_tools import protocol
+from host_tools import firmware, protocol
 from host_tools.emulator import Emulator, EmulatorError
 
 pytestmark = [
@@ -39,7 +39,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARCL_BUILD", str(tmp_path_factory.mktemp("build")))
         project = generate(CASE.experiment, CASE.board, CASE.overrides, 0)
-        session.build(project)
+        firmware.build(project)
         with session.started(project) as board:
             yield board
 
@@ -100,10 +100,10 @@ def test_a_case_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert first.stack_used is not None
     assert 100 < first.stack_used < 16384
 
-    def no_build(*_: object) -> None:
+    def no_build(*_: object, **__: object) -> None:
         raise AssertionError("built again")
 
-    monkeypatch.setattr(session, "build", no_build)
+    monkeypatch.setattr(firmware, "build", no_build)
     assert measure.run(CASE, tmp_path, 0) == first
 
 

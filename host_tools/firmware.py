@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds, and uploads, the firmware of a rendered project with PlatformIO."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator.errors import BoardError
+
+from . import platformio
+
+if TYPE_CHECKING:
+    from generator.pipeline import Project
+
+
+def build(project: Project, arguments: Sequence[str] = (), defines: Sequence[str] = ()) -> Path:
+    """Run PlatformIO on the project with more ``arguments`` and preprocessor ``defines``; the image.
+
+    Raises BoardError, which names the file with PlatformIO's whole output.
+    """
+    folder = project.folder.resolve()
+    environment = {
+        "SCL_GENERATED": str(folder / "generated"),
+        "PLATFORMIO_BUILD_DIR": str(folder / "pio"),
+        "SCL_EMULATOR_DIR": str(folder / "emulator"),
+    }
+    if defines:
+        flags = [os.environ.get("SCL_EXTRA_CFLAGS", ""), *(f"-D{define}" for define in defines)]
+        environment["SCL_EXTRA_CFLAGS"] = " ".join(flags).strip()
+    try:
+        platformio.run_pio(["run", "-e", project.board.name, *arguments], environment, cwd=platformio.CHECKOUT)
+    except platformio.PioError as error:
+        log = folder / "pio.log"
+        log.write_text(error.output, encoding="utf-8")
+        raise BoardError(f"{error}\nPlatformIO's whole output is in {log}") from error
+    return project.image
