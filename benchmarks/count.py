@@ -34,7 +34,7 @@ _OBJDUMP = "arm-none-eabi-objdump"
 _LINE = re.compile(r"^\s*([0-9a-f]+):\t((?:[0-9a-f]{4} ?)+)\s*\t([^\t;@]+)(?:\t([^;@]*))?")
 _SUFFIX = re.compile(r"\.(?:constprop|part|isra|cold|lto_priv)(?:\.\d+)*")
 _LAYER = re.compile(r"l(\d+)_(forward|backward|error)$")
-_PATIENCE = 20.0
+_PATIENCE = 120.0
 _IDLE_SECONDS = 0.02
 
 NO_FUNCTION = "(no function)"

@@ -167,7 +167,7 @@ _WIDTH, _HEIGHT = 420.0, 300.0
 _SERIES = (
     ("dense", "dense", "#444444"),
     ("small-dense-", "small dense", "#d95f02"),
-    ("-uniform", "sparse, mask by |w|", "#a6761d"),
+    ("-uniform", "all layers sparse by |w|", "#a6761d"),
     ("-b1", "sparse, block 1", "#1b9e77"),
     ("-b2", "sparse, block 2", "#7570b3"),
     ("-b4", "sparse, block 4", "#e7298a"),

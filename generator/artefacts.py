@@ -148,6 +148,10 @@ class Window:
         return max(0, bottom), max(0, right)
 
 
+FEW_OUTPUTS = 16
+"""A sparse dense layer with no more outputs lies by output: by input its lines would have hardly any entries."""
+
+
 @dataclass(frozen=True)
 class FloatLayer:
     """One layer of the initial model in floating point; all shapes are channel first.
@@ -182,6 +186,11 @@ class FloatLayer:
         """Whether the layer has weights."""
         return self.op in (Op.DENSE, Op.CONV)
 
+    @property
+    def by_output(self) -> bool:
+        """Whether its lines, if it is sparse, are its blocks of outputs (docs/numerics.md, "Sparse layers")."""
+        return self.op is Op.CONV or (self.op is Op.DENSE and self.weight.shape[1] <= FEW_OUTPUTS)
+
 
 @dataclass(frozen=True)
 class FloatModel:
@@ -204,8 +213,8 @@ class FloatModel:
 class Panel:
     """One panel of a sparse layer in storage order (docs/numerics.md, "Sparse layers").
 
-    Lines and places: inputs and blocks of outputs of a dense layer; blocks of outputs and
-    kernel positions of a convolution.  ``start``: (lines + 1,), ``split``: (lines,),
+    Lines and places: inputs and blocks of outputs, or, ``by_output``, blocks of outputs and
+    inputs (kernel positions of a convolution).  ``start``: (lines + 1,), ``split``: (lines,),
     ``index``: (entries,), all int64; ``weight``: (entries, block) int16.  ``nnz``, ``grad``,
     ``grow_inter``, ``swap``: constants of docs/algorithm.md, in entries.  ``places``:
     places on each line of this panel; ``first``: its first place in the layer.
@@ -283,7 +292,8 @@ class Layer:
 
     Layers with weights: ``n_in`` inputs of a dense layer, kernel positions of a convolution
     (depthwise: of one channel); ``n_out`` outputs or output channels, ``n_pad`` rounded up to
-    the block.  Sparse layers have ``panels``; others have ``weight`` int16, (n_in, n_pad) if
+    the block.  Sparse layers have ``panels``, whose lines are blocks of outputs if
+    ``by_output``, as they always are in convolutions; others have ``weight`` int16, (n_in, n_pad) if
     dense and (n_out, n_in) if a convolution.  ``bias``: (n_pad,) int32, ``fw + fx`` fractional
     bits.  ``ke``, ``elog``: shift and clamp of the error a convolution propagates; ``kg``,
     ``glog``: the same for its steps; ``kc``: shift of the error it is scored by; ``active``:
@@ -303,6 +313,7 @@ class Layer:
     n_pad: int = 0
     block: int = 1
     sparse: bool = False
+    by_output: bool = False
     fw: int = 0
     fx: int = 0
     wlog: int = 0
@@ -336,8 +347,8 @@ class Layer:
 
     @property
     def lines(self) -> int:
-        """Lines of a panel: inputs if dense, blocks of outputs if a convolution."""
-        return self.n_in if self.op is Op.DENSE else self.n_pad // self.block
+        """Lines of a panel: inputs, or blocks of outputs."""
+        return self.n_pad // self.block if self.by_output else self.n_in
 
 
 @dataclass(frozen=True)

@@ -317,11 +317,11 @@ class Mask:
         padded = np.zeros((n_in, self.layer.n_pad), values.dtype)
         padded[:, :n_out] = values
         means: NDArray[np.floating] = padded.reshape(n_in, -1, self.layer.block).mean(axis=2)
-        return means if self.layer.op is Op.DENSE else means.T
+        return means.T if self.layer.by_output else means
 
     def spread(self, entries: Flags) -> Flags:
         """(lines, places) -> (n_in, n_out)."""
-        rows = entries if self.layer.op is Op.DENSE else entries.T
+        rows = entries.T if self.layer.by_output else entries
         return np.repeat(rows, self.layer.block, axis=1)[:, : self.layer.n_out]
 
     def move(

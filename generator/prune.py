@@ -29,9 +29,9 @@ def blocks_of(n_out: int, block: int) -> int:
     return -(-n_out // block)
 
 
-def lines_first(op: Op, scores: NDArray[Any]) -> NDArray[Any]:
-    """(n_in, blocks) <-> (lines, places): blocks are the places of a dense layer and the lines of a convolution."""
-    return scores.T if op is Op.CONV else scores
+def lines_first(layer: FloatLayer, scores: NDArray[Any]) -> NDArray[Any]:
+    """(n_in, blocks) <-> (lines, places) of a layer."""
+    return scores.T if layer.by_output else scores
 
 
 def entries_kept(sparsity: float, lines: int, places: int) -> int:
@@ -117,7 +117,7 @@ def masks(config: Config, layers: Sequence[FloatLayer], saliencies: Sequence[Flo
     sparse = sparse_layers(config, layers)
     block = config.sparsity.block
     scores = [
-        lines_first(layer.op, block_scores(s, block)) if on else None
+        lines_first(layer, block_scores(s, block)) if on else None
         for layer, s, on in zip(layers, saliencies, sparse, strict=True)
     ]
     counts = [0 if s is None else entries_kept(config.sparsity.weights, *s.shape) for s in scores]
@@ -128,7 +128,7 @@ def masks(config: Config, layers: Sequence[FloatLayer], saliencies: Sequence[Flo
         if s is None:
             result.append(np.ones(values.shape, dtype=np.bool_))
         else:
-            chosen = lines_first(layer.op, _fill_panels(top_entries(s, count), s))
+            chosen = lines_first(layer, _fill_panels(top_entries(s, count), s))
             result.append(expand(chosen, block, values.shape[1]))
     return tuple(result)
 

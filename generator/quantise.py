@@ -122,7 +122,8 @@ def _blocked(config: Config, shells: Sequence[Layer], sources: Sequence[FloatLay
     for layer, source in zip(shells, sources, strict=True):
         block = config.sparsity.block if source.sparse else 1
         n_pad = prune.blocks_of(layer.n_out, block) * block
-        result.append(replace(layer, n_pad=n_pad, block=block, sparse=source.sparse))
+        by_output = source.sparse and source.by_output
+        result.append(replace(layer, n_pad=n_pad, block=block, sparse=source.sparse, by_output=by_output))
     return tuple(result)
 
 
@@ -152,10 +153,10 @@ def _panels(
     config: Config, learning: Learning | None, source: FloatLayer, weight: NDArray[np.int16], block: int
 ) -> tuple[Panel, ...]:
     n_in, n_pad = weight.shape
-    present = prune.lines_first(source.op, source.mask[:, ::block])
-    scores = prune.lines_first(source.op, prune.block_scores(source.saliency, block))
+    present = prune.lines_first(source, source.mask[:, ::block])
+    scores = prune.lines_first(source, prune.block_scores(source.saliency, block))
     parts = weight.reshape(n_in, n_pad // block, block)
-    if source.op is Op.CONV:
+    if source.by_output:
         parts = parts.transpose(1, 0, 2)
     return tuple(
         _panel(config, learning, first, present[:, s], scores[:, s], parts[:, s])

@@ -59,6 +59,41 @@ SCL_INLINE int32_t scl_dot(const int16_t *w, const int16_t *e, uint32_t n) {
   return sum;
 }
 
+/* Errors of so few outputs that they stay in registers from input to input. */
+#define SCL_FEW_PAIRS 5u
+
+SCL_INLINE int scl_few_errors(const uint32_t n_out) {
+  return SCL_PAIRS && n_out % 2u == 0 && n_out <= 2u * SCL_FEW_PAIRS;
+}
+
+typedef struct {
+  uint32_t pair[SCL_FEW_PAIRS];
+} scl_few_t;
+
+SCL_INLINE scl_few_t scl_load_errors(const int16_t *e, const uint32_t n_out) {
+  scl_few_t few = {{0}};
+  const uint32_t pairs = scl_few_errors(n_out) ? n_out / 2u : 0;
+  SCL_UNROLL_ALL
+  for (uint32_t k = 0; k < pairs; k++) {
+    few.pair[k] = scl_pair(&e[2u * k]);
+    SCL_KEEP(few.pair[k]);
+  }
+  return few;
+}
+
+/* scl_dot with `few`, which are the errors e, where there are few. */
+SCL_INLINE int32_t scl_dot_few(const int16_t *w, const int16_t *e, scl_few_t few, const uint32_t n_out) {
+  if (!scl_few_errors(n_out)) {
+    return scl_dot(w, e, n_out);
+  }
+  int32_t sum = 0;
+  SCL_UNROLL_ALL
+  for (uint32_t k = 0; k < n_out / 2u; k++) {
+    sum = scl_mac_pair(sum, scl_pair(&w[2u * k]), few.pair[k]);
+  }
+  return sum;
+}
+
 /* w -= g * x, rounded. */
 SCL_INLINE void scl_step_row(int16_t *w, const int16_t *g, const uint32_t n, int32_t x, const scl_stepping_t s) {
 #if SCL_MVE && SCL_STOCHASTIC
@@ -104,6 +139,8 @@ SCL_INLINE uint32_t scl_dense_error(const int16_t *weight, const void *x, scl_ki
   uint32_t saturated = 0;
 #if SCL_MVE
   const scl_mve_errors_t errors = scl_mve_load_errors(e, n_out);
+#else
+  const scl_few_t few = scl_load_errors(e, n_out);
 #endif
   for (uint32_t i = 0; i < n_in; i++) {
     const int alive = !rectified || scl_load(x, kind, i) > 0;
@@ -111,7 +148,7 @@ SCL_INLINE uint32_t scl_dense_error(const int16_t *weight, const void *x, scl_ki
 #if SCL_MVE
       const int32_t sum = scl_mve_dot_row(weight + i * n_out, e, errors, n_out);
 #else
-      const int32_t sum = scl_dot(weight + i * n_out, e, n_out);
+      const int32_t sum = scl_dot_few(weight + i * n_out, e, few, n_out);
 #endif
       saturated += scl_contribute_sum(&error[i], alive ? sum : 0, fw, first);
     } else if (first) {

@@ -168,13 +168,14 @@ SCL_INLINE uint32_t scl_guard(int16_t *v, uint32_t n, uint32_t limit) {
 }
 
 /* An error to a step.  A product of 16 bits leaves room to add one half. */
-SCL_INLINE int16_t scl_scaled(int32_t e, scl_rate_t rate) {
-  return scl_sat16(scl_asr(e * rate.multiplier + (int32_t)(1u << ((uint32_t)rate.shift - 1u)), (uint32_t)rate.shift));
+SCL_INLINE int32_t scl_scaled(int32_t e, scl_rate_t rate) {
+  return scl_saturate(scl_asr(e * rate.multiplier + (int32_t)(1u << ((uint32_t)rate.shift - 1u)), (uint32_t)rate.shift),
+                      15);
 }
 
 SCL_INLINE void scl_scale(const int16_t *e, int16_t *g, uint32_t n, scl_rate_t rate) {
   for (uint32_t o = 0; o < n; o++) {
-    g[o] = scl_scaled(e[o], rate);
+    g[o] = (int16_t)scl_scaled(e[o], rate);
   }
 }
 
@@ -186,7 +187,7 @@ SCL_INLINE void scl_contribute(int16_t *e, int32_t contribution, int first) {
 /* What an error sum contributes to the error of a value; returns whether it saturated. */
 SCL_INLINE uint32_t scl_contribute_sum(int16_t *e, int32_t sum, int32_t shift, int first) {
   const int32_t v = scl_shift(sum, shift);
-  const int32_t kept = scl_sat16(v);
+  const int32_t kept = scl_saturate(v, 15);
   scl_contribute(e, kept, first);
   return kept != v;
 }
@@ -200,10 +201,36 @@ SCL_INLINE uint32_t scl_errors(const int32_t *sums, int16_t *e, uint32_t n, int3
   return saturated;
 }
 
+/* The same of an input x; what is not alive, a rectified value that is 0, has no error.  Many sums are 0 as well. */
+SCL_INLINE uint32_t scl_errors_alive(const int32_t *sums, const void *x, scl_kind_t kind, int rectified, int16_t *e,
+                                     uint32_t n, int32_t fw, int first) {
+  uint32_t saturated = 0;
+  SCL_UNROLL
+  for (uint32_t i = 0; i < n; i++) {
+    int32_t sum = sums[i];
+    SCL_KEEP_LOW(sum);
+    if (sum != 0 && (!rectified || scl_load(x, kind, i) > 0)) {
+      saturated += scl_contribute_sum(&e[i], sum, fw, first);
+    } else if (first) {
+      e[i] = 0;
+    }
+  }
+  return saturated;
+}
+
 SCL_INLINE void scl_bias_step(int32_t *bias, int32_t g, int32_t shift, uint32_t blog) {
   const int32_t limit = (int32_t)(1u << blog) - 1;
   const int32_t b = *bias - scl_shift(g, shift);
   *bias = (uint32_t)(b + limit) <= 2u * (uint32_t)limit ? b : scl_clamp(b, -limit, limit);
+}
+
+SCL_INLINE void scl_scale_one(int16_t *e, int32_t value, int32_t *bias, scl_rate_t rate, int32_t shift, uint32_t blog) {
+  if (value != 0) {
+    SCL_KEEP(value); /* gcc would scale zeros as well */
+    const int32_t g = scl_scaled(value, rate);
+    *e = (int16_t)g;
+    scl_bias_step(bias, g, shift, blog);
+  }
 }
 
 /*
@@ -216,11 +243,16 @@ SCL_INLINE void scl_scale_and_bias(int16_t *e, int32_t *bias, uint32_t n, scl_ra
 #if SCL_MVE
   o = scl_mve_scale_and_bias(e, bias, n, rate.multiplier, rate.shift, shift, (int32_t)(1u << blog) - 1);
 #endif
-  for (; o < n; o++) {
-    if (e[o] != 0) {
-      e[o] = scl_scaled(e[o], rate);
-      scl_bias_step(&bias[o], e[o], shift, blog);
+  for (; SCL_UNALIGNED && o + 2u <= n; o += 2u) {
+    uint32_t pair = scl_pair(&e[o]);
+    SCL_KEEP_LOW(pair);
+    if (pair != 0) {
+      scl_scale_one(&e[o], scl_low(pair), &bias[o], rate, shift, blog);
+      scl_scale_one(&e[o + 1u], scl_high(pair), &bias[o + 1u], rate, shift, blog);
     }
+  }
+  for (; o < n; o++) {
+    scl_scale_one(&e[o], e[o], &bias[o], rate, shift, blog);
   }
 }
 

@@ -166,7 +166,7 @@ static void grow_random(scl_at_t at, uint32_t count) {
  */
 static void measure_reach(scl_at_t at) {
   const scl_masked_t *layer = at.layer;
-  for (uint32_t b = 0; !scl_is_conv(layer) && b < at.panel->places; b++) {
+  for (uint32_t b = 0; scl_origin(layer) == SCL_OF_INPUT && b < at.panel->places; b++) {
     uint32_t largest = 0;
     for (uint32_t k = 0; k < SCL_ROWS; k++) {
       const int16_t *e = layer->factor_e + k * layer->n_pad + (at.panel->first + b) * layer->block;
@@ -191,15 +191,17 @@ static uint32_t reach_needed(const scl_line_t *line, uint32_t low) {
 }
 
 /* cgi of all places of a line, 0 where it is less than `low` for sure. */
-static void score_places(const scl_line_t *line, uint32_t low, uint16_t *score) {
+static void score_places(scl_line_t *line, uint32_t low, uint16_t *score) {
   const uint8_t *reach = scl_scratch.mask.reach;
   const uint32_t block = line->layer->block;
   if (scl_is_conv(line->layer)) {
-    scl_cgi_places(line, 1, block, reach, 0, score);
+    scl_cgi_places(line, SCL_OF_SUMS, block, reach, 0, score);
+  } else if (scl_origin(line->layer) == SCL_OF_OUTPUT) {
+    scl_cgi_places(line, SCL_OF_OUTPUT, block, reach, 0, score);
   } else if (block == 1) {
-    scl_cgi_places(line, 0, 1, reach, reach_needed(line, low), score);
+    scl_cgi_places(line, SCL_OF_INPUT, 1, reach, reach_needed(line, low), score);
   } else {
-    scl_cgi_places(line, 0, block, reach, reach_needed(line, low), score);
+    scl_cgi_places(line, SCL_OF_INPUT, block, reach, reach_needed(line, low), score);
   }
 }
 

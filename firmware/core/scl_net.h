@@ -71,7 +71,7 @@ typedef struct {
   const int16_t *factor_e; /* dense: 2 * SCL_CAPTURE rows of n_pad errors */
   scl_kind_t kind;
   uint16_t n_panels, lines, n_in, n_pad;
-  uint8_t conv, block, block_log2;
+  uint8_t conv, by_output, block, block_log2;
   int8_t unit_shift;       /* fx + 6 - fw + log2(SCL_CAPTURE) */
 } scl_masked_t;
 

@@ -66,6 +66,30 @@ SCL_INLINE void scl_store_two(int32_t *p, const uint32_t i, scl_two_t two) {
 #endif
 }
 
+/* Sums begin with the biases. */
+SCL_INLINE void scl_copy_sums(int32_t *sums, const int32_t *bias, const uint32_t n) {
+  uint32_t i = 0;
+  for (; SCL_DSP && i + 16u <= n; i += 16u) {
+    SCL_UNROLL_ALL
+    for (uint32_t j = 0; j < 16u; j += 2u) {
+      scl_store_two(sums + i, j, scl_load_two(bias + i, j));
+    }
+  }
+  memcpy(sums + i, bias + i, (n - i) * sizeof *sums);
+}
+
+/* n sums of 0. */
+SCL_INLINE void scl_clear_sums(int32_t *sums, const uint32_t n) {
+  uint32_t i = 0;
+  for (; SCL_DSP && i + 16u <= n; i += 16u) {
+    SCL_UNROLL_ALL
+    for (uint32_t j = 0; j < 16u; j += 2u) {
+      scl_store_two(sums + i, j, (scl_two_t){0, 0});
+    }
+  }
+  memset(sums + i, 0, (n - i) * sizeof *sums);
+}
+
 /* Four values of 16 bits on a word's boundary. */
 SCL_INLINE scl_two_t scl_load_two_pairs(const int16_t *p) {
   scl_two_t two;

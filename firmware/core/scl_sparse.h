@@ -233,10 +233,10 @@ SCL_INLINE void scl_sparse_accumulate(const scl_panel_t *panel, const void *x, s
   }
 }
 
-SCL_INLINE void scl_sparse_apply(const scl_panel_t *panel, uint32_t n_in, uint32_t block, uint32_t shift,
+SCL_INLINE void scl_sparse_apply(const scl_panel_t *panel, uint32_t lines, uint32_t block, uint32_t shift,
                                  uint32_t wlog, uint32_t *prng) {
   int32_t *gradient = panel->gradient;
-  for (uint32_t i = 0; i < n_in; i++) {
+  for (uint32_t i = 0; i < lines; i++) {
     for (uint32_t k = panel->start[i] * block; k < panel->split[i] * block; k++, gradient++) {
       if (*gradient != 0) {
         scl_weight_step(&panel->weight[k], *gradient, shift, wlog, prng);

@@ -60,12 +60,12 @@ SCL_INLINE int32_t scl_upper_factor(int32_t x, const scl_stepping_t s) {
 }
 
 /*
- * Steps of two weights by x times each of two values; upper: scl_upper_factor.  The bits of the upper random number that
- * lie below those of the lower one never matter.
+ * Steps of two weights by x times each of two values, with two random numbers; upper: scl_upper_factor.  The bits of the
+ * upper random number that lie below those of the lower one never matter.
  */
-SCL_INLINE void scl_step_pair(int16_t *w, uint32_t g, int32_t x, int32_t upper, const scl_stepping_t s) {
-  const int32_t low = scl_mac_low((int32_t)(scl_prng_next(s.prng) >> (32u - s.shift)), g, x);
-  const uint32_t random = scl_prng_next(s.prng);
+SCL_INLINE void scl_step_pair(int16_t *w, uint32_t g, int32_t x, int32_t upper, uint32_t low_random, uint32_t random,
+                              const scl_stepping_t s) {
+  const int32_t low = scl_mac_low((int32_t)(low_random >> (32u - s.shift)), g, x);
   int32_t high;
   if (s.shift > 16u) {
     high = scl_asr(scl_mac_high((int32_t)(random >> (32u - s.shift)), g, x), s.shift - 16u);
@@ -82,12 +82,14 @@ SCL_INLINE void scl_step_pairs(int16_t *w, const int16_t *g, const uint32_t coun
                                const scl_stepping_t s) {
   SCL_UNROLL_ALL
   for (uint32_t o = 0; o < count; o += 2u) {
-    const uint32_t pair = scl_pair(&g[o]);
-    if (SCL_SKIP_ERRORS && pair == 0) {
-      scl_weight_skip(s.prng);
-      scl_weight_skip(s.prng);
-    } else {
-      scl_step_pair(&w[o], pair, x, upper, s);
+    uint32_t pair = scl_pair(&g[o]), low_random = scl_prng_next(s.prng), random = scl_prng_next(s.prng);
+    SCL_KEEP_LOW(pair);
+    SCL_KEEP(random);
+    *s.prng = random;
+    if (!SCL_SKIP_ERRORS || pair != 0) {
+      SCL_KEEP(low_random); /* gcc would prepare steps of zeros as well */
+      SCL_KEEP(pair);
+      scl_step_pair(&w[o], pair, x, upper, low_random, random, s);
     }
   }
 }
@@ -96,10 +98,12 @@ SCL_INLINE void scl_step_pairs(int16_t *w, const int16_t *g, const uint32_t coun
 SCL_INLINE void scl_step_each(int16_t *w, const int16_t *g, const uint32_t count, int32_t x, const scl_stepping_t s) {
   SCL_UNROLL
   for (uint32_t o = 0; o < count; o++) {
-    if (SCL_SKIP_ERRORS && g[o] == 0) {
+    int32_t step = g[o];
+    SCL_KEEP_LOW(step);
+    if (SCL_SKIP_ERRORS && step == 0) {
       scl_weight_skip(s.prng);
     } else {
-      scl_weight_step(&w[o], g[o] * x, s.shift, s.wlog, s.prng);
+      scl_weight_step(&w[o], step * x, s.shift, s.wlog, s.prng);
     }
   }
 }

@@ -69,6 +69,13 @@ typedef uint16_t scl_address_t;
  */
 #define SCL_KEEP(value) __asm__("" : "+r"(value))
 
+/* The same in one of the registers that Thumb compares with 0 and branches on in one instruction. */
+#ifdef __thumb__
+#define SCL_KEEP_LOW(value) __asm__("" : "+l"(value))
+#else
+#define SCL_KEEP_LOW(value) SCL_KEEP(value)
+#endif
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "state regions are sent and stored as they lie in memory: little-endian only"
 #endif

@@ -71,10 +71,11 @@ class DenseLayer(WeightedLayer):
         return Factors(kept.values, e)
 
     def positions(self, lines: Ints, places: Ints) -> Positions:
-        """Line: input; place: block of outputs."""
-        block = self.layer.block
-        first = lines * self.layer.n_pad + places * block
-        return first[..., None] + np.arange(block)
+        """An entry is one input and a block of outputs."""
+        layer = self.layer
+        inputs, blocks = (places, lines) if layer.by_output else (lines, places)
+        first = inputs * layer.n_pad + blocks * layer.block
+        return first[..., None] + np.arange(layer.block)
 
     def stored(self) -> NDArray[np.int16]:
         """(n_in, n_pad)."""
@@ -107,8 +108,12 @@ class DenseLayer(WeightedLayer):
         return g
 
     def _products(self, x: Input, g: Ints) -> tuple[Positions, NDArray[np.int32]]:
-        """Flat positions of the gradient mask at active inputs in storage order, and g[o] x[i]."""
-        entries = (x.values != 0).take(self._inputs).nonzero()[0]
+        """Flat positions of the gradient mask that are visited, in storage order, and g[o] x[i]."""
+        visited = (x.values != 0).take(self._inputs)
+        if self.layer.by_output:
+            alive = (g.reshape(-1, self.layer.block) != 0).any(axis=1).repeat(self.layer.block)
+            visited &= alive.take(self._outputs)
+        entries = visited.nonzero()[0]
         product = g.astype(np.int32).take(self._outputs.take(entries))
         product *= x.values.astype(np.int32).take(self._inputs.take(entries))
         return self._chosen.take(entries), product

@@ -97,10 +97,10 @@ def verdicts(found: targets.Found) -> dict[str, tuple[str, str]]:
 
 def test_targets_compare_with_both_dense_baselines(done: Bench) -> None:
     found = {row.target: (row.figure, row.verdict) for row in done.targets}
-    assert found["cross-entropy step at 0.90, block 1, mask of the recipe"] == ("40,000", "missed")
-    assert found["of dense at 0.90, block 1, mask of the recipe"] == ("1/20.0", "met")
-    assert found["of dense-skip at 0.90, block 1, mask of the recipe"] == ("1/4.0", "missed")
-    assert found["of dense at 0.90, block 4, mask of the recipe"] == ("not measured", "not measured")
+    assert found["cross-entropy step at 0.90, block 1, recipe"] == ("40,000", "missed")
+    assert found["of dense at 0.90, block 1, recipe"] == ("1/20.0", "met")
+    assert found["of dense-skip at 0.90, block 1, recipe"] == ("1/4.0", "missed")
+    assert found["of dense at 0.90, block 4, recipe"] == ("not measured", "not measured")
     assert found["forward inner loop, instructions per MAC, block 1"] == ("4.00", "met")
     assert found["a whole DER++ step, in cross-entropy steps"] == ("3.25", "met")
     assert found["RAM for 256-256-10 at 0.90, stack measured, ast1030_evb"] == ("1.5 KiB", "met")
@@ -125,7 +125,7 @@ def test_dense_on_large_pictures_is_extrapolated() -> None:
         case("ast1030_evb/784-sparse-0.95-b1/pass", instructions(1.0, cross_entropy_step=50_000.0)),
     ]
     found = verdicts(targets.Found({c.name: c for c in done}))
-    title = "784-256-10 of dense (extrapolated) at 0.95, block 1, mask of the recipe"
+    title = "784-256-10 of dense (extrapolated) at 0.95, block 1, recipe"
     assert found[title] == ("1/50.0", "met")
 
 
@@ -282,7 +282,7 @@ def test_tables_show_ratios_and_verdicts(done: Bench) -> None:
     row = next(line.split() for line in text.splitlines() if line.startswith("sparse-0.90-b1 "))
     assert row[1:7] == ["74.0", "%", "40,000", "1/20.0", "1/4.0", "130,000"]
     assert "does not fit" in text
-    assert re.search(r"cross-entropy step at 0.90, block 1, mask of the recipe +34,000 +40,000 +missed", text)
+    assert re.search(r"cross-entropy step at 0.90, block 1, recipe +34,000 +40,000 +missed", text)
 
 
 def test_plot_has_a_point_for_each_network_with_an_accuracy(done: Bench, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "scl_by_output.h"
 #include "scl_bytes.h"
 #include "scl_crc.h"
 #include "scl_dense.h"
@@ -141,32 +142,41 @@ static void kernel(void) {
     int32_t *gradient = calloc(count ? count : 1u, sizeof *gradient);
     uint32_t random = s.prng;
     scl_panel_t p = {.weight = weight, .gradient = gradient};
+    const uint32_t lines = s.sparse == 2u ? s.n_out / s.block : s.n_in; /* 2: by output */
     if (s.sparse) {
-      p.start = take_array(s.n_in + 1u, sizeof *p.start);
-      p.split = take_array(s.n_in, sizeof *p.split);
+      p.start = take_array(lines + 1u, sizeof *p.start);
+      p.split = take_array(lines, sizeof *p.split);
       p.index = take_array(s.entries, 1);
+    }
+    int16_t *error = calloc(s.n_in, sizeof *error);
+    if (s.sparse == 2u) {
+      scl_by_output_forward(&p, x, kind, lines, s.block, acc);
+      scl_by_output_error(&p, lines, s.block, e, sums);
+      give_i32((int32_t)scl_errors_alive(sums, x, kind, (int)s.rectified, error, s.n_in, 3, 1));
+      scl_by_output_update(&p, x, kind, (int)s.rectified, lines, s.block, e, s.shift, s.wlog, &random);
+      scl_by_output_accumulate(&p, x, kind, lines, s.block, e);
+    } else if (s.sparse) {
       scl_sparse_forward(&p, x, kind, s.n_in, s.block, 0, acc);
       scl_sparse_error(&p, x, kind, (int)s.rectified, s.n_in, s.block, 0, e, sums);
       scl_sparse_update(&p, x, kind, (int)s.rectified, s.n_in, s.block, 0, e, s.shift, s.wlog, &random);
       scl_sparse_accumulate(&p, x, kind, s.n_in, s.block, 0, e);
     } else {
       scl_dense_forward(weight, x, kind, s.n_in, s.n_out, acc);
-      int16_t *error = calloc(s.n_in, sizeof *error);
       give_i32((int32_t)scl_dense_error(weight, x, kind, (int)s.rectified, s.n_in, s.n_out, e, 3, error, 1));
-      for (uint32_t i = 0; i < s.n_in; i++) {
-        sums[i] = error[i];
-      }
-      free(error);
       scl_dense_update(weight, x, kind, (int)s.rectified, s.n_in, s.n_out, e, s.shift, s.wlog, &random);
       scl_dense_accumulate(gradient, x, kind, s.n_in, s.n_out, e);
     }
+    for (uint32_t i = 0; s.sparse != 1u && i < s.n_in; i++) {
+      sums[i] = error[i];
+    }
+    free(error);
     give(acc, s.n_out * sizeof *acc);
     give(sums, s.n_in * sizeof *sums);
     give(weight, count * sizeof *weight);
     give(gradient, count * sizeof *gradient);
     give(&random, sizeof random);
     if (s.sparse) {
-      scl_sparse_apply(&p, s.n_in, s.block, s.shift - SCL_SACC, s.wlog, &random);
+      scl_sparse_apply(&p, lines, s.block, s.shift - SCL_SACC, s.wlog, &random);
     } else {
       scl_dense_apply(weight, gradient, count, s.shift - SCL_SACC, s.wlog, &random);
     }

@@ -10,6 +10,7 @@ import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,14 @@ DTYPE = {U8: "u1", I8: "i1", I16: "<i2"}
 Ints = NDArray[np.int64]
 
 
+class Storage(IntEnum):
+    """How the weights of a layer lie; what the harness calls `sparse`."""
+
+    DENSE = 0
+    BY_INPUT = 1
+    BY_OUTPUT = 2
+
+
 @dataclass
 class Case:
     """One layer, or one panel of a sparse one, and a sample."""
@@ -271,11 +280,16 @@ class Case:
     start: Ints
     split: Ints
     index: Ints
-    sparse: bool
+    storage: Storage
+
+    @property
+    def sparse(self) -> bool:
+        """Whether weights lie in lists."""
+        return self.storage is not Storage.DENSE
 
     def pack(self) -> bytes:
         """The record for the harness."""
-        head = (self.n_in, self.n_out, self.block, len(self.index), self.shift, self.wlog, self.prng, self.sparse)
+        head = (self.n_in, self.n_out, self.block, len(self.index), self.shift, self.wlog, self.prng, self.storage)
         parts = [struct.pack("<10I", self.kind, self.rectified, *head), self.x.astype(DTYPE[self.kind]).tobytes()]
         parts += [self.weight.astype("<i2").tobytes(), self.e.astype("<i2").tobytes(), self.acc.astype("<i4").tobytes()]
         if self.sparse:
@@ -285,11 +299,18 @@ class Case:
 
     def entries(self, learning: bool = False) -> Iterator[tuple[int, int, int]]:
         """Input, output and place of every stored weight (``learning``: of the gradient mask) in storage order."""
-        for i in range(self.n_in):
-            end = self.split[i] if learning else self.start[i + 1]
-            for k in range(int(self.start[i]), int(end)):
+        for line in range(len(self.split)):
+            end = self.split[line] if learning else self.start[line + 1]
+            for k in range(int(self.start[line]), int(end)):
+                place = int(self.index[k])
+                i, b = (place, line) if self.storage is Storage.BY_OUTPUT else (line, place)
                 for j in range(self.block):
-                    yield i, int(self.index[k]) * self.block + j, k * self.block + j
+                    yield i, b * self.block + j, k * self.block + j
+
+    def visited(self, i: int, o: int) -> bool:
+        """Whether an update visits a weight of the gradient mask."""
+        line = slice(o - o % self.block, o - o % self.block + self.block)
+        return bool(self.x[i]) and (self.storage is not Storage.BY_OUTPUT or bool(self.e[line].any()))
 
 
 def weights_at_full_scale(rng: np.random.Generator, wlog: int, count: int) -> Ints:
@@ -304,13 +325,15 @@ def cases(rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[Case]:
         low, high = RANGE[kind]
         rectified = low == 0 or bool(rng.integers(2))
         low = 0 if rectified else low
-        sparse = bool(rng.integers(2))
+        storage = Storage(int(rng.integers(3)))
+        sparse = storage is not Storage.DENSE
         block = int(rng.choice([1, 2, 4])) if sparse else 1
         blocks, n_in = int(rng.integers(1, 9)), int(rng.integers(1, 12))
-        present = rng.random((n_in, blocks)) < (0.5 if sparse else 2.0)
-        first = rng.random((n_in, blocks)) < (0.6 if sparse else 2.0)
-        rows = [np.flatnonzero(present[i] & first[i]) for i in range(n_in)]
-        rest = [np.flatnonzero(present[i] & ~first[i]) for i in range(n_in)]
+        grid = (blocks, n_in) if storage is Storage.BY_OUTPUT else (n_in, blocks)
+        present = rng.random(grid) < (0.5 if sparse else 2.0)
+        first = rng.random(grid) < (0.6 if sparse else 2.0)
+        rows = [np.flatnonzero(line) for line in present & first]
+        rest = [np.flatnonzero(line) for line in present & ~first]
         index = np.concatenate([np.concatenate(pair) for pair in zip(rows, rest, strict=True)])
         start = np.concatenate([[0], np.cumsum([len(a) + len(b) for a, b in zip(rows, rest, strict=True)])])
         split = start[:-1] + [len(a) for a in rows]
@@ -331,7 +354,7 @@ def cases(rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[Case]:
         random_state = int(rng.integers(2**32))
         su = int(rng.integers(6, 31))
         sizes = (kind, rectified, n_in, n_out, block)
-        yield Case(*sizes, su, wlog, random_state, x, weight, e, acc, start, split, index, sparse)
+        yield Case(*sizes, su, wlog, random_state, x, weight, e, acc, start, split, index, storage)
 
 
 def stepped(case: Case, weight: int, change: int, by: int, draw: Callable[[], int] | None) -> int:
@@ -349,7 +372,7 @@ def expected(case: Case, sacc: int, stochastic: bool) -> bytes:
     for i, o, k in case.entries():
         acc[o] += weight[k] * x[i]
         sums[i] += weight[k] * e[o] if x[i] > 0 or not case.rectified else 0
-    if not case.sparse:
+    if case.storage is not Storage.BY_INPUT:
         shifted = [shift(v, ERROR_SHIFT) for v in sums]
         sums = [max(-32768, min(32767, v)) for v in shifted]
         saturated = sum(v != kept for v, kept in zip(shifted, sums, strict=True))
@@ -362,7 +385,7 @@ def expected(case: Case, sacc: int, stochastic: bool) -> bytes:
 
     rounding = draw if stochastic else None
     for i, o, k in case.entries(learning=True):
-        if x[i]:
+        if case.visited(i, o):
             weight[k] = stepped(case, weight[k], e[o] * x[i], case.shift, rounding)
     gradient = [0] * len(weight)
     places = [k for _, _, k in case.entries(learning=True)]
@@ -370,7 +393,7 @@ def expected(case: Case, sacc: int, stochastic: bool) -> bytes:
         gradient[number] += shift(e[o] * x[i], sacc)
     assert all(INT32[0] <= v <= INT32[1] for v in (*acc, *sums, *gradient)), "the test's own numbers overflow"
     count = len(weight)
-    out = b"" if case.sparse else struct.pack("<i", saturated)
+    out = b"" if case.storage is Storage.BY_INPUT else struct.pack("<i", saturated)
     out += struct.pack(f"<{len(acc)}i{len(sums)}i{count}h{count}iI", *acc, *sums, *weight, *gradient, state)
     for k, change in zip(places, gradient, strict=False):
         if change:
@@ -383,7 +406,7 @@ def test_kernels_at_full_scale(built: tuple[Model, Harness]) -> None:
     model, harness = built
     rng = np.random.default_rng(8)
     tried = list(cases(rng, (U8, I8, I16)))
-    assert {(c.kind, c.sparse) for c in tried} == set(itertools.product((U8, I8, I16), (False, True)))
+    assert {(c.kind, c.storage) for c in tried} == set(itertools.product((U8, I8, I16), Storage))
     out = harness("kernel", b"".join(case.pack() for case in tried))
     for number, case in enumerate(tried):
         want = expected(case, model.sacc, model.learning.stochastic)

@@ -270,11 +270,11 @@ def full_weight(board: Layer) -> NDArray[np.int64]:
         weight = board.weight.T if board.op is Op.CONV else board.weight
         return weight[:, : board.n_out].astype(np.int64)
     blocks = board.n_pad // board.block
-    lines, places = (blocks, board.n_in) if board.op is Op.CONV else (board.n_in, blocks)
+    lines, places = (blocks, board.n_in) if board.by_output else (board.n_in, blocks)
     full = np.zeros((lines, places, board.block), dtype=np.int64)
     for p in board.panels:
         for line in range(lines):
             inside = slice(p.start[line], p.start[line + 1])
             full[line, p.first + p.index[inside]] = p.weight[inside]
-    full = full.transpose(1, 0, 2) if board.op is Op.CONV else full
+    full = full.transpose(1, 0, 2) if board.by_output else full
     return full.reshape(board.n_in, board.n_pad)[:, : board.n_out]

@@ -51,9 +51,12 @@ def test_exact_count_and_whole_blocks(n_in: int, n_out: int, block: int, sparsit
 
 
 def test_the_best_are_kept_and_ties_go_to_the_first() -> None:
+    """The first by line: the lower output of a layer with few outputs, else the lower input."""
     scores = np.array([[1.0, 5.0, 5.0], [5.0, 0.0, 9.0]])
     (mask,) = masks_of(make(weights=0.5, dense_output=False), [scores])
-    assert mask.tolist() == [[False, True, True], [False, False, True]]
+    assert mask.tolist() == [[False, True, False], [True, False, True]]
+    (mask,) = masks_of(make(weights=0.9, dense_output=False), [np.hstack([scores, np.zeros((2, 14))])])
+    assert [np.flatnonzero(row).tolist() for row in mask] == [[1, 2], [2]]
 
 
 def test_the_output_layer_stays_dense() -> None:
