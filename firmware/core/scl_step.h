@@ -88,7 +88,6 @@ SCL_INLINE void scl_step_pairs(int16_t *w, const int16_t *g, const uint32_t coun
     *s.prng = random;
     if (!SCL_SKIP_ERRORS || pair != 0) {
       SCL_KEEP(low_random); /* gcc would prepare steps of zeros as well */
-      SCL_KEEP(pair);
       scl_step_pair(&w[o], pair, x, upper, low_random, random, s);
     }
   }
