@@ -122,7 +122,7 @@ SCL_INLINE void scl_by_output_update(const scl_panel_t *panel, const void *x, sc
                                      uint32_t lines, const uint32_t block, const int16_t *g, uint32_t shift,
                                      uint32_t wlog, uint32_t *prng) {
   uint32_t random = *prng;
-  const scl_stepping_t stepping = {shift, wlog, scl_bits_of(kind, rectified), &random};
+  const scl_stepping_t stepping = {shift, wlog, scl_bits_of(kind, rectified), &random, 0};
   for (uint32_t l = 0; l < lines; l++, g += block) {
     if (scl_all_zero(g, block)) {
       continue;

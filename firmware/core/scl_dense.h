@@ -161,7 +161,7 @@ SCL_INLINE uint32_t scl_dense_error(const int16_t *weight, const void *x, scl_ki
 SCL_INLINE void scl_dense_update(int16_t *weight, const void *x, scl_kind_t kind, int rectified, uint32_t n_in,
                                  uint32_t n_out, const int16_t *g, uint32_t shift, uint32_t wlog, uint32_t *prng) {
   uint32_t random = *prng;
-  const scl_stepping_t stepping = {shift, wlog, scl_bits_of(kind, rectified), &random};
+  const scl_stepping_t stepping = {shift, wlog, scl_bits_of(kind, rectified), &random, 0};
   int32_t xi;
   SCL_FOR_DENSE(i, xi, x, kind, n_in) {
     scl_step_row(weight + i * n_out, g, n_out, xi, stepping);

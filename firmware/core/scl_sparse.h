@@ -197,7 +197,7 @@ SCL_INLINE void scl_sparse_update(const scl_panel_t *panel, const void *x, scl_k
   const uint8_t *index = panel->index;
   int16_t *weight = panel->weight;
   uint32_t random = *prng;
-  const scl_stepping_t stepping = {shift, wlog, scl_bits_of(kind, rectified), &random};
+  const scl_stepping_t stepping = {shift, wlog, scl_bits_of(kind, rectified), &random, 1};
   g += first * block;
   SCL_KEEP(g);
   int32_t xi;

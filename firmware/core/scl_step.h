@@ -38,12 +38,13 @@ SCL_INLINE void scl_weight_skip(uint32_t *prng) {
 }
 
 /*
- * How the weights of a layer step: by g * x * 2^-shift, clamped to wlog bits.  x_bits: magnitude bits of x.  All but the
- * random numbers are constants.
+ * How the weights of a layer step: by g * x * 2^-shift, clamped to wlog bits.  x_bits: magnitude bits of x; sparse: many
+ * g are 0.  All but the random numbers are constants.
  */
 typedef struct {
   uint32_t shift, wlog, x_bits;
   uint32_t *prng;
+  int sparse;
 } scl_stepping_t;
 
 /* Whether steps can be taken in pairs: their size, with 16 bits of g, has to fit 16 bits. */
@@ -83,13 +84,21 @@ SCL_INLINE void scl_step_pairs(int16_t *w, const int16_t *g, const uint32_t coun
   SCL_UNROLL_ALL
   for (uint32_t o = 0; o < count; o += 2u) {
     uint32_t pair = scl_pair(&g[o]), low_random = scl_prng_next(s.prng), random = scl_prng_next(s.prng);
-    SCL_KEEP_LOW(pair);
-    SCL_KEEP(random);
-    *s.prng = random;
-    if (!SCL_SKIP_ERRORS || pair != 0) {
-      SCL_KEEP(low_random); /* gcc would prepare steps of zeros as well */
-      scl_step_pair(&w[o], pair, x, upper, low_random, random, s);
+    if (SCL_SKIP_ERRORS) {
+      SCL_KEEP_LOW(pair);
+      SCL_KEEP(random);
     }
+    *s.prng = random;
+    if (SCL_SKIP_ERRORS && pair == 0) {
+      continue;
+    }
+    if (SCL_SKIP_ERRORS) {
+      SCL_KEEP(low_random); /* gcc would prepare steps of zeros as well */
+    }
+    if (s.sparse) {
+      SCL_KEEP(pair); /* that costs a copy, which only pays where most are zeros */
+    }
+    scl_step_pair(&w[o], pair, x, upper, low_random, random, s);
   }
 }
 

@@ -90,7 +90,7 @@ static void end(const char *kernel, uint32_t count, uint32_t result) {
   }
 #define SPARSE_STEP(block, shift, wlog)                                                                \
   begin(wlog);                                                                                         \
-  scl_sparse_step(weight, error, index, n, block, input[0], (scl_stepping_t){shift, wlog, 16, &prng}); \
+  scl_sparse_step(weight, error, index, n, block, input[0], (scl_stepping_t){shift, wlog, 16, &prng, 1}); \
   end("sparse_step_" #block "_" #shift "_" #wlog, n, 0);
 
 SPARSE(1)
