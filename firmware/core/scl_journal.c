@@ -11,7 +11,6 @@
 #define VERSION 1u
 #define KIND_DATA 1u
 #define KIND_STATE 2u
-#define ERASED 0xFFu
 #define HEADER_BYTES 48u
 #define ATTEMPTS 3u /* times a record that did not read back is written again, each time in another sector */
 #define CHUNK_BYTES 64u /* read at a time, to compare or to copy */
@@ -119,7 +118,7 @@ static scl_status_t stage_end(void) {
   if (size == 0) {
     return SCL_OK;
   }
-  memset(&stage.bytes[stage.fill], (int)ERASED, size - stage.fill);
+  memset(&stage.bytes[stage.fill], (int)SCL_FLASH_ERASED, size - stage.fill);
   stage.fill = 0;
   return program(stage.address, stage.bytes, size);
 }

@@ -140,7 +140,11 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
     }
     tail = scl_journal_after(tail);
   }
-  const int needed = scl_journal.used > 0 && (tail.sector != newest || has_live(newest));
+  int needed = scl_journal.used > 0;
+  if (needed && tail.sector == newest && !has_live(newest)) {
+    needed = scl_journal.head != newest; /* records were moved to sectors behind it */
+    tail = needed ? scl_journal_after(tail) : tail;
+  }
   scl_status_t status = scl_journal_snapshot_begin(size, needed ? &tail : NULL);
   if (status == SCL_OK) {
     status = scl_state_save();
