@@ -12,7 +12,7 @@
 #define KIND_DATA 1u
 #define KIND_STATE 2u
 #define HEADER_BYTES 48u
-#define ATTEMPTS 3u /* times a record that did not read back is written again, each time in another sector */
+#define ATTEMPTS 16u /* times a record that did not read back is written again, each time in another sector */
 #define CHUNK_BYTES 64u /* read at a time, to compare or to copy */
 #define STAGE_BYTES (SCL_FLASH_PROGRAM_UNIT > CHUNK_BYTES ? SCL_FLASH_PROGRAM_UNIT : CHUNK_BYTES)
 
@@ -45,9 +45,15 @@ static stage_t stage;
 /* The snapshot being written or read. */
 static struct {
   uint32_t crc, size, number;
-  uint16_t part, parts, sector;
-  scl_tail_t tail;
+  uint32_t skip; /* bytes that are in the parts before, when it is written again from a part on */
   uint32_t erase_count;
+  uint16_t part, parts, sector, failed;
+  scl_tail_t tail;
+  uint8_t own_tail; /* nothing before it is needed */
+  struct {
+    uint32_t offset;
+    uint16_t head, used;
+  } before; /* of the ring */
 } snap;
 
 static const uint8_t model_hash[8] = SCL_MODEL_HASH;
@@ -315,6 +321,10 @@ static scl_status_t snapshot_sector(void) {
   if (status != SCL_OK) {
     return status;
   }
+  if (snap.own_tail && snap.part == 0) {
+    /* As it was taken: one that failed before it has no header to be found by. */
+    snap.tail = (scl_tail_t){scl_journal.head, scl_journal.sequence};
+  }
   snap.crc = 0;
   snap.size = 0;
   stage_begin((uint32_t)scl_journal.head * SCL_FLASH_SECTOR + SCL_SECTOR_HEADER);
@@ -332,23 +342,53 @@ static scl_status_t snapshot_close(void) {
                       .size = snap.size,
                       .crc = snap.crc,
                       .tail_sequence = snap.tail.sequence};
-  const scl_status_t status = stage_end();
-  snap.part++;
-  return status != SCL_OK ? status : write_header(scl_journal.head, &h);
-}
-
-scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail) {
-  snap.number = scl_journal.next_snapshot++;
-  snap.part = 0;
-  snap.parts = (uint16_t)scl_journal_snapshot_sectors(size);
-  const scl_status_t status = snapshot_sector();
-  /* Its own first sector as it was taken: one that failed before it has no header to be found by. */
-  snap.tail = tail != NULL ? *tail : (scl_tail_t){scl_journal.head, scl_journal.sequence};
+  scl_status_t status = stage_end();
+  if (status == SCL_OK) {
+    status = write_header(scl_journal.head, &h);
+  }
+  if (status == SCL_OK) {
+    snap.part++;
+  }
   return status;
 }
 
+scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail) {
+  const uint32_t parts = scl_journal_snapshot_sectors(size);
+  snap.number = scl_journal.next_snapshot++;
+  snap.part = 0;
+  snap.parts = (uint16_t)(parts > 0 ? parts : 1u);
+  snap.failed = 0;
+  snap.skip = 0;
+  snap.own_tail = tail == NULL;
+  if (tail != NULL) {
+    snap.tail = *tail;
+  }
+  snap.before.head = scl_journal.head;
+  snap.before.used = scl_journal.used;
+  snap.before.offset = scl_journal.offset;
+  return snapshot_sector();
+}
+
+scl_status_t scl_journal_snapshot_again(void) {
+  if (snap.failed++ == ATTEMPTS) {
+    return SCL_ERR_STORE;
+  }
+  scl_journal.counts.retired++;
+  snap.skip = snap.part * SCL_SECTOR_ROOM;
+  return snapshot_sector();
+}
+
+void scl_journal_snapshot_abandon(void) {
+  scl_journal.head = snap.before.head;
+  scl_journal.used = snap.before.used;
+  scl_journal.offset = snap.before.offset;
+}
+
 scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size) {
-  const uint8_t *from = data;
+  const uint32_t known = size < snap.skip ? size : snap.skip;
+  const uint8_t *from = (const uint8_t *)data + known;
+  snap.skip -= known;
+  size -= known;
   while (size > 0) {
     scl_status_t status = SCL_OK;
     if (snap.size == SCL_SECTOR_ROOM) {
@@ -375,10 +415,10 @@ scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size) {
 
 scl_status_t scl_journal_snapshot_end(void) {
   const scl_status_t status = snapshot_close();
-  scl_journal.offset = SCL_FLASH_SECTOR; /* data does not share a sector with a snapshot */
   if (status != SCL_OK) {
     return status;
   }
+  scl_journal.offset = SCL_FLASH_SECTOR; /* data does not share a sector with a snapshot */
   scl_journal.snapshot = snap.number;
   scl_journal.tail = snap.tail.sector;
   scl_journal.tail_sequence = snap.tail.sequence;
@@ -401,24 +441,58 @@ static uint32_t payload_crc(uint32_t sector, uint32_t size) {
   return crc;
 }
 
-/* All parts of the snapshot are there and pass their checks; *last is its newest sector. */
-static int complete(uint32_t number, uint16_t *last, uint32_t *tail_sequence) {
-  uint32_t found = 0;
-  uint32_t parts = 0;
-  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+static int read_part_header(uint32_t sector, uint32_t number, header_t *h) {
+  return read_header(sector, h) && h->ours && h->kind == KIND_STATE && h->snapshot == number;
+}
+
+/* The sector of a snapshot that was taken first. */
+static uint16_t first_sector(uint32_t number) {
+  uint32_t sequence = 0xFFFFFFFFu;
+  uint16_t first = 0;
+  for (uint16_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
-    if (!read_header(s, &h) || !h.ours || h.kind != KIND_STATE || h.snapshot != number || h.size > SCL_SECTOR_ROOM ||
-        payload_crc(s, h.size) != h.crc) {
-      continue;
-    }
-    found++;
-    parts = h.parts;
-    if (h.part + 1u == h.parts) {
-      *last = (uint16_t)s;
-      *tail_sequence = h.tail_sequence;
+    if (read_part_header(s, number, &h) && h.sequence <= sequence) {
+      sequence = h.sequence;
+      first = s;
     }
   }
-  return parts > 0 && found == parts;
+  return first;
+}
+
+/*
+ * Finds a part at *sector or behind it in the ring, where its parts follow each other.  Of several the last: those before
+ * it did not read back when they were written.
+ */
+static int find_part(uint32_t number, uint32_t part, uint16_t *sector, header_t *found) {
+  int any = 0;
+  uint16_t s = *sector;
+  for (uint32_t k = 0; k < SCL_SECTORS; k++, s = next_sector(s)) {
+    header_t h;
+    if (!read_part_header(s, number, &h)) {
+      continue;
+    }
+    if (h.part > part) {
+      break;
+    }
+    if (h.part == part) {
+      any = 1;
+      *sector = s;
+      *found = h;
+    }
+  }
+  return any;
+}
+
+/* All parts of the snapshot are there and pass their checks; *last is its newest sector, *h that one's header. */
+static int complete(uint32_t number, uint16_t *last, header_t *h) {
+  uint32_t part = 0;
+  *last = first_sector(number);
+  do {
+    if (!find_part(number, part, last, h) || h->size > SCL_SECTOR_ROOM || payload_crc(*last, h->size) != h->crc) {
+      return 0;
+    }
+  } while (++part < h->parts);
+  return part == h->parts;
 }
 
 /* The largest snapshot number below `limit`, 0 if there is none; also learns the largest numbers in use. */
@@ -456,23 +530,29 @@ static int find_sequence(uint32_t sequence, uint16_t *sector) {
   return 0;
 }
 
+/* An empty ring begins where the last one ended, for even wear. */
+static void begin_anew(void) {
+  scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS);
+}
+
 scl_status_t scl_journal_mount(void) {
+  const scl_journal_counts_t counts = scl_journal.counts;
   memset(&scl_journal, 0, sizeof scl_journal);
+  scl_journal.counts = counts;
   scl_journal.next_snapshot = 1;
   scl_journal.offset = SCL_FLASH_SECTOR;
   for (uint32_t limit = 0xFFFFFFFFu;;) {
     const uint32_t number = newest_below(limit);
     if (number == 0) {
-      /* An empty ring begins where the last one ended, for even wear. */
-      scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS);
+      begin_anew();
       return SCL_OK;
     }
     uint16_t last = 0;
-    uint32_t tail = 0;
-    if (complete(number, &last, &tail) && find_sequence(tail, &scl_journal.tail)) {
-      scl_journal.snapshot = number;
+    header_t h;
+    if (complete(number, &last, &h) && find_sequence(h.tail_sequence, &scl_journal.tail)) {
+      scl_journal.snapshot = h.parts == 1u && h.size == 0 ? 0u : number; /* an empty one: all was forgotten */
       scl_journal.head = last;
-      scl_journal.tail_sequence = tail;
+      scl_journal.tail_sequence = h.tail_sequence;
       scl_journal.used = (uint16_t)((last + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
       return SCL_OK;
     }
@@ -480,35 +560,32 @@ scl_status_t scl_journal_mount(void) {
   }
 }
 
+/* Takes a sector as any snapshot does: nothing is forgotten until it is complete, and wear stays even. */
 scl_status_t scl_journal_format(void) {
-  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
-    header_t h;
-    if (read_header(s, &h) && h.kind == KIND_STATE) {
-      scl_journal.counts.erases++;
-      if (scl_port_flash_erase(s * SCL_FLASH_SECTOR) < 0) {
-        return SCL_ERR_STORE;
-      }
-    }
+  if (scl_journal_free() == 0) {
+    scl_journal.used = 1; /* what is oldest goes with what is forgotten */
   }
-  return scl_journal_mount();
+  scl_status_t status = scl_journal_snapshot_begin(0, NULL);
+  if (status == SCL_OK) {
+    status = scl_journal_snapshot_end();
+  }
+  while (status == SCL_ERR_STORE && (status = scl_journal_snapshot_again()) == SCL_OK) {
+    status = scl_journal_snapshot_end();
+  }
+  const scl_status_t mounted = scl_journal_mount();
+  return status != SCL_OK ? status : mounted;
 }
 
 /* Finds the sector of the part to be read next. */
 static scl_status_t restore_part(void) {
-  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
-    header_t h;
-    if (read_header(s, &h) && h.ours && h.kind == KIND_STATE && h.snapshot == scl_journal.snapshot &&
-        h.part == snap.part) {
-      snap.sector = (uint16_t)s;
-      snap.size = 0;
-      return SCL_OK;
-    }
-  }
-  return SCL_ERR_STORE;
+  header_t h;
+  snap.size = 0;
+  return find_part(scl_journal.snapshot, snap.part, &snap.sector, &h) ? SCL_OK : SCL_ERR_STORE;
 }
 
 scl_status_t scl_journal_restore_begin(void) {
   snap.part = 0;
+  snap.sector = first_sector(scl_journal.snapshot);
   return restore_part();
 }
 

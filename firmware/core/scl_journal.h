@@ -42,7 +42,7 @@ extern scl_journal_t scl_journal;
 /* Finds the newest complete snapshot; scl_journal.snapshot is 0 if there is none. */
 scl_status_t scl_journal_mount(void);
 
-/* Forgets everything. */
+/* Forgets everything: a snapshot without content is the newest then.  The ring stays where it is. */
 scl_status_t scl_journal_format(void);
 
 static inline uint32_t scl_journal_free(void) { return SCL_SECTORS - scl_journal.used; }
@@ -76,10 +76,16 @@ scl_tail_t scl_journal_after(scl_tail_t tail);
 /*
  * A snapshot: begin, any number of writes that add up to `size`, end.  When end returns SCL_OK it counts.  tail: the
  * oldest sector still needed; NULL if none is but the snapshot's own.
+ *
+ * When one of them returns SCL_ERR_STORE, a sector did not read back: after again, write the same from the beginning,
+ * then end.  What is in sound sectors already is passed over.  When one returns another error, or again does, abandon
+ * gives the sectors back that the snapshot took; the one before it still counts.
  */
 scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail);
 scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size);
 scl_status_t scl_journal_snapshot_end(void);
+scl_status_t scl_journal_snapshot_again(void);
+void scl_journal_snapshot_abandon(void);
 
 static inline uint32_t scl_journal_snapshot_sectors(uint32_t size) {
   return (size + SCL_SECTOR_ROOM - 1u) / SCL_SECTOR_ROOM;

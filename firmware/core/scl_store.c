@@ -122,6 +122,25 @@ static uint32_t span(scl_tail_t tail) {
   return scl_journal.used == 0 ? 0u : (scl_journal.head + SCL_SECTORS - tail.sector) % SCL_SECTORS + 1u;
 }
 
+/* A part that does not read back is written again in the next sector. */
+static scl_status_t write_snapshot(uint32_t size, const scl_tail_t *tail) {
+  scl_status_t status = scl_journal_snapshot_begin(size, tail);
+  while (status == SCL_OK) {
+    status = scl_state_save();
+    if (status == SCL_OK) {
+      status = scl_journal_snapshot_end();
+      if (status == SCL_OK) {
+        return SCL_OK;
+      }
+    }
+    if (status == SCL_ERR_STORE) {
+      status = scl_journal_snapshot_again();
+    }
+  }
+  scl_journal_snapshot_abandon();
+  return status;
+}
+
 /* One checkpoint; moves the tail as far as needed for `bytes` and as the room at hand allows. */
 static scl_status_t checkpoint_once(uint32_t bytes) {
   const uint32_t size = scl_state_size();
@@ -145,25 +164,15 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
     needed = scl_journal.head != newest; /* records were moved to sectors behind it */
     tail = needed ? scl_journal_after(tail) : tail;
   }
-  scl_status_t status = scl_journal_snapshot_begin(size, needed ? &tail : NULL);
-  if (status == SCL_OK) {
-    status = scl_state_save();
-  }
-  return status != SCL_OK ? status : scl_journal_snapshot_end();
+  return write_snapshot(size, needed ? &tail : NULL);
 }
 
 scl_status_t scl_store_checkpoint(uint32_t bytes) {
   scl_status_t status = SCL_OK;
-  /*
-   * A checkpoint frees its room only when it is complete; a second one can use it to go further.  One that met a sector
-   * that does not read back leaves it behind; the next tries the sectors after it.
-   */
+  /* A checkpoint frees its room only when it is complete; a second one can use it to go further. */
   for (uint32_t round = 0; round < 4u; round++) {
     const uint32_t before = scl_journal.tail_sequence;
     status = checkpoint_once(bytes);
-    if (status == SCL_ERR_STORE) {
-      continue;
-    }
     if (status != SCL_OK) {
       return status;
     }
@@ -185,14 +194,16 @@ scl_status_t scl_store_reserve(uint32_t bytes) {
   return enough(scl_journal.used, bytes) ? SCL_OK : SCL_ERR_STORE_FULL;
 }
 
-scl_status_t scl_store_mount(int *restored) {
-  *restored = 0;
-  scl_status_t status = scl_journal_mount();
-  if (status == SCL_OK && scl_journal.snapshot != 0) {
-    status = scl_state_load();
-    *restored = status == SCL_OK;
+int scl_store_recover(void) {
+  scl_state_reset();
+  if (scl_journal_mount() != SCL_OK || scl_journal.snapshot == 0) {
+    return 0;
   }
-  return status;
+  if (scl_state_load() != SCL_OK) {
+    scl_state_reset(); /* a snapshot that cannot be read leaves the initial model */
+    return 0;
+  }
+  return 1;
 }
 
 static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sample, uint8_t last, const void *body,
