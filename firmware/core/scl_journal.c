@@ -171,6 +171,20 @@ static scl_status_t write_header(uint32_t sector, const header_t *h) {
 
 static uint16_t next_sector(uint32_t sector) { return (uint16_t)(sector + 1u < SCL_SECTORS ? sector + 1u : 0u); }
 
+static void retire(void) {
+  scl_journal.counts.retired++;
+  scl_journal.worn++;
+}
+
+/* What was counted in a lap that began before the board did is not all. */
+static void begin_lap(void) {
+  if (scl_journal.lapped || scl_journal.worn > scl_journal.worn_before) {
+    scl_journal.worn_before = scl_journal.worn;
+  }
+  scl_journal.worn = 0;
+  scl_journal.lapped = 1;
+}
+
 /* Erases the next sector of the ring that works; its erase count goes to *erase_count. */
 static scl_status_t take_sector(uint32_t *erase_count) {
   while (scl_journal.used < SCL_SECTORS) {
@@ -178,6 +192,9 @@ static scl_status_t take_sector(uint32_t *erase_count) {
     const uint16_t sector = scl_journal.used == 0 ? scl_journal.tail : next_sector(scl_journal.head);
     /* Without a valid header (never used, or cut in the middle of an erase) the ring's age tells the count. */
     const uint32_t count = read_header(sector, &old) ? old.erase_count : scl_journal.sequence / SCL_SECTORS;
+    if (sector == 0) {
+      begin_lap();
+    }
     scl_journal.head = sector;
     scl_journal.used++;
     scl_journal.counts.erases++;
@@ -187,7 +204,7 @@ static scl_status_t take_sector(uint32_t *erase_count) {
       scl_journal.offset = SCL_SECTOR_HEADER;
       return SCL_OK;
     }
-    scl_journal.counts.retired++;
+    retire();
   }
   scl_journal.offset = SCL_FLASH_SECTOR;
   return SCL_ERR_STORE_FULL;
@@ -212,7 +229,7 @@ static scl_status_t take_data_sector(void) {
     if (write_header(scl_journal.head, &h) == SCL_OK) {
       break;
     }
-    scl_journal.counts.retired++; /* without its header the records of a sector would be lost to a checkpoint */
+    retire(); /* without its header the records of a sector would be lost to a checkpoint */
   }
   if (first) {
     begin_ring();
@@ -239,7 +256,7 @@ static scl_address_t place(uint32_t size) {
 /* A record did not read back: nothing more goes into this sector; what is in it stays. */
 static void close_sector(void) {
   scl_journal.offset = SCL_FLASH_SECTOR;
-  scl_journal.counts.retired++;
+  retire();
 }
 
 static scl_status_t append_once(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
@@ -373,7 +390,7 @@ scl_status_t scl_journal_snapshot_again(void) {
   if (snap.failed++ == ATTEMPTS) {
     return SCL_ERR_STORE;
   }
-  scl_journal.counts.retired++;
+  retire();
   snap.skip = snap.part * SCL_SECTOR_ROOM;
   return snapshot_sector();
 }
@@ -495,12 +512,17 @@ static int complete(uint32_t number, uint16_t *last, header_t *h) {
   return part == h->parts;
 }
 
-/* The largest snapshot number below `limit`, 0 if there is none; also learns the largest numbers in use. */
+/*
+ * The largest snapshot number below `limit`, 0 if there is none; also learns the largest numbers in use, and how many
+ * sectors have no header though all were taken once: worn ones, mostly.
+ */
 static uint32_t newest_below(uint32_t limit) {
   uint32_t newest = 0;
+  uint16_t bare = 0;
   for (uint32_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
     if (!read_header(s, &h)) {
+      bare++;
       continue;
     }
     if (h.sequence > scl_journal.sequence) {
@@ -516,6 +538,7 @@ static uint32_t newest_below(uint32_t limit) {
       newest = h.snapshot;
     }
   }
+  scl_journal.worn_before = scl_journal.sequence >= SCL_SECTORS ? bare : 0;
   return newest;
 }
 
@@ -535,13 +558,13 @@ static void begin_anew(void) {
   scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS);
 }
 
-scl_status_t scl_journal_mount(void) {
+scl_status_t scl_journal_mount(uint32_t limit) {
   const scl_journal_counts_t counts = scl_journal.counts;
   memset(&scl_journal, 0, sizeof scl_journal);
   scl_journal.counts = counts;
   scl_journal.next_snapshot = 1;
   scl_journal.offset = SCL_FLASH_SECTOR;
-  for (uint32_t limit = 0xFFFFFFFFu;;) {
+  for (;;) {
     const uint32_t number = newest_below(limit);
     if (number == 0) {
       begin_anew();
@@ -572,8 +595,7 @@ scl_status_t scl_journal_format(void) {
   while (status == SCL_ERR_STORE && (status = scl_journal_snapshot_again()) == SCL_OK) {
     status = scl_journal_snapshot_end();
   }
-  const scl_status_t mounted = scl_journal_mount();
-  return status != SCL_OK ? status : mounted;
+  return status;
 }
 
 /* Finds the sector of the part to be read next. */

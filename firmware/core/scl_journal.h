@@ -34,18 +34,27 @@ typedef struct {
   uint32_t offset;        /* next free byte in the head sector */
   uint16_t head, tail;    /* physical sectors */
   uint16_t used;          /* sectors from tail to head, both included; 0: empty ring */
+  uint16_t worn, worn_before; /* sectors that failed since sector 0 was taken, and in the lap before */
+  uint8_t lapped;         /* sector 0 was taken since the board started */
   scl_journal_counts_t counts;
 } scl_journal_t;
 
 extern scl_journal_t scl_journal;
 
-/* Finds the newest complete snapshot; scl_journal.snapshot is 0 if there is none. */
-scl_status_t scl_journal_mount(void);
+#define SCL_ANY_SNAPSHOT 0xFFFFFFFFu
 
-/* Forgets everything: a snapshot without content is the newest then.  The ring stays where it is. */
+/* Finds the newest complete snapshot with a number below `limit`; scl_journal.snapshot is 0 if there is none. */
+scl_status_t scl_journal_mount(uint32_t limit);
+
+/* Forgets everything: a snapshot without content is the newest then.  Mount afterwards, also when it fails. */
 scl_status_t scl_journal_format(void);
 
 static inline uint32_t scl_journal_free(void) { return SCL_SECTORS - scl_journal.used; }
+
+/* Sectors that fail in one lap of the ring, as far as is known. */
+static inline uint32_t scl_journal_worn(void) {
+  return scl_journal.worn > scl_journal.worn_before ? scl_journal.worn : scl_journal.worn_before;
+}
 
 /* Appends a record made of two parts, takes a sector if need be, and reads it back. */
 scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,

@@ -34,11 +34,12 @@ static uint32_t sectors_for(uint32_t bytes) {
 
 /*
  * Sectors kept back so that a checkpoint always gets somewhere: it can move the whole replay buffer, should that lie
- * packed at the tail, and write a snapshot, and still hold the one before.
+ * packed at the tail, and write a snapshot, and still hold the one before, though it meets all worn sectors.
  */
 static uint32_t sectors_kept_back(void) {
   const uint32_t replay = SCL_CAPACITY * (scl_record_room(SCL_SAMPLE_BYTES) + logits_room);
-  return 2u * scl_journal_snapshot_sectors(scl_state_size()) + sectors_for(replay) + 2u;
+  const uint32_t spare = scl_journal_worn() > 2u ? scl_journal_worn() : 2u;
+  return 2u * scl_journal_snapshot_sectors(scl_state_size()) + sectors_for(replay) + spare;
 }
 
 static int enough(uint32_t used, uint32_t bytes) {
@@ -149,7 +150,7 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
   scl_tail_t tail = scl_journal_tail();
   while (scl_journal.used > 0 && tail.sector != newest) {
     if (has_live(tail.sector)) {
-      if (enough(span(tail) + snapshot, bytes) || scl_journal_free() <= snapshot + 1u) {
+      if (enough(span(tail) + snapshot + scl_journal_worn(), bytes) || scl_journal_free() <= snapshot + 1u) {
         break;
       }
       const scl_status_t status = evacuate(tail.sector);
@@ -174,7 +175,7 @@ scl_status_t scl_store_checkpoint(uint32_t bytes) {
     const uint32_t before = scl_journal.tail_sequence;
     status = checkpoint_once(bytes);
     if (status != SCL_OK) {
-      return status;
+      return round > 0 ? SCL_OK : status; /* saved it is, without more room */
     }
     if (enough(scl_journal.used, bytes) || scl_journal.tail_sequence == before) {
       break;
@@ -195,15 +196,15 @@ scl_status_t scl_store_reserve(uint32_t bytes) {
 }
 
 int scl_store_recover(void) {
-  scl_state_reset();
-  if (scl_journal_mount() != SCL_OK || scl_journal.snapshot == 0) {
-    return 0;
+  for (uint32_t limit = SCL_ANY_SNAPSHOT;; limit = scl_journal.snapshot) {
+    scl_state_reset();
+    if (scl_journal_mount(limit) != SCL_OK || scl_journal.snapshot == 0) {
+      return 0;
+    }
+    if (scl_state_load() == SCL_OK) {
+      return 1;
+    }
   }
-  if (scl_state_load() != SCL_OK) {
-    scl_state_reset(); /* a snapshot that cannot be read leaves the initial model */
-    return 0;
-  }
-  return 1;
 }
 
 static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sample, uint8_t last, const void *body,

@@ -153,8 +153,9 @@ class Scenario:
             return struct.pack("<I", len(data)) + data
 
         sectors = self.board.store.size // self.board.store.sector
-        # Pairs of sectors that follow each other, each kind of wear once and again.
-        worn = bytes((s // 5 % (WORN - 1)) + 1 if geometry.worn and s % 5 in (2, 3) else 0 for s in range(sectors))
+        # Two runs of sectors that follow each other, with all kinds of wear.
+        bad = (*range(3, 12), 20, 21)
+        worn = bytes(s % (WORN - 1) + 1 if geometry.worn and s in bad else 0 for s in range(sectors))
         ask = Frame(REQUEST, 200, Command.DIGEST, 0, b"").encode()
         parts = [struct.pack("<II", self.initial, geometry.endurance), worn, sized(ask)]
         parts.append(struct.pack("<I", len(self.requests)))
