@@ -50,12 +50,13 @@ ERRORS: dict[int, tuple[str, str]] = {
     8: (
         "store full",
         "the journal has no room, also because sectors are worn out; what the board last saved is kept: "
-        "`sparcl stream --resume` tries again from there. Else fewer replay records or samples per task, or a larger board",
+        "`sparcl stream --resume` tries again from there; else fewer replay records or samples per task, or a "
+        "larger board",
     ),
     9: (
         "store error",
-        "the flash reported an error or lost a record; what the board last saved is kept: `sparcl stream --resume` goes "
-        "on from there. When it stops at the same place again, `--fresh` starts anew",
+        "the flash reported an error or lost a record; what the board last saved is kept: `sparcl stream --resume` "
+        "goes on from there. When it stops at the same place again, `--fresh` starts anew",
     ),
     10: (
         "too many",

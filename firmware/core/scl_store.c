@@ -150,7 +150,8 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
   scl_tail_t tail = scl_journal_tail();
   while (scl_journal.used > 0 && tail.sector != newest) {
     if (has_live(tail.sector)) {
-      if (enough(span(tail) + snapshot + scl_journal_worn(), bytes) || scl_journal_free() <= snapshot + 1u) {
+      if (enough(span(tail) + snapshot + scl_journal_worn(), bytes) ||
+          scl_journal_free() <= snapshot) {
         break;
       }
       const scl_status_t status = evacuate(tail.sector);

@@ -49,7 +49,11 @@ WORN = 6
 
 @dataclass(frozen=True)
 class Geometry:
-    """One kind of flash; sizes in bytes.  ``worn``: some sectors fail, each in its own way; ``extra``: more sectors."""
+    """One kind of flash; sizes in bytes.
+
+    ``worn``: some sectors fail, each in its own way; ``extra``: sectors more than the plan asks for; ``count``: samples
+    of a task.
+    """
 
     unit: int
     sector: int
@@ -57,14 +61,15 @@ class Geometry:
     mapped: bool = False
     worn: bool = False
     extra: int = 0
+    count: int = COUNT
     endurance: int = 0
-    learning: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """As in an ID."""
         parts = [f"u{self.unit}", f"s{self.sector}"]
         parts += ["e00"] * (self.erased == 0) + ["mapped"] * self.mapped + ["worn"] * self.worn
+        parts += ["large"] * (self.count > COUNT)
         return "-".join(parts)
 
 
@@ -72,6 +77,7 @@ GEOMETRIES = (
     *(Geometry(unit, sector) for unit in (1, 4, 8, 256) for sector in (1024, 4096, 16384, 65536)),
     *(Geometry(unit, 2048, erased=0x00) for unit in (1, 256)),
     Geometry(4, 1024, mapped=True),
+    Geometry(8, 512, count=90),
     Geometry(8, 1024, worn=True, extra=24),
     Geometry(256, 4096, worn=True, extra=24),
 )
@@ -137,7 +143,7 @@ class Scenario:
         self.send(Command.TASK_END)
 
     def _train(self, x: np.ndarray, y: np.ndarray) -> None:
-        size = int(self.rng.integers(2, 8))
+        size = int(self.rng.integers(2, max(8, self.device.n // 2)))
         if self.device.mode == 0:
             self.send(Command.TRAIN, struct.pack("<HB", size, 1))
             return
@@ -165,8 +171,8 @@ class Scenario:
         return path
 
 
-def full_scenario(model: Model, board: Board) -> Scenario:
-    """Fill the replay buffer, learn with DDR removals and saves, change tasks, forget all in the middle, learn again."""
+def full_scenario(model: Model, board: Board, count: int = COUNT) -> Scenario:
+    """Fill the replay buffer, learn with DDR removals and saves, change tasks, forget all halfway, learn again."""
     scenario = Scenario(model, board)
     sectors = board.store.size // board.store.sector
     commits = 0
@@ -174,28 +180,29 @@ def full_scenario(model: Model, board: Board) -> Scenario:
         scenario.upload(3)
         for number in range(3):
             saves = 2 if sectors < 30 else 4
-            scenario.learn(number, streamed=number == 1, saves=saves)
+            scenario.learn(number, streamed=number == 1, saves=saves, count=count)
             commits += saves + 1
         if half == 0:
             scenario.send(Command.RESET, FACTORY)
     # Each save takes a sector for the snapshot and has the records after it begin another.
     while commits * 1.6 < LAPS * sectors:
-        scenario.learn(commits, streamed=commits % 2 == 1, saves=3)
+        scenario.learn(commits, streamed=commits % 2 == 1, saves=3, count=count)
         commits += 4
     return scenario
 
 
 def small_model(**learning: Any) -> Model:
     """All features on; a snapshot takes some sectors of 1 KiB."""
-    return random_model(5, sizes=(14, 24, 4), **({"epochs": 2, "capacity": 6, "table": 16} | learning))
+    return random_model(5, sizes=(14, 24, 4), **({"epochs": 2, "capacity": 6} | learning))
 
 
 def build(model: Model, board: Board, folder: Path, core: Path = CORE) -> Path:
     """powercut.c with the engine, for one model and flash."""
     generated = generate(model, board, folder)
     image = folder / "powercut"
-    options = [f for f in flags(generated, "-O1") if not f.startswith("-fsanitize")]
+    options = [f for f in flags(generated, "-O2") if not f.startswith("-fsanitize")]
     options = [f.replace(str(CORE), str(core)) for f in options]
+    options += ["-w"] * (core != CORE)  # a mutant may leave something unused
     wrap = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
     sources = [*sorted(core.glob("*.c")), *sorted(generated.glob("*.c")), HERE / "powercut.c"]
     command = ["gcc", *options, wrap, *map(str, sources), "-o", str(image)]
@@ -224,14 +231,16 @@ def numbers(line: str) -> dict[str, int]:
 def prepare(geometry: Geometry, folder: Path, core: Path = CORE) -> list[str]:
     """Build the program and write its scenario; the command without what is to be done."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = small_model(**geometry.learning)
+    model = small_model(table=geometry.count + 4)
     board = facts(model, geometry)
     image = build(model, board, folder, core)
-    scenario = full_scenario(model, board).write(folder / "scenario.bin", geometry)
+    scenario = full_scenario(model, board, geometry.count).write(folder / "scenario.bin", geometry)
     return [str(image), str(scenario)]
 
 
-def sweep(geometry: Geometry, folder: Path, *, step: int = 1, torn: int = 4, second: int = 2, core: Path = CORE) -> Result:
+def sweep(
+    geometry: Geometry, folder: Path, *, step: int = 1, torn: int = 3, second: int = 2, core: Path = CORE
+) -> Result:
     """Cut at every ``step``-th operation: before, torn and unstable (``torn`` ways each), after, and again after it."""
     command = [*prepare(geometry, folder, core), "sweep", "1", str(step), str(torn), str(second)]
     result = Result(geometry)
@@ -264,7 +273,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("id", nargs="?", help="one cut to replay")
     parser.add_argument("--step", type=int, default=1, help="cut at every so many operations")
-    parser.add_argument("--torn", type=int, default=4, help="torn ways at each")
+    parser.add_argument("--torn", type=int, default=3, help="torn ways at each")
     parser.add_argument("--second", type=int, default=2, help="second cuts after each")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
@@ -291,15 +300,18 @@ def main() -> int:
     return int(lost > 0)
 
 
-def replay(name: str, folder: Path) -> int:
+def replay(name: str, folder: Path, core: Path = CORE) -> int:
     """Show one cut."""
-    match = re.fullmatch(r"(.+?)-(c\d+-.+)", name)
+    cut = r"c[1-9]\d*-(?:before|after|(?:torn|unstable)-r\d+)"
+    match = re.fullmatch(rf"(.+?)-({cut}(?:\+{cut})?)", name)
     known = {g.name: g for g in GEOMETRIES}
     if match is None or match[1] not in known:
-        print(f"powercut: {name}: geometries are {', '.join(known)}; cuts are c12-before, c12-torn-r3, c12-torn-r3+c4-after")
+        print(f"powercut: {name}: geometries are {', '.join(known)}")
+        print("          cuts are c12-before, c12-torn-r3, c12-unstable-r0, c12-after, c12-torn-r3+c4-before")
         return 2
     geometry = known[match[1]]
-    return subprocess.run([*prepare(geometry, folder / geometry.name), "replay", match[2]], check=False).returncode
+    command = [*prepare(geometry, folder / geometry.name, core), "replay", match[2]]
+    return subprocess.run(command, check=False).returncode
 
 
 if __name__ == "__main__":
