@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Geometry:
     extra: int = 0
     count: int = COUNT
     endurance: int = 0
+    step: int = 1
+    """Cut at every so many operations only, where a scenario is long."""
 
     @property
     def name(self) -> str:
@@ -77,7 +79,7 @@ GEOMETRIES = (
     *(Geometry(unit, sector) for unit in (1, 4, 8, 256) for sector in (1024, 4096, 16384, 65536)),
     *(Geometry(unit, 2048, erased=0x00) for unit in (1, 256)),
     Geometry(4, 1024, mapped=True),
-    Geometry(8, 512, count=90),
+    Geometry(8, 512, count=90, step=6),
     Geometry(8, 1024, worn=True, extra=24),
     Geometry(256, 4096, worn=True, extra=24),
 )
@@ -242,7 +244,7 @@ def sweep(
     geometry: Geometry, folder: Path, *, step: int = 1, torn: int = 3, second: int = 2, core: Path = CORE
 ) -> Result:
     """Cut at every ``step``-th operation: before, torn and unstable (``torn`` ways each), after, and again after it."""
-    command = [*prepare(geometry, folder, core), "sweep", "1", str(step), str(torn), str(second)]
+    command = [*prepare(geometry, folder, core), "sweep", "1", str(step * geometry.step), str(torn), str(second)]
     result = Result(geometry)
     for line in run(command):
         kind = line.split(maxsplit=1)[0]
@@ -280,24 +282,27 @@ def main() -> int:
     folder = ROOT / "build" / "powercut"
     if given.id:
         return replay(given.id, folder)
-    results = []
     with ThreadPoolExecutor(given.jobs) as pool:
-        waiting = [
+        jobs = [
             pool.submit(sweep, g, folder / g.name, step=given.step, torn=given.torn, second=given.second)
-            for g in sorted(GEOMETRIES, key=lambda g: g.sector)
+            for g in sorted(GEOMETRIES, key=lambda g: (-g.count, g.sector))
         ]
-        for number, job in enumerate(waiting, 1):
-            result = job.result()
-            results.append(result)
-            ways = ", ".join(f"{count} {way}" for way, count in result.tried.items())
-            operations = result.recorded.get("operations", 0)
-            print(f"{number:2}/{len(waiting)} {result.geometry.name:14} {operations:5} operations: {ways}", flush=True)
-            for lost in result.lost[:10]:
-                print(f"   {lost}")
+        results = [show(number, job.result()) for number, job in enumerate(as_completed(jobs), 1)]
     tried = sum(sum(result.tried.values()) for result in results)
     lost = sum(len(result.lost) for result in results)
     print(f"power cuts: {tried} tried, {lost} states lost")
     return int(lost > 0)
+
+
+def show(number: int, result: Result) -> Result:
+    """Print a line about a geometry, and what was lost."""
+    ways = ", ".join(f"{count} {way}" for way, count in result.tried.items())
+    operations, laps = (result.recorded.get(key, 0) for key in ("operations", "erased_max"))
+    name = f"{number:2}/{len(GEOMETRIES)} {result.geometry.name:16}"
+    print(f"{name} {operations:5} operations, {laps:2} laps; cuts: {ways}; {len(result.lost)} lost", flush=True)
+    for lost in result.lost[:10]:
+        print(f"   {lost}")
+    return result
 
 
 def replay(name: str, folder: Path, core: Path = CORE) -> int:
