@@ -50,10 +50,7 @@ static struct {
   uint16_t part, parts, sector, failed;
   scl_tail_t tail;
   uint8_t own_tail; /* nothing before it is needed */
-  struct {
-    uint32_t offset;
-    uint16_t head, used;
-  } before; /* of the ring */
+  scl_journal_t before;
 } snap;
 
 static const uint8_t model_hash[8] = SCL_MODEL_HASH;
@@ -171,6 +168,15 @@ static scl_status_t write_header(uint32_t sector, const header_t *h) {
 
 static uint16_t next_sector(uint32_t sector) { return (uint16_t)(sector + 1u < SCL_SECTORS ? sector + 1u : 0u); }
 
+/* Gives back the sectors that were taken in vain: where all fail, it is not they that are worn. */
+static void give_back(const scl_journal_t *before) {
+  const scl_journal_t now = scl_journal;
+  scl_journal = *before;
+  scl_journal.sequence = now.sequence;
+  scl_journal.next_snapshot = now.next_snapshot;
+  scl_journal.counts = now.counts;
+}
+
 static void retire(void) {
   scl_journal.counts.retired++;
   scl_journal.worn++;
@@ -210,31 +216,21 @@ static scl_status_t take_sector(uint32_t *erase_count) {
   return SCL_ERR_STORE_FULL;
 }
 
-/* The head is the first sector of an empty ring; sectors that failed before it do not count. */
-static void begin_ring(void) {
-  scl_journal.tail = scl_journal.head;
-  scl_journal.tail_sequence = scl_journal.sequence;
-  scl_journal.used = 1;
-}
-
+/* Without its header the records of a sector would be lost to a checkpoint. */
 static scl_status_t take_data_sector(void) {
   header_t h = {.kind = KIND_DATA};
-  const int first = scl_journal.used == 0;
-  for (;;) {
-    const scl_status_t status = take_sector(&h.erase_count);
-    if (status != SCL_OK) {
-      return status;
-    }
+  scl_status_t status = take_sector(&h.erase_count);
+  if (status == SCL_OK) {
     h.sequence = scl_journal.sequence;
-    if (write_header(scl_journal.head, &h) == SCL_OK) {
-      break;
-    }
-    retire(); /* without its header the records of a sector would be lost to a checkpoint */
+    status = write_header(scl_journal.head, &h);
   }
-  if (first) {
-    begin_ring();
+  if (status == SCL_OK && scl_journal.tail_sequence == 0) {
+    /* The first sector of an empty ring; sectors that failed before it do not count. */
+    scl_journal.tail = scl_journal.head;
+    scl_journal.tail_sequence = scl_journal.sequence;
+    scl_journal.used = 1;
   }
-  return SCL_OK;
+  return status;
 }
 
 static scl_status_t make_room(uint32_t size) {
@@ -253,10 +249,19 @@ static scl_address_t place(uint32_t size) {
   return (scl_address_t)(at / SCL_GRANULE);
 }
 
-/* A record did not read back: nothing more goes into this sector; what is in it stays. */
-static void close_sector(void) {
+/*
+ * Whether a record that was not written is to be tried again.  Nothing more goes into its sector; what is in it stays.
+ * `before`: the ring when the record was begun.
+ */
+static int try_next_sector(scl_status_t status, uint32_t attempt, const scl_journal_t *before) {
+  const int again = status == SCL_ERR_STORE && attempt < ATTEMPTS;
+  if (again) {
+    retire();
+  } else {
+    give_back(before);
+  }
   scl_journal.offset = SCL_FLASH_SECTOR;
-  retire();
+  return again;
 }
 
 static scl_status_t append_once(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
@@ -271,16 +276,15 @@ static scl_status_t append_once(const void *head, uint32_t head_size, const void
 
 scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
                                 scl_address_t *address) {
+  const scl_journal_t before = scl_journal;
   for (uint32_t attempt = 0;; attempt++) {
     scl_status_t status = make_room(head_size + body_size);
-    if (status != SCL_OK) {
+    if (status == SCL_OK) {
+      status = append_once(head, head_size, body, body_size, address);
+    }
+    if (status == SCL_OK || !try_next_sector(status, attempt, &before)) {
       return status;
     }
-    status = append_once(head, head_size, body, body_size, address);
-    if (status == SCL_OK || attempt == ATTEMPTS) {
-      return status;
-    }
-    close_sector();
   }
 }
 
@@ -305,16 +309,15 @@ static scl_status_t copy_once(scl_address_t from, uint32_t size, scl_address_t *
 
 scl_status_t scl_journal_copy(scl_address_t from, uint32_t size, scl_address_t *to) {
   scl_journal.counts.relocated++;
+  const scl_journal_t before = scl_journal;
   for (uint32_t attempt = 0;; attempt++) {
     scl_status_t status = make_room(size);
-    if (status != SCL_OK) {
+    if (status == SCL_OK) {
+      status = copy_once(from, size, to);
+    }
+    if (status == SCL_OK || !try_next_sector(status, attempt, &before)) {
       return status;
     }
-    status = copy_once(from, size, to);
-    if (status == SCL_OK || attempt == ATTEMPTS) {
-      return status;
-    }
-    close_sector();
   }
 }
 
@@ -380,9 +383,7 @@ scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail) {
   if (tail != NULL) {
     snap.tail = *tail;
   }
-  snap.before.head = scl_journal.head;
-  snap.before.used = scl_journal.used;
-  snap.before.offset = scl_journal.offset;
+  snap.before = scl_journal;
   return snapshot_sector();
 }
 
@@ -395,11 +396,7 @@ scl_status_t scl_journal_snapshot_again(void) {
   return snapshot_sector();
 }
 
-void scl_journal_snapshot_abandon(void) {
-  scl_journal.head = snap.before.head;
-  scl_journal.used = snap.before.used;
-  scl_journal.offset = snap.before.offset;
-}
+void scl_journal_snapshot_abandon(void) { give_back(&snap.before); }
 
 scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size) {
   const uint32_t known = size < snap.skip ? size : snap.skip;

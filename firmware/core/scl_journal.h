@@ -51,9 +51,10 @@ scl_status_t scl_journal_format(void);
 
 static inline uint32_t scl_journal_free(void) { return SCL_SECTORS - scl_journal.used; }
 
-/* Sectors that fail in one lap of the ring, as far as is known. */
+/* Sectors that fail in one lap of the ring, as far as is known; a third of all at most, else there is no room to work. */
 static inline uint32_t scl_journal_worn(void) {
-  return scl_journal.worn > scl_journal.worn_before ? scl_journal.worn : scl_journal.worn_before;
+  const uint32_t worn = scl_journal.worn > scl_journal.worn_before ? scl_journal.worn : scl_journal.worn_before;
+  return worn < SCL_SECTORS / 3u ? worn : SCL_SECTORS / 3u;
 }
 
 /* Appends a record made of two parts, takes a sector if need be, and reads it back. */

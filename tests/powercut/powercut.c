@@ -616,8 +616,10 @@ static void sweep(uint32_t first, uint32_t step, uint32_t torn, uint32_t second)
     for (uint32_t k = 0; k < second; k++) {
       /* Soon after the start, or anywhere in what is left. */
       const uint32_t reach = k % 2u == 0 || number == shared->count ? 12u : shared->count - number;
-      cut = (cut_t){number, (int)below(&random, 2) ? TORN : AFTER, below(&random, 8)};
-      const cut_t again = {1u + below(&random, reach), (int)below(&random, 3) ? TORN : BEFORE, below(&random, 8)};
+      const int unsure = SCL_FLASH_MAPPED ? TORN : UNSTABLE;
+      const int firsts[] = {TORN, unsure, AFTER}, seconds[] = {BEFORE, TORN, unsure};
+      cut = (cut_t){number, firsts[below(&random, 3)], below(&random, 8)};
+      const cut_t again = {1u + below(&random, reach), seconds[below(&random, 3)], below(&random, 8)};
       count_cut(flash, &cut, &again);
     }
     if ((number - first) / step % 16u == 0) {

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from generator.artefacts import Model
+from generator.boards import ROOT
 from host_tools import protocol
 from host_tools.protocol import Command
 from tests.firmware.native import Process, Teacher, build
@@ -153,25 +157,89 @@ def test_worn_sectors_close_together(tmp_path: Path) -> None:
     assert numbers(lines[-1])["lost"] == 0
 
 
-def test_status_of_a_flash_that_fails_altogether(tmp_path: Path) -> None:
-    """Every program fails: the command is refused after some sectors, not after all; what the board knows stays."""
+class Breaker:
+    """Switches the flash of broken.c."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    @contextmanager
+    def after(self, programs: int) -> Iterator[None]:
+        """It takes so many programs more, then none until the end."""
+        self._file.write_text(f"{programs}\n")
+        yield
+        self._file.unlink()
+
+
+@pytest.fixture
+def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Historian, Breaker]]:
+    """A board whose flash can be broken; it has learnt a task."""
     model = cheap_model()
     board = harness.facts(model, Geometry(8, 1024, extra=30))
-    wrapper = tmp_path / "broken.c"
-    wrapper.write_text(
-        "#include <stdint.h>\n"
-        "int32_t __wrap_scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size);\n"
-        "int32_t __wrap_scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size) {\n"
-        "  (void)address; (void)data; (void)size;\n  return -1;\n}\n"
-    )
-    process = Process(build(model, tmp_path, board, [str(wrapper), "-Wl,--wrap=scl_port_flash_program"]))
+    monkeypatch.setenv("SCL_BROKEN", str(tmp_path / "broken"))
+    source = ROOT / "tests" / "firmware" / "broken.c"
+    process = Process(build(model, tmp_path, board, [str(source), "-Wl,--wrap=scl_port_flash_program"]))
     process.start()
     try:
         twin = Historian(model, process)
-        for _ in range(3):
-            assert ask(twin, Command.SAVE) == STORE_ERROR
-            twin.check_dump()
-        assert protocol.statistics(twin.link).sectors_free == protocol.statistics(twin.link).sectors
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), COUNT, streamed=False, seed=0)
+        teacher.finish()
+        yield twin, Breaker(tmp_path / "broken")
         twin.close()
     finally:
         process.kill()
+
+
+def test_a_flash_that_fails_altogether(breakable: tuple[Historian, Breaker]) -> None:
+    """The command is refused after some sectors; what the board knows stays, and no sector is lost for good."""
+    twin, breaker = breakable
+    free = protocol.statistics(twin.link).sectors_free
+    with breaker.after(0):
+        for _ in range(3):
+            assert ask(twin, Command.SAVE) == STORE_ERROR
+            twin.check_dump()
+            Teacher(twin, 1).evaluate()
+        assert protocol.statistics(twin.link).sectors_free == free
+    twin.good(Command.SAVE)
+    twin.fall_back(power=True)
+
+
+def test_the_state_after_a_store_error(breakable: tuple[Historian, Breaker]) -> None:
+    """As docs/protocol.md says: that before the request, or for one that trains that of the last save."""
+    twin, breaker = breakable
+    x, y = random_samples(twin.model, (2, 3), COUNT, 1)
+
+    def refused(programs: int, command: int, request: bytes) -> None:
+        with breaker.after(programs):
+            assert ask(twin, command, request) == STORE_ERROR
+            twin.check()
+        twin.check_dump()
+
+    twin.good(Command.TASK_BEGIN, task_begin((2, 3), COUNT))
+    refused(3, Command.SAMPLES, samples(0, x, y))  # some are stored
+    twin.good(Command.SAMPLES, samples(0, x, y))
+    refused(2, Command.SAVE, b"")
+    twin.good(Command.TRAIN, struct.pack("<HB", COUNT, 0))
+    refused(0, Command.TASK_END, b"")
+    refused(4, Command.TASK_END, b"")
+    twin.good(Command.TASK_END)
+
+    twin.good(Command.TASK_BEGIN, task_begin((2, 3), COUNT, 1))
+    twin.good(Command.TRAIN, b"\0\0\0")
+    for programs in (0, 1):  # the sample's record, that of its logits
+        ids = np.array(twin.device.state.table.ids)
+        with breaker.after(programs):
+            assert twin.ask(Command.STEP, protocol.pack_steps(ids, y[ids], x[ids], 0))[0] == STORE_ERROR
+            assert twin.hello().restored
+            twin.device = twin.saved.copy()
+            twin.check()
+        twin.check_dump()
+        twin.good(Command.TASK_BEGIN, task_begin((2, 3), COUNT, 1))
+        twin.good(Command.TRAIN, b"\0\0\0")
+    with breaker.after(0):
+        assert twin.ask(Command.RESET, harness.FACTORY)[0] == STORE_ERROR
+    twin.device = twin.saved.copy()
+    twin.check_dump()
+    twin.good(Command.RESET, harness.FACTORY)
+    assert not twin.restart().restored
