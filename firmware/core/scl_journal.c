@@ -166,6 +166,11 @@ static scl_status_t write_header(uint32_t sector, const header_t *h) {
   return status != SCL_OK ? status : stage_end();
 }
 
+/* Sectors from the tail to this one. */
+static uint16_t span_to(uint32_t sector) {
+  return (uint16_t)((sector + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+}
+
 static uint16_t next_sector(uint32_t sector) { return (uint16_t)(sector + 1u < SCL_SECTORS ? sector + 1u : 0u); }
 
 /* Gives back the sectors that were taken in vain: where all fail, it is not they that are worn. */
@@ -436,7 +441,7 @@ scl_status_t scl_journal_snapshot_end(void) {
   scl_journal.snapshot = snap.number;
   scl_journal.tail = snap.tail.sector;
   scl_journal.tail_sequence = snap.tail.sequence;
-  scl_journal.used = (uint16_t)((scl_journal.head + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+  scl_journal.used = span_to(scl_journal.head);
   scl_journal.counts.checkpoints++;
   return SCL_OK;
 }
@@ -573,10 +578,19 @@ scl_status_t scl_journal_mount(uint32_t limit) {
       scl_journal.snapshot = h.parts == 1u && h.size == 0 ? 0u : number; /* an empty one: all was forgotten */
       scl_journal.head = last;
       scl_journal.tail_sequence = h.tail_sequence;
-      scl_journal.used = (uint16_t)((last + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+      scl_journal.used = span_to(last);
       return SCL_OK;
     }
     limit = number;
+  }
+}
+
+void scl_journal_pass_over(uint32_t keep) {
+  uint16_t newest;
+  if (find_sequence(scl_journal.sequence, &newest) && span_to(newest) > scl_journal.used &&
+      span_to(newest) + keep <= SCL_SECTORS) {
+    scl_journal.head = newest;
+    scl_journal.used = span_to(newest);
   }
 }
 

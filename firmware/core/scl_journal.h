@@ -46,6 +46,12 @@ extern scl_journal_t scl_journal;
 /* Finds the newest complete snapshot with a number below `limit`; scl_journal.snapshot is 0 if there is none. */
 scl_status_t scl_journal_mount(uint32_t limit);
 
+/*
+ * After mount: goes on behind the newest sector there is, if `keep` are free then, and not behind the snapshot.  What was
+ * written after it is forgotten, but its sectors have been erased once more: wear stays even though power often fails.
+ */
+void scl_journal_pass_over(uint32_t keep);
+
 /* Forgets everything: a snapshot without content is the newest then.  Mount afterwards, also when it fails. */
 scl_status_t scl_journal_format(void);
 

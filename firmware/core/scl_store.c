@@ -203,6 +203,7 @@ int scl_store_recover(void) {
       return 0;
     }
     if (scl_state_load() == SCL_OK) {
+      scl_journal_pass_over(sectors_kept_back());
       return 1;
     }
   }
