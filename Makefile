@@ -20,7 +20,7 @@ VENV := .venv/bin
 export PLATFORMIO_CORE_DIR := $(CURDIR)/.venv/platformio
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help setup demo boards bench bench-check test test-slow test-all lint format clean
+.PHONY: help setup demo boards bench bench-check powercut test test-slow test-all lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,7 @@ help: ## list the targets
 	@echo "  PORT=device  the serial port of a real board"
 	@echo "  SEED=number  the seed of demo"
 	@echo "  PYTHON=path  the Python (3.11 or newer) that .venv is made with"
+	@echo "  ID=cut       the power cut that powercut shows step by step"
 	@echo "  JOBS=number  tests run at a time (default $(JOBS))"
 	@echo "  SPARCL_NO_APT=1   never install system packages"
 
@@ -63,6 +64,9 @@ bench-check: setup ## the quick part of bench; fails when a figure grew by more 
 
 test: setup ## run the tests, without the slow ones
 	@$(VENV)/python -m pytest -n $(JOBS) -m "not slow"
+
+powercut: setup ## cut the power at every flash operation, over flash geometries; ID=... shows one cut
+	@$(VENV)/python -m tests.powercut.harness $(ID)
 
 # pytest exits with 5 when no test is selected; having no slow test is no failure.
 test-slow: setup ## run the slow tests only

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -40,7 +41,10 @@ class Memory(_Facts):
 
 
 class Store(_Facts):
-    """The journal's flash partition: bytes, erase unit, program unit (docs/flash-format.md)."""
+    """The journal's flash partition: bytes, erase unit, program unit (docs/flash-format.md).
+
+    ``erased``: value of an erased byte. ``endurance``: times a sector can be erased.
+    """
 
     kind: str
     size: int
@@ -48,6 +52,8 @@ class Store(_Facts):
     program_unit: int
     offset: int
     mapped_base: int = 0
+    erased: Literal[0x00, 0xFF] = 0xFF
+    endurance: int = Field(default=10_000, ge=1)
 
     @property
     def mapped(self) -> bool:

@@ -49,15 +49,25 @@ ERRORS: dict[int, tuple[str, str]] = {
     7: ("wrong order", "the board expects another sample: `sparcl stream --resume` asks it which"),
     8: (
         "store full",
-        "the journal has no room: fewer replay records or samples per task, or a larger board",
+        "the journal has no room, also because sectors are worn out; what the board last saved is kept: "
+        "`sparcl stream --resume` tries again from there; else fewer replay records or samples per task, or a "
+        "larger board",
     ),
-    9: ("store error", "the flash reported an error or lost a record: `sparcl stream --fresh` starts anew"),
+    9: (
+        "store error",
+        "the flash reported an error or lost a record; what the board last saved is kept: `sparcl stream --resume` "
+        "goes on from there. When it stops at the same place again, `--fresh` starts anew",
+    ),
     10: (
         "too many",
         "more samples than the board's table or replay buffer holds: use fewer per task",
     ),
     OUT_OF_TURN: ("out of turn", "the board has restarted in the midst of its work: `sparcl stream --resume` goes on"),
 }
+
+
+STORE_ERRORS = frozenset((8, 9))
+"""After one of these the board may be in the state before the request, or in that of its last save."""
 
 
 class LinkError(BoardError):

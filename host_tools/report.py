@@ -90,6 +90,16 @@ class Store(_Part):
     retired_sectors: int
 
 
+class Wear(_Part):
+    """What the run cost the journal's flash."""
+
+    tasks: int = Field(description="Tasks the board learnt")
+    cycles_per_task: float = Field(description="Erases of a sector by one task; wear is even, so any sector")
+    spread: int = Field(description="Erases between the most and the least erased sector")
+    endurance: int = Field(description="Erase cycles that a sector is counted on to last")
+    lifetime_tasks: int | None = Field(description="Tasks until sectors have had that many; null if none was erased")
+
+
 class Saturation(_Part):
     """Values that did not fit their format."""
 
@@ -153,6 +163,7 @@ class Report(_Part):
     flash_total: int
     stack_used: int
     store: Store
+    wear: Wear
     saturation: Saturation
     ticks: Ticks
     instructions: Instructions | None = Field(description="None where the board's counter cannot tell")
@@ -182,9 +193,18 @@ class Report(_Part):
         ]
         if self.instructions is not None:
             rows.append(("instructions per sample", f"{self.instructions.training:,.0f}"))
+        rows.append(("flash wear", self._wear()))
         rows.append(("samples", f"{self.steps} trained, {self.samples_removed} removed by DDR"))
         rows.append(("bit-exact with the NumPy reference", exact))
         return rows
+
+    def _wear(self) -> str:
+        life = "no end" if self.wear.lifetime_tasks is None else f"{self.wear.lifetime_tasks:,} tasks"
+        retired = f", {self.store.retired_sectors} times a sector failed" if self.store.retired_sectors else ""
+        return (
+            f"{self.store.erases} erases on {self.store.sectors} sectors, spread {self.wear.spread}{retired}; "
+            f"{life} at {self.wear.endurance:,} cycles"
+        )
 
 
 def build(project: Project) -> Report:
@@ -239,6 +259,7 @@ def build(project: Project) -> Report:
         flash_total=sum(sizes.flash.values()),
         stack_used=statistics["stack_used"],
         store=Store(**{key: statistics[key] for key in Store.model_fields}),
+        wear=_wear(project, result),
         saturation=Saturation(
             activations=statistics["saturated_activations"],
             errors=statistics["saturated_errors"],
@@ -334,6 +355,19 @@ def _sizes(project: Project) -> ImageSizes:
         return measure(project.image, project.plan)
     plan = project.plan
     return ImageSizes({row.name: row.size for row in plan.ram}, {row.name: row.size for row in plan.flash})
+
+
+def _wear(project: Project, result: StreamResult) -> Wear:
+    statistics, endurance = result.statistics, project.board.store.endurance
+    tasks = len(result.task_names) - result.first_task
+    cycles = statistics["erases"] / max(statistics["sectors"] * tasks, 1)
+    return Wear(
+        tasks=tasks,
+        cycles_per_task=cycles,
+        spread=statistics["erase_max"] - statistics["erase_min"],
+        endurance=endurance,
+        lifetime_tasks=int(endurance / cycles) if cycles else None,
+    )
 
 
 def _ticks(project: Project, statistics: dict[str, int]) -> Ticks:

@@ -11,9 +11,8 @@
 #define VERSION 1u
 #define KIND_DATA 1u
 #define KIND_STATE 2u
-#define ERASED 0xFFu
 #define HEADER_BYTES 48u
-#define ATTEMPTS 3u /* times a record that did not read back is written again, each time in another sector */
+#define ATTEMPTS 16u /* times a record that did not read back is written again, each time in another sector */
 #define CHUNK_BYTES 64u /* read at a time, to compare or to copy */
 #define STAGE_BYTES (SCL_FLASH_PROGRAM_UNIT > CHUNK_BYTES ? SCL_FLASH_PROGRAM_UNIT : CHUNK_BYTES)
 
@@ -46,9 +45,12 @@ static stage_t stage;
 /* The snapshot being written or read. */
 static struct {
   uint32_t crc, size, number;
-  uint16_t part, parts, sector;
-  scl_tail_t tail;
+  uint32_t skip; /* bytes that are in the parts before, when it is written again from a part on */
   uint32_t erase_count;
+  uint16_t part, parts, sector, failed;
+  scl_tail_t tail;
+  uint8_t own_tail; /* nothing before it is needed */
+  scl_journal_t before;
 } snap;
 
 static const uint8_t model_hash[8] = SCL_MODEL_HASH;
@@ -119,7 +121,7 @@ static scl_status_t stage_end(void) {
   if (size == 0) {
     return SCL_OK;
   }
-  memset(&stage.bytes[stage.fill], (int)ERASED, size - stage.fill);
+  memset(&stage.bytes[stage.fill], (int)SCL_FLASH_ERASED, size - stage.fill);
   stage.fill = 0;
   return program(stage.address, stage.bytes, size);
 }
@@ -164,7 +166,35 @@ static scl_status_t write_header(uint32_t sector, const header_t *h) {
   return status != SCL_OK ? status : stage_end();
 }
 
+/* Sectors from the tail to this one. */
+static uint16_t span_to(uint32_t sector) {
+  return (uint16_t)((sector + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+}
+
 static uint16_t next_sector(uint32_t sector) { return (uint16_t)(sector + 1u < SCL_SECTORS ? sector + 1u : 0u); }
+
+/* Gives back the sectors that were taken in vain: where all fail, it is not they that are worn. */
+static void give_back(const scl_journal_t *before) {
+  const scl_journal_t now = scl_journal;
+  scl_journal = *before;
+  scl_journal.sequence = now.sequence;
+  scl_journal.next_snapshot = now.next_snapshot;
+  scl_journal.counts = now.counts;
+}
+
+static void retire(void) {
+  scl_journal.counts.retired++;
+  scl_journal.worn++;
+}
+
+/* What was counted in a lap that began before the board did is not all. */
+static void begin_lap(void) {
+  if (scl_journal.lapped || scl_journal.worn > scl_journal.worn_before) {
+    scl_journal.worn_before = scl_journal.worn;
+  }
+  scl_journal.worn = 0;
+  scl_journal.lapped = 1;
+}
 
 /* Erases the next sector of the ring that works; its erase count goes to *erase_count. */
 static scl_status_t take_sector(uint32_t *erase_count) {
@@ -173,6 +203,9 @@ static scl_status_t take_sector(uint32_t *erase_count) {
     const uint16_t sector = scl_journal.used == 0 ? scl_journal.tail : next_sector(scl_journal.head);
     /* Without a valid header (never used, or cut in the middle of an erase) the ring's age tells the count. */
     const uint32_t count = read_header(sector, &old) ? old.erase_count : scl_journal.sequence / SCL_SECTORS;
+    if (sector == 0) {
+      begin_lap();
+    }
     scl_journal.head = sector;
     scl_journal.used++;
     scl_journal.counts.erases++;
@@ -182,37 +215,27 @@ static scl_status_t take_sector(uint32_t *erase_count) {
       scl_journal.offset = SCL_SECTOR_HEADER;
       return SCL_OK;
     }
-    scl_journal.counts.retired++;
+    retire();
   }
   scl_journal.offset = SCL_FLASH_SECTOR;
   return SCL_ERR_STORE_FULL;
 }
 
-/* The head is the first sector of an empty ring; sectors that failed before it do not count. */
-static void begin_ring(void) {
-  scl_journal.tail = scl_journal.head;
-  scl_journal.tail_sequence = scl_journal.sequence;
-  scl_journal.used = 1;
-}
-
+/* Without its header the records of a sector would be lost to a checkpoint. */
 static scl_status_t take_data_sector(void) {
   header_t h = {.kind = KIND_DATA};
-  const int first = scl_journal.used == 0;
-  for (;;) {
-    const scl_status_t status = take_sector(&h.erase_count);
-    if (status != SCL_OK) {
-      return status;
-    }
+  scl_status_t status = take_sector(&h.erase_count);
+  if (status == SCL_OK) {
     h.sequence = scl_journal.sequence;
-    if (write_header(scl_journal.head, &h) == SCL_OK) {
-      break;
-    }
-    scl_journal.counts.retired++; /* without its header the records of a sector would be lost to a checkpoint */
+    status = write_header(scl_journal.head, &h);
   }
-  if (first) {
-    begin_ring();
+  if (status == SCL_OK && scl_journal.tail_sequence == 0) {
+    /* The first sector of an empty ring; sectors that failed before it do not count. */
+    scl_journal.tail = scl_journal.head;
+    scl_journal.tail_sequence = scl_journal.sequence;
+    scl_journal.used = 1;
   }
-  return SCL_OK;
+  return status;
 }
 
 static scl_status_t make_room(uint32_t size) {
@@ -231,10 +254,19 @@ static scl_address_t place(uint32_t size) {
   return (scl_address_t)(at / SCL_GRANULE);
 }
 
-/* A record did not read back: nothing more goes into this sector; what is in it stays. */
-static void close_sector(void) {
+/*
+ * Whether a record that was not written is to be tried again.  Nothing more goes into its sector; what is in it stays.
+ * `before`: the ring when the record was begun.
+ */
+static int try_next_sector(scl_status_t status, uint32_t attempt, const scl_journal_t *before) {
+  const int again = status == SCL_ERR_STORE && attempt < ATTEMPTS;
+  if (again) {
+    retire();
+  } else {
+    give_back(before);
+  }
   scl_journal.offset = SCL_FLASH_SECTOR;
-  scl_journal.counts.retired++;
+  return again;
 }
 
 static scl_status_t append_once(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
@@ -249,16 +281,15 @@ static scl_status_t append_once(const void *head, uint32_t head_size, const void
 
 scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
                                 scl_address_t *address) {
+  const scl_journal_t before = scl_journal;
   for (uint32_t attempt = 0;; attempt++) {
     scl_status_t status = make_room(head_size + body_size);
-    if (status != SCL_OK) {
+    if (status == SCL_OK) {
+      status = append_once(head, head_size, body, body_size, address);
+    }
+    if (status == SCL_OK || !try_next_sector(status, attempt, &before)) {
       return status;
     }
-    status = append_once(head, head_size, body, body_size, address);
-    if (status == SCL_OK || attempt == ATTEMPTS) {
-      return status;
-    }
-    close_sector();
   }
 }
 
@@ -283,16 +314,15 @@ static scl_status_t copy_once(scl_address_t from, uint32_t size, scl_address_t *
 
 scl_status_t scl_journal_copy(scl_address_t from, uint32_t size, scl_address_t *to) {
   scl_journal.counts.relocated++;
+  const scl_journal_t before = scl_journal;
   for (uint32_t attempt = 0;; attempt++) {
     scl_status_t status = make_room(size);
-    if (status != SCL_OK) {
+    if (status == SCL_OK) {
+      status = copy_once(from, size, to);
+    }
+    if (status == SCL_OK || !try_next_sector(status, attempt, &before)) {
       return status;
     }
-    status = copy_once(from, size, to);
-    if (status == SCL_OK || attempt == ATTEMPTS) {
-      return status;
-    }
-    close_sector();
   }
 }
 
@@ -316,6 +346,10 @@ static scl_status_t snapshot_sector(void) {
   if (status != SCL_OK) {
     return status;
   }
+  if (snap.own_tail && snap.part == 0) {
+    /* As it was taken: one that failed before it has no header to be found by. */
+    snap.tail = (scl_tail_t){scl_journal.head, scl_journal.sequence};
+  }
   snap.crc = 0;
   snap.size = 0;
   stage_begin((uint32_t)scl_journal.head * SCL_FLASH_SECTOR + SCL_SECTOR_HEADER);
@@ -333,23 +367,47 @@ static scl_status_t snapshot_close(void) {
                       .size = snap.size,
                       .crc = snap.crc,
                       .tail_sequence = snap.tail.sequence};
-  const scl_status_t status = stage_end();
-  snap.part++;
-  return status != SCL_OK ? status : write_header(scl_journal.head, &h);
-}
-
-scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail) {
-  snap.number = scl_journal.next_snapshot++;
-  snap.part = 0;
-  snap.parts = (uint16_t)scl_journal_snapshot_sectors(size);
-  const scl_status_t status = snapshot_sector();
-  /* Its own first sector as it was taken: one that failed before it has no header to be found by. */
-  snap.tail = tail != NULL ? *tail : (scl_tail_t){scl_journal.head, scl_journal.sequence};
+  scl_status_t status = stage_end();
+  if (status == SCL_OK) {
+    status = write_header(scl_journal.head, &h);
+  }
+  if (status == SCL_OK) {
+    snap.part++;
+  }
   return status;
 }
 
+scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail) {
+  const uint32_t parts = scl_journal_snapshot_sectors(size);
+  snap.number = scl_journal.next_snapshot++;
+  snap.part = 0;
+  snap.parts = (uint16_t)(parts > 0 ? parts : 1u);
+  snap.failed = 0;
+  snap.skip = 0;
+  snap.own_tail = tail == NULL;
+  if (tail != NULL) {
+    snap.tail = *tail;
+  }
+  snap.before = scl_journal;
+  return snapshot_sector();
+}
+
+scl_status_t scl_journal_snapshot_again(void) {
+  if (snap.failed++ == ATTEMPTS) {
+    return SCL_ERR_STORE;
+  }
+  retire();
+  snap.skip = snap.part * SCL_SECTOR_ROOM;
+  return snapshot_sector();
+}
+
+void scl_journal_snapshot_abandon(void) { give_back(&snap.before); }
+
 scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size) {
-  const uint8_t *from = data;
+  const uint32_t known = size < snap.skip ? size : snap.skip;
+  const uint8_t *from = (const uint8_t *)data + known;
+  snap.skip -= known;
+  size -= known;
   while (size > 0) {
     scl_status_t status = SCL_OK;
     if (snap.size == SCL_SECTOR_ROOM) {
@@ -376,14 +434,14 @@ scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size) {
 
 scl_status_t scl_journal_snapshot_end(void) {
   const scl_status_t status = snapshot_close();
-  scl_journal.offset = SCL_FLASH_SECTOR; /* data does not share a sector with a snapshot */
   if (status != SCL_OK) {
     return status;
   }
+  scl_journal.offset = SCL_FLASH_SECTOR; /* data does not share a sector with a snapshot */
   scl_journal.snapshot = snap.number;
   scl_journal.tail = snap.tail.sector;
   scl_journal.tail_sequence = snap.tail.sequence;
-  scl_journal.used = (uint16_t)((scl_journal.head + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+  scl_journal.used = span_to(scl_journal.head);
   scl_journal.counts.checkpoints++;
   return SCL_OK;
 }
@@ -402,32 +460,71 @@ static uint32_t payload_crc(uint32_t sector, uint32_t size) {
   return crc;
 }
 
-/* All parts of the snapshot are there and pass their checks; *last is its newest sector. */
-static int complete(uint32_t number, uint16_t *last, uint32_t *tail_sequence) {
-  uint32_t found = 0;
-  uint32_t parts = 0;
-  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
-    header_t h;
-    if (!read_header(s, &h) || !h.ours || h.kind != KIND_STATE || h.snapshot != number || h.size > SCL_SECTOR_ROOM ||
-        payload_crc(s, h.size) != h.crc) {
-      continue;
-    }
-    found++;
-    parts = h.parts;
-    if (h.part + 1u == h.parts) {
-      *last = (uint16_t)s;
-      *tail_sequence = h.tail_sequence;
-    }
-  }
-  return parts > 0 && found == parts;
+static int read_part_header(uint32_t sector, uint32_t number, header_t *h) {
+  return read_header(sector, h) && h->ours && h->kind == KIND_STATE && h->snapshot == number;
 }
 
-/* The largest snapshot number below `limit`, 0 if there is none; also learns the largest numbers in use. */
+/* The sector of a snapshot that was taken first. */
+static uint16_t first_sector(uint32_t number) {
+  uint32_t sequence = 0xFFFFFFFFu;
+  uint16_t first = 0;
+  for (uint16_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    if (read_part_header(s, number, &h) && h.sequence <= sequence) {
+      sequence = h.sequence;
+      first = s;
+    }
+  }
+  return first;
+}
+
+/*
+ * Finds a part at *sector or behind it in the ring, where its parts follow each other.  Of several the last: those before
+ * it did not read back when they were written.
+ */
+static int find_part(uint32_t number, uint32_t part, uint16_t *sector, header_t *found) {
+  int any = 0;
+  uint16_t s = *sector;
+  for (uint32_t k = 0; k < SCL_SECTORS; k++, s = next_sector(s)) {
+    header_t h;
+    if (!read_part_header(s, number, &h)) {
+      continue;
+    }
+    if (h.part > part) {
+      break;
+    }
+    if (h.part == part) {
+      any = 1;
+      *sector = s;
+      *found = h;
+    }
+  }
+  return any;
+}
+
+/* All parts of the snapshot are there and pass their checks; *last is its newest sector, *h that one's header. */
+static int complete(uint32_t number, uint16_t *last, header_t *h) {
+  uint32_t part = 0;
+  *last = first_sector(number);
+  do {
+    if (!find_part(number, part, last, h) || h->size > SCL_SECTOR_ROOM || payload_crc(*last, h->size) != h->crc) {
+      return 0;
+    }
+  } while (++part < h->parts);
+  return part == h->parts;
+}
+
+/*
+ * The largest snapshot number below `limit`, 0 if there is none; also learns the largest numbers in use, and how many
+ * sectors have no header though all were taken once: worn ones, mostly.
+ */
 static uint32_t newest_below(uint32_t limit) {
   uint32_t newest = 0;
+  uint16_t bare = 0;
   for (uint32_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
     if (!read_header(s, &h)) {
+      bare++;
       continue;
     }
     if (h.sequence > scl_journal.sequence) {
@@ -443,6 +540,7 @@ static uint32_t newest_below(uint32_t limit) {
       newest = h.snapshot;
     }
   }
+  scl_journal.worn_before = scl_journal.sequence >= SCL_SECTORS ? bare : 0;
   return newest;
 }
 
@@ -457,59 +555,70 @@ static int find_sequence(uint32_t sequence, uint16_t *sector) {
   return 0;
 }
 
-scl_status_t scl_journal_mount(void) {
+/* An empty ring begins where the last one ended, for even wear. */
+static void begin_anew(void) {
+  scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS);
+}
+
+scl_status_t scl_journal_mount(uint32_t limit) {
+  const scl_journal_counts_t counts = scl_journal.counts;
   memset(&scl_journal, 0, sizeof scl_journal);
+  scl_journal.counts = counts;
   scl_journal.next_snapshot = 1;
   scl_journal.offset = SCL_FLASH_SECTOR;
-  for (uint32_t limit = 0xFFFFFFFFu;;) {
+  for (;;) {
     const uint32_t number = newest_below(limit);
     if (number == 0) {
-      /* An empty ring begins where the last one ended, for even wear. */
-      scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS);
+      begin_anew();
       return SCL_OK;
     }
     uint16_t last = 0;
-    uint32_t tail = 0;
-    if (complete(number, &last, &tail) && find_sequence(tail, &scl_journal.tail)) {
-      scl_journal.snapshot = number;
+    header_t h;
+    if (complete(number, &last, &h) && find_sequence(h.tail_sequence, &scl_journal.tail)) {
+      scl_journal.snapshot = h.parts == 1u && h.size == 0 ? 0u : number; /* an empty one: all was forgotten */
       scl_journal.head = last;
-      scl_journal.tail_sequence = tail;
-      scl_journal.used = (uint16_t)((last + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+      scl_journal.tail_sequence = h.tail_sequence;
+      scl_journal.used = span_to(last);
       return SCL_OK;
     }
     limit = number;
   }
 }
 
-scl_status_t scl_journal_format(void) {
-  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
-    header_t h;
-    if (read_header(s, &h) && h.kind == KIND_STATE) {
-      scl_journal.counts.erases++;
-      if (scl_port_flash_erase(s * SCL_FLASH_SECTOR) < 0) {
-        return SCL_ERR_STORE;
-      }
-    }
+void scl_journal_pass_over(uint32_t keep) {
+  uint16_t newest;
+  if (find_sequence(scl_journal.sequence, &newest) && span_to(newest) > scl_journal.used &&
+      span_to(newest) + keep <= SCL_SECTORS) {
+    scl_journal.head = newest;
+    scl_journal.used = span_to(newest);
   }
-  return scl_journal_mount();
+}
+
+/* Takes a sector as any snapshot does: nothing is forgotten until it is complete, and wear stays even. */
+scl_status_t scl_journal_format(void) {
+  if (scl_journal_free() == 0) {
+    scl_journal.used = 1; /* what is oldest goes with what is forgotten */
+  }
+  scl_status_t status = scl_journal_snapshot_begin(0, NULL);
+  if (status == SCL_OK) {
+    status = scl_journal_snapshot_end();
+  }
+  while (status == SCL_ERR_STORE && (status = scl_journal_snapshot_again()) == SCL_OK) {
+    status = scl_journal_snapshot_end();
+  }
+  return status;
 }
 
 /* Finds the sector of the part to be read next. */
 static scl_status_t restore_part(void) {
-  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
-    header_t h;
-    if (read_header(s, &h) && h.ours && h.kind == KIND_STATE && h.snapshot == scl_journal.snapshot &&
-        h.part == snap.part) {
-      snap.sector = (uint16_t)s;
-      snap.size = 0;
-      return SCL_OK;
-    }
-  }
-  return SCL_ERR_STORE;
+  header_t h;
+  snap.size = 0;
+  return find_part(scl_journal.snapshot, snap.part, &snap.sector, &h) ? SCL_OK : SCL_ERR_STORE;
 }
 
 scl_status_t scl_journal_restore_begin(void) {
   snap.part = 0;
+  snap.sector = first_sector(scl_journal.snapshot);
   return restore_part();
 }
 

@@ -34,18 +34,34 @@ typedef struct {
   uint32_t offset;        /* next free byte in the head sector */
   uint16_t head, tail;    /* physical sectors */
   uint16_t used;          /* sectors from tail to head, both included; 0: empty ring */
+  uint16_t worn, worn_before; /* sectors that failed since sector 0 was taken, and in the lap before */
+  uint8_t lapped;         /* sector 0 was taken since the board started */
   scl_journal_counts_t counts;
 } scl_journal_t;
 
 extern scl_journal_t scl_journal;
 
-/* Finds the newest complete snapshot; scl_journal.snapshot is 0 if there is none. */
-scl_status_t scl_journal_mount(void);
+#define SCL_ANY_SNAPSHOT 0xFFFFFFFFu
 
-/* Forgets everything. */
+/* Finds the newest complete snapshot with a number below `limit`; scl_journal.snapshot is 0 if there is none. */
+scl_status_t scl_journal_mount(uint32_t limit);
+
+/*
+ * After mount: goes on behind the newest sector there is, if `keep` are free then, and not behind the snapshot.  What was
+ * written after it is forgotten, but its sectors have been erased once more: wear stays even though power often fails.
+ */
+void scl_journal_pass_over(uint32_t keep);
+
+/* Forgets everything: a snapshot without content is the newest then.  Mount afterwards, also when it fails. */
 scl_status_t scl_journal_format(void);
 
 static inline uint32_t scl_journal_free(void) { return SCL_SECTORS - scl_journal.used; }
+
+/* Sectors that fail in one lap of the ring, as far as is known; a third of all at most, else there is no room to work. */
+static inline uint32_t scl_journal_worn(void) {
+  const uint32_t worn = scl_journal.worn > scl_journal.worn_before ? scl_journal.worn : scl_journal.worn_before;
+  return worn < SCL_SECTORS / 3u ? worn : SCL_SECTORS / 3u;
+}
 
 /* Appends a record made of two parts, takes a sector if need be, and reads it back. */
 scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
@@ -76,10 +92,16 @@ scl_tail_t scl_journal_after(scl_tail_t tail);
 /*
  * A snapshot: begin, any number of writes that add up to `size`, end.  When end returns SCL_OK it counts.  tail: the
  * oldest sector still needed; NULL if none is but the snapshot's own.
+ *
+ * When one of them returns SCL_ERR_STORE, a sector did not read back: after again, write the same from the beginning,
+ * then end.  What is in sound sectors already is passed over.  When one returns another error, or again does, abandon
+ * gives the sectors back that the snapshot took; the one before it still counts.
  */
 scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail);
 scl_status_t scl_journal_snapshot_write(const void *data, uint32_t size);
 scl_status_t scl_journal_snapshot_end(void);
+scl_status_t scl_journal_snapshot_again(void);
+void scl_journal_snapshot_abandon(void);
 
 static inline uint32_t scl_journal_snapshot_sectors(uint32_t size) {
   return (size + SCL_SECTOR_ROOM - 1u) / SCL_SECTOR_ROOM;

@@ -151,7 +151,18 @@ static scl_status_t do_samples(in_t in, out_t *o) {
     const uint8_t *s = in.bytes + 3 + k * each;
     status = scl_train_fill(first + k, s[0], (const scl_input_t *)(s + 1));
   }
+  if (status != SCL_OK) {
+    scl_learner.received = (uint16_t)first;
+  }
   put_u16(o, scl_learner.received);
+  return status;
+}
+
+/* A request to train that the flash did not let finish is done in part: back to the last save, as after a power cut. */
+static scl_status_t all_or_recover(scl_status_t status) {
+  if (status != SCL_OK) {
+    restored_state = (uint8_t)scl_store_recover();
+  }
   return status;
 }
 
@@ -194,10 +205,13 @@ static scl_status_t do_train(in_t in, out_t *o) {
   if (in.bytes[2] > 1u || steps > MAX_STEPS) {
     return SCL_ERR_RANGE;
   }
+  scl_status_t status = scl_train_reserve(steps);
+  if (status != SCL_OK) {
+    return status;
+  }
   if (steps == 0 && scl_learner.pos == 0) {
     scl_task_shuffle();
   }
-  scl_status_t status = scl_train_reserve(steps);
   scl_progress_t progress = {0, 0};
   const uint32_t epoch = scl_learner.epoch;
   uint32_t done = 0;
@@ -207,7 +221,10 @@ static scl_status_t do_train(in_t in, out_t *o) {
     put_u32(o, scl_learner.rolling);
     done++;
   }
-  return status != SCL_OK ? status : training_reply(o, done, digest, &progress);
+  if (status == SCL_OK) {
+    status = training_reply(o, done, digest, &progress);
+  }
+  return all_or_recover(status);
 }
 
 static scl_status_t do_step(in_t in, out_t *o) {
@@ -234,6 +251,9 @@ static scl_status_t do_step(in_t in, out_t *o) {
   if (status == SCL_OK) {
     status = scl_train_reserve(count);
   }
+  if (status != SCL_OK) {
+    return status;
+  }
   scl_progress_t progress = {0, 0};
   o->size = TRAIN_HEAD + (digest ? 4u : 0u);
   for (uint32_t k = 0; k < count && status == SCL_OK; k++) {
@@ -241,7 +261,10 @@ static scl_status_t do_step(in_t in, out_t *o) {
     status = scl_train_step_streamed(scl_get_u16(s), s[2], (const scl_input_t *)(s + 3), &progress);
     put_u32(o, scl_learner.rolling);
   }
-  return status != SCL_OK ? status : training_reply(o, count, digest, &progress);
+  if (status == SCL_OK) {
+    status = training_reply(o, count, digest, &progress);
+  }
+  return all_or_recover(status);
 }
 
 static void put_prediction(out_t *o, uint32_t predicted) {
@@ -385,8 +408,7 @@ static scl_status_t do_reset(in_t in, out_t *o) {
     return SCL_OK;
   }
   const scl_status_t status = scl_journal_format();
-  scl_state_reset();
-  restored_state = 0;
+  restored_state = (uint8_t)scl_store_recover(); /* of a journal that could not be written, its last save */
   return status;
 }
 

@@ -34,11 +34,12 @@ static uint32_t sectors_for(uint32_t bytes) {
 
 /*
  * Sectors kept back so that a checkpoint always gets somewhere: it can move the whole replay buffer, should that lie
- * packed at the tail, and write a snapshot, and still hold the one before.
+ * packed at the tail, and write a snapshot, and still hold the one before, though it meets all worn sectors.
  */
 static uint32_t sectors_kept_back(void) {
   const uint32_t replay = SCL_CAPACITY * (scl_record_room(SCL_SAMPLE_BYTES) + logits_room);
-  return 2u * scl_journal_snapshot_sectors(scl_state_size()) + sectors_for(replay) + 2u;
+  const uint32_t spare = scl_journal_worn() > 2u ? scl_journal_worn() : 2u;
+  return 2u * scl_journal_snapshot_sectors(scl_state_size()) + sectors_for(replay) + spare;
 }
 
 static int enough(uint32_t used, uint32_t bytes) {
@@ -122,6 +123,25 @@ static uint32_t span(scl_tail_t tail) {
   return scl_journal.used == 0 ? 0u : (scl_journal.head + SCL_SECTORS - tail.sector) % SCL_SECTORS + 1u;
 }
 
+/* A part that does not read back is written again in the next sector. */
+static scl_status_t write_snapshot(uint32_t size, const scl_tail_t *tail) {
+  scl_status_t status = scl_journal_snapshot_begin(size, tail);
+  while (status == SCL_OK) {
+    status = scl_state_save();
+    if (status == SCL_OK) {
+      status = scl_journal_snapshot_end();
+      if (status == SCL_OK) {
+        return SCL_OK;
+      }
+    }
+    if (status == SCL_ERR_STORE) {
+      status = scl_journal_snapshot_again();
+    }
+  }
+  scl_journal_snapshot_abandon();
+  return status;
+}
+
 /* One checkpoint; moves the tail as far as needed for `bytes` and as the room at hand allows. */
 static scl_status_t checkpoint_once(uint32_t bytes) {
   const uint32_t size = scl_state_size();
@@ -130,7 +150,8 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
   scl_tail_t tail = scl_journal_tail();
   while (scl_journal.used > 0 && tail.sector != newest) {
     if (has_live(tail.sector)) {
-      if (enough(span(tail) + snapshot, bytes) || scl_journal_free() <= snapshot + 1u) {
+      if (enough(span(tail) + snapshot + scl_journal_worn(), bytes) ||
+          scl_journal_free() <= snapshot) {
         break;
       }
       const scl_status_t status = evacuate(tail.sector);
@@ -140,28 +161,22 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
     }
     tail = scl_journal_after(tail);
   }
-  const int needed = scl_journal.used > 0 && (tail.sector != newest || has_live(newest));
-  scl_status_t status = scl_journal_snapshot_begin(size, needed ? &tail : NULL);
-  if (status == SCL_OK) {
-    status = scl_state_save();
+  int needed = scl_journal.used > 0;
+  if (needed && tail.sector == newest && !has_live(newest)) {
+    needed = scl_journal.head != newest; /* records were moved to sectors behind it */
+    tail = needed ? scl_journal_after(tail) : tail;
   }
-  return status != SCL_OK ? status : scl_journal_snapshot_end();
+  return write_snapshot(size, needed ? &tail : NULL);
 }
 
 scl_status_t scl_store_checkpoint(uint32_t bytes) {
   scl_status_t status = SCL_OK;
-  /*
-   * A checkpoint frees its room only when it is complete; a second one can use it to go further.  One that met a sector
-   * that does not read back leaves it behind; the next tries the sectors after it.
-   */
+  /* A checkpoint frees its room only when it is complete; a second one can use it to go further. */
   for (uint32_t round = 0; round < 4u; round++) {
     const uint32_t before = scl_journal.tail_sequence;
     status = checkpoint_once(bytes);
-    if (status == SCL_ERR_STORE) {
-      continue;
-    }
     if (status != SCL_OK) {
-      return status;
+      return round > 0 ? SCL_OK : status; /* saved it is, without more room */
     }
     if (enough(scl_journal.used, bytes) || scl_journal.tail_sequence == before) {
       break;
@@ -181,14 +196,17 @@ scl_status_t scl_store_reserve(uint32_t bytes) {
   return enough(scl_journal.used, bytes) ? SCL_OK : SCL_ERR_STORE_FULL;
 }
 
-scl_status_t scl_store_mount(int *restored) {
-  *restored = 0;
-  scl_status_t status = scl_journal_mount();
-  if (status == SCL_OK && scl_journal.snapshot != 0) {
-    status = scl_state_load();
-    *restored = status == SCL_OK;
+int scl_store_recover(void) {
+  for (uint32_t limit = SCL_ANY_SNAPSHOT;; limit = scl_journal.snapshot) {
+    scl_state_reset();
+    if (scl_journal_mount(limit) != SCL_OK || scl_journal.snapshot == 0) {
+      return 0;
+    }
+    if (scl_state_load() == SCL_OK) {
+      scl_journal_pass_over(sectors_kept_back());
+      return 1;
+    }
   }
-  return status;
 }
 
 static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sample, uint8_t last, const void *body,

@@ -35,8 +35,11 @@ typedef struct {
   uint8_t task, label;
 } scl_sample_t;
 
-/* Finds the journal and, if there is a snapshot, the learner in it; *restored tells which. */
-scl_status_t scl_store_mount(int *restored);
+/*
+ * Brings the learner to its last save, at start-up and after an error that left it half changed.  Returns 1; 0 when there
+ * is no save: it is the initial one then.
+ */
+int scl_store_recover(void);
 
 /* Saves the learner; makes room for `bytes` more. */
 scl_status_t scl_store_checkpoint(uint32_t bytes);

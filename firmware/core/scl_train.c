@@ -324,6 +324,7 @@ scl_status_t scl_train_end(void) {
   if (l->phase != SCL_PHASE_TRAINED) {
     return SCL_ERR_BAD_STATE;
   }
+  const scl_learner_t before = *l;
   l->task++;
   l->phase = SCL_PHASE_IDLE;
   l->mode = SCL_MODE_RESIDENT;
@@ -331,6 +332,9 @@ scl_status_t scl_train_end(void) {
   const uint32_t start = clock_start();
   const scl_status_t status = scl_store_checkpoint(0);
   clock_stop(SCL_TICKS_JOURNAL, start);
+  if (status != SCL_OK) {
+    *l = before; /* not saved: not ended */
+  }
   return status;
 }
 

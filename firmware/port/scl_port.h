@@ -49,7 +49,7 @@ uint32_t scl_port_ticks(void);
  * All return 0, or a negative number when the flash reports an error.
  *   read     any address, any size
  *   program  address and size are multiples of SCL_FLASH_PROGRAM_UNIT, data is
- *            aligned to nothing; only ever on erased bytes; returns when the
+ *            aligned to nothing; only ever on erased bytes, once; returns when the
  *            data is in the flash
  *   erase    the sector that begins at address; returns when it is done
  */

@@ -43,6 +43,8 @@ def board_header(board: dict[str, Any]) -> str:
         "SCL_FLASH_SECTOR": f"{store['sector']}U",
         "SCL_FLASH_PROGRAM_UNIT": f"{store['program_unit']}U",
         "SCL_FLASH_MAPPED": int(store["kind"] == "mapped"),
+        "SCL_FLASH_ERASED": f"{store['erased']:#x}U",
+        "SCL_FLASH_ENDURANCE": "10000U",
         "SCL_FLASH_OFFSET": f"{store['offset']}U",
         "SCL_FLASH_MAPPED_BASE": f"{store.get('mapped_base', 0)}U",
         "SCL_STACK_BYTES": f"{board['memory']['stack_bytes']}U",

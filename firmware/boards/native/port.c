@@ -8,7 +8,9 @@
  *              a time, the next one is accepted when it has gone; the engine's
  *              state does not depend on clients
  * --pty LINK   serial line on a pseudo-terminal (the default), LINK points to it
- * --flash FILE the flash device, created erased when missing (flash.img)
+ * --flash FILE the flash device, created erased when missing (flash.img); in
+ *              FILE.wear how often each sector was erased (uint32 each): one
+ *              that was SCL_FLASH_ENDURANCE times cannot be erased again
  *
  * SIGUSR1 is the reset button.  A restart executes the program again and keeps
  * the serial line, as a board keeps its UART, so clients stay connected.
@@ -43,9 +45,9 @@ int scl_engine_main(void);
 
 /* Descriptors that survive a restart have fixed numbers, so that the signal
  * handler has nothing to compute. */
-enum { FD_LISTEN = 100, FD_LINE = 101, FD_FLASH = 102 };
+enum { FD_LISTEN = 100, FD_LINE = 101, FD_FLASH = 102, FD_WEAR = 103 };
 enum { READ_WAIT_MS = 20, WRITE_WAIT_MS = 1000 };
-enum { ERROR_RANGE = -1, ERROR_IO = -2, ERROR_NOT_ERASED = -3 };
+enum { ERROR_RANGE = -1, ERROR_IO = -2, ERROR_NOT_ERASED = -3, ERROR_WORN = -4 };
 
 #define RESTART_VARIABLE "SCL_NATIVE_RESTART="
 #define MOST_VARIABLES 1024
@@ -310,10 +312,10 @@ static bool outside(uint32_t address, uint32_t size)
 
 /* Every operation reaches the kernel before it returns: a killed process
  * loses nothing. */
-static bool write_all(off_t offset, const uint8_t *data, size_t size)
+static bool write_all(int fd, off_t offset, const uint8_t *data, size_t size)
 {
   while (size > 0) {
-    const ssize_t done = pwrite(FD_FLASH, data, size, offset);
+    const ssize_t done = pwrite(fd, data, size, offset);
     if (done < 0 && errno != EINTR) {
       return false;
     }
@@ -326,10 +328,10 @@ static bool write_all(off_t offset, const uint8_t *data, size_t size)
   return true;
 }
 
-static bool read_all(off_t offset, uint8_t *data, size_t size)
+static bool read_all(int fd, off_t offset, uint8_t *data, size_t size)
 {
   while (size > 0) {
-    const ssize_t done = pread(FD_FLASH, data, size, offset);
+    const ssize_t done = pread(fd, data, size, offset);
     if (done == 0 || (done < 0 && errno != EINTR)) {
       return false;
     }
@@ -350,8 +352,35 @@ static off_t in_device(uint32_t address)
 static bool erase_sector(uint32_t address)
 {
   uint8_t erased[SCL_FLASH_SECTOR];
-  memset(erased, 0xFF, sizeof erased);
-  return write_all(in_device(address), erased, sizeof erased);
+  memset(erased, (int)SCL_FLASH_ERASED, sizeof erased);
+  return write_all(FD_FLASH, in_device(address), erased, sizeof erased);
+}
+
+/* Counts an erase.  False when the sector has had all that it endures. */
+static bool wear(uint32_t address)
+{
+  uint8_t bytes[4] = {0};
+  const off_t at = (off_t)(address / SCL_FLASH_SECTOR) * 4;
+  (void)read_all(FD_WEAR, at, bytes, sizeof bytes); /* not counted yet: 0 */
+  uint32_t count;
+  memcpy(&count, bytes, sizeof count);
+  if (count >= SCL_FLASH_ENDURANCE) {
+    return false;
+  }
+  count++;
+  memcpy(bytes, &count, sizeof count);
+  return write_all(FD_WEAR, at, bytes, sizeof bytes);
+}
+
+static void open_wear(const char *flash_path, bool anew)
+{
+  char path[4096];
+  const int length = snprintf(path, sizeof path, "%s.wear", flash_path);
+  const int fd = length < (int)sizeof path ? open(path, O_RDWR | O_CREAT | (anew ? O_TRUNC : 0), 0644) : -1;
+  if (fd < 0) {
+    fail(path);
+  }
+  move_fd(fd, FD_WEAR);
 }
 
 static void open_flash(const char *path)
@@ -362,6 +391,7 @@ static void open_flash(const char *path)
     fail(path);
   }
   move_fd(fd, FD_FLASH);
+  open_wear(path, status.st_size == 0);
   const off_t end = in_device(SCL_FLASH_SIZE);
   if (status.st_size >= end) {
     return;
@@ -383,7 +413,7 @@ int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
   if (outside(address, size)) {
     return ERROR_RANGE;
   }
-  return read_all(in_device(address), data, size) ? 0 : ERROR_IO;
+  return read_all(FD_FLASH, in_device(address), data, size) ? 0 : ERROR_IO;
 }
 
 int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size)
@@ -395,14 +425,14 @@ int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t s
   while (size > 0) {
     uint8_t cells[256];
     const uint32_t part = size < sizeof cells ? size : (uint32_t)sizeof cells;
-    if (!read_all(in_device(address), cells, part)) {
+    if (!read_all(FD_FLASH, in_device(address), cells, part)) {
       return ERROR_IO;
     }
-    for (uint32_t i = 0; i < part; ++i) { /* programming only clears bits */
-      cells[i] = (uint8_t)(cells[i] & data[i]);
+    for (uint32_t i = 0; i < part; ++i) { /* programming only moves bits away from the erased value */
+      cells[i] = (uint8_t)(SCL_FLASH_ERASED != 0U ? cells[i] & data[i] : cells[i] | data[i]);
       lost_bits = lost_bits || cells[i] != data[i];
     }
-    if (!write_all(in_device(address), cells, part)) {
+    if (!write_all(FD_FLASH, in_device(address), cells, part)) {
       return ERROR_IO;
     }
     address += part;
@@ -416,6 +446,9 @@ int32_t scl_port_flash_erase(uint32_t address)
 {
   if (outside(address, SCL_FLASH_SECTOR) || address % SCL_FLASH_SECTOR != 0U) {
     return ERROR_RANGE;
+  }
+  if (!wear(address)) {
+    return ERROR_WORN;
   }
   return erase_sector(address) ? 0 : ERROR_IO;
 }
