@@ -69,6 +69,7 @@ static scl_status_t verify(uint32_t address, const uint8_t *data, uint32_t size)
 }
 
 static scl_status_t program(uint32_t address, const uint8_t *data, uint32_t size) {
+  scl_port_watchdog_feed();
   scl_journal.counts.programs++;
   scl_journal.counts.bytes_written += size;
   if (scl_port_flash_program(address, data, size) < 0) {
@@ -177,6 +178,7 @@ static scl_status_t take_sector(uint32_t *erase_count) {
     scl_journal.used++;
     scl_journal.counts.erases++;
     *erase_count = count + 1u;
+    scl_port_watchdog_feed();
     if (scl_port_flash_erase((uint32_t)sector * SCL_FLASH_SECTOR) >= 0) {
       scl_journal.sequence++;
       scl_journal.offset = SCL_SECTOR_HEADER;
@@ -486,6 +488,7 @@ scl_status_t scl_journal_format(void) {
     header_t h;
     if (read_header(s, &h) && h.kind == KIND_STATE) {
       scl_journal.counts.erases++;
+      scl_port_watchdog_feed();
       if (scl_port_flash_erase(s * SCL_FLASH_SECTOR) < 0) {
         return SCL_ERR_STORE;
       }
