@@ -24,9 +24,9 @@ from generator.artefacts import Dataset, Model, Task, regions
 from generator.errors import BoardError, UserError
 
 from . import metrics, protocol
-from .link import Link
+from .link import DAMAGED, ERRORS, SELF_TEST, DeviceError, Link
 from .protocol import Hello, Phase, ReplayRecord, Statistics, TrainingReply
-from .recording import END, Header, Recorder
+from .recording import END, OUT_OF_TURN, Header, Recorder
 
 if TYPE_CHECKING:
     from generator.pipeline import Project
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 RECORDING = "recording.sclr"
 RESULT = "stream.json"
 FINAL = "final.npz"
+
+MOST_RETURNS = 3
+"""Times in a row that a board may come back from a fault at the same step, before it is given up."""
 
 _COUNTERS = ("training_steps", "passes", "programs", "erases", "bytes_written", "relocated", "checkpoints")
 _SINCE_START = frozenset((*protocol.PHASE_TICKS, *_COUNTERS))
@@ -90,6 +93,8 @@ class StreamResult:
     steps: int = 0
     sessions: int = 0
     retries: int = 0
+    resets: list[str] = field(default_factory=list)
+    """Why the board went back to a snapshot while it was streamed to: STATE_DAMAGED or WATCHDOG."""
     wall_seconds: float = 0.0
     complete: bool = False
 
@@ -207,6 +212,7 @@ def stream(
         try:
             state = protocol.wait_for_hello(link, patience=10.0)
             check_board(project, state, flash)
+            _tell_health(state, observer)
             if fresh:
                 observer.message("The board forgets what it has learnt (factory reset)")
                 state = protocol.reset(link, protocol.FACTORY)
@@ -216,7 +222,7 @@ def stream(
             result.save(project.folder / RESULT)
             with _open_recording(project, state, resume=resume) as recorder:
                 link.recorder = recorder
-                _Session(project, link, observer, result).run()
+                _go_through(project, link, observer, result)
                 recorder.entry(END, {"complete": True})
         finally:
             observer.close()
@@ -242,6 +248,47 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
             f"a task has {largest} training samples, the board's table holds {state.table_capacity}: "
             "lower data.train_per_class"
         )
+
+
+def _tell_health(state: Hello, observer: Observer) -> None:
+    """What the board says of faults it has found; BoardError when it cannot learn."""
+    if state.health & protocol.SELF_TEST_FAILED:
+        raise BoardError("the board's {0}: {1}".format(*ERRORS[SELF_TEST]))
+    if state.faults:
+        observer.message(f"The board has found {state.faults} flipped bit(s) in its memory since power-on")
+    if state.reset_reason == protocol.WATCHDOG:
+        observer.message("The board's last reset was by its watchdog: it had hung")
+
+
+def _go_through(project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
+    """Stream to the end; after a fault that the board found itself, go on from the snapshot it went back to."""
+    session = _Session(project, link, observer, result)
+    tried: list[int] = []
+    while True:
+        tried.append(session.state.step)
+        try:
+            session.run()
+            return
+        except DeviceError as error:
+            if error.status not in (DAMAGED, OUT_OF_TURN) or tried[-MOST_RETURNS:] == [tried[-1]] * MOST_RETURNS:
+                raise
+            session = _Session(project, link, observer, result)
+            cause = _fault(error, session.state)
+            if cause is None:
+                raise
+            result.resets.append(cause)
+            observer.message(f"{cause}: the board went back to step {session.state.step}, streaming goes on from there")
+
+
+STATE_DAMAGED = "a bit flipped in the board's memory"
+WATCHDOG = "the board hung and was reset by its watchdog"
+
+
+def _fault(error: DeviceError, state: Hello) -> str | None:
+    """Why a board came back in an older state; None when it does not say so itself (power, reset button)."""
+    if error.status == DAMAGED:
+        return STATE_DAMAGED
+    return WATCHDOG if state.reset_reason == protocol.WATCHDOG else None
 
 
 def _open_result(project: Project, state: Hello, *, resume: bool) -> StreamResult:
@@ -307,7 +354,7 @@ class _Session:
         self.seconds_before = result.wall_seconds
         self.retries_before = result.retries
         self.statistics_before = dict(result.statistics)
-        self.state = protocol.hello(link)
+        self.state = protocol.wait_for_hello(link)
         # `validate` finds by this digest which of its states a resumed board came back in.
         protocol.digest(link)
         self.baseline = protocol.statistics(link)

@@ -164,6 +164,11 @@ static scl_status_t slice(uint32_t parts, uint32_t words) {
   return n == left ? conclude() : SCL_OK;
 }
 
+/* What is open is closed first. */
+static scl_status_t background(void) {
+  return slice(is_closed(SCL_PARTS_STATE) ? SCL_PARTS_ALL : SCL_PARTS_STATE, BACKGROUND_WORDS);
+}
+
 /*
  * Taking the sums of all that a step changes costs about as much as a tenth of a step.  So it is done once in as many
  * steps as a request can ask for, at the end of an epoch, and when the board has time; what is open is not compared.
@@ -178,7 +183,7 @@ scl_status_t scl_integrity_begin(uint32_t parts) {
   } else if (parts == SCL_PARTS_STEP) {
     before = SCL_PARTS_BOOKS;
   } else if (parts == 0) {
-    return slice(SCL_PARTS_ALL, BACKGROUND_WORDS);
+    return background();
   }
   idled = 0;
   const scl_status_t status = check(before);
@@ -209,7 +214,7 @@ void scl_integrity_masks_changed(void) { seal(SCL_PARTS_MASKS); }
 
 scl_status_t scl_integrity_idle(void) {
   idled = 1;
-  return slice(SCL_PARTS_ALL, BACKGROUND_WORDS);
+  return background();
 }
 
 void scl_integrity_start(void) {

@@ -422,14 +422,17 @@ static const command_t commands[] = {{NULL, 0, 0},
                                      {do_save, SCL_PARTS_STATE, LEARNS},
                                      {do_reset, SCL_PARTS_STATE, ANYHOW}};
 
-/* Whether a command that learns may be executed at all. */
-static scl_status_t may_learn(void) {
-  if ((scl_health.health & SCL_HEALTH_SELF_TEST) != 0) {
-    return SCL_ERR_SELF_TEST;
+/* Whether a command may be executed at all. */
+static scl_status_t permitted(const command_t *command) {
+  if ((command->flags & ANYHOW) != 0) {
+    return SCL_OK;
   }
   /* What the host sends was meant for the state before the restart, until it has asked for the one after it. */
   if (!greeted) {
     return (scl_health.health & SCL_HEALTH_RESTORED) != 0 ? SCL_ERR_DAMAGED : SCL_ERR_OUT_OF_TURN;
+  }
+  if ((command->flags & LEARNS) != 0 && (scl_health.health & SCL_HEALTH_SELF_TEST) != 0) {
+    return SCL_ERR_SELF_TEST;
   }
   return SCL_OK;
 }
@@ -439,7 +442,7 @@ static scl_status_t run(uint32_t code, in_t in, out_t *out) {
     return SCL_ERR_UNKNOWN_COMMAND;
   }
   const command_t *command = &commands[code];
-  scl_status_t status = (command->flags & LEARNS) != 0 ? may_learn() : SCL_OK;
+  scl_status_t status = permitted(command);
   if (status != SCL_OK) {
     return status;
   }
