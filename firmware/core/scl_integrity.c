@@ -45,6 +45,7 @@ static part_t region_part(const scl_region_t *r, uint32_t kind) {
 }
 
 static part_t part_at(uint32_t k) {
+  const uint32_t n_transient = SCL_N_TRANSIENT; /* 0, which comparisons with the constant itself would be warned about */
   const part_t fixed[N_FIXED] = {{(const uint8_t *)&scl_learner, sizeof scl_learner, SCL_PARTS_BOOKS},
                                  {(const uint8_t *)&scl_journal, sizeof scl_journal, SCL_PARTS_BOOKS},
                                  {(const uint8_t *)&scl_table, sizeof scl_table, SCL_PARTS_TABLES},
@@ -57,10 +58,10 @@ static part_t part_at(uint32_t k) {
     return region_part(&scl_regions[k], scl_regions[k].mask ? SCL_PARTS_MASKS : SCL_PARTS_LEARNT);
   }
   k -= SCL_N_REGIONS;
-  if (k < SCL_N_TRANSIENT) {
+  if (k < n_transient) {
     return region_part(&scl_transient_regions[k], SCL_PARTS_LEARNT);
   }
-  return image[k - SCL_N_TRANSIENT];
+  return image[k - n_transient];
 }
 
 static inline uint32_t add(uint32_t sum, uint32_t value) { return (sum >> 1 | sum << 31) + value; }

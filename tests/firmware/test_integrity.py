@@ -305,7 +305,7 @@ MUTATIONS = {
     "random numbers": ("scl_prng.h", "1664525u", "1664527u"),
     "loss": ("scl_loss.c", "(ex << 14)", "(ex << 13)"),
     "backward": ("scl_sparse.h", "index + begin, split[i] - begin,", "index + begin, split[i] - begin - (i == 0u),"),
-    "forward": ("scl_sparse.h", "xi);\n  }", "xi + (i & 1));\n  }"),
+    "forward": ("scl_sparse.h", "xi);\n  }", "xi + 1);\n  }"),
 }
 
 
