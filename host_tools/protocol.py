@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from generator.artefacts import Model, position_bytes, regions
 from generator.errors import BoardError
 
-from .link import Link, LinkError
+from .link import DAMAGED, DeviceError, Link, LinkError
 
 VERSION = 3
 
@@ -528,8 +528,9 @@ def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
     while True:
         try:
             return unpack_hello(link.request(Command.HELLO, timeout=1.0))
-        except LinkError:
-            if time.monotonic() > deadline:
+        except (LinkError, DeviceError) as error:
+            # A board that finds a flipped bit just now starts again.
+            if time.monotonic() > deadline or (isinstance(error, DeviceError) and error.status != DAMAGED):
                 raise
             time.sleep(0.1)
 

@@ -178,19 +178,19 @@ static uint32_t steps_at_seal;
 static uint8_t idled; /* no byte came for a while: time enough to compare everything before the next request */
 
 scl_status_t scl_integrity_begin(uint32_t parts) {
-  uint32_t before = parts;
-  if (idled || (parts & SCL_PARTS_MASKS) != 0 || (parts == SCL_PARTS_STEP && is_closed(parts))) {
+  const int stepping = parts == SCL_PARTS_STEP;
+  uint32_t before = SCL_PARTS_BOOKS | (stepping ? 0u : parts);
+  if (idled || (parts & SCL_PARTS_MASKS) != 0 || (stepping && is_closed(parts))) {
     before = SCL_PARTS_STATE;
-  } else if (parts == SCL_PARTS_STEP) {
-    before = SCL_PARTS_BOOKS;
-  } else if (parts == 0) {
-    return background();
   }
-  idled = 0;
-  const scl_status_t status = check(before);
-  if (status == SCL_OK) {
+  scl_status_t status = check(before);
+  if (status == SCL_OK && parts == 0 && !idled) {
+    status = background();
+  }
+  if (status == SCL_OK && parts != 0) {
     open(parts & SCL_PARTS_STEP);
   }
+  idled = 0;
   return status;
 }
 

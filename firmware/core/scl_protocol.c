@@ -403,11 +403,12 @@ typedef struct {
 } command_t;
 
 #define LEARNS 1u
-#define ANYHOW 2u /* executed although a bit has flipped: it is part of the way out */
+#define FIRST 2u /* may come before the host knows where the board stands */
+#define ANYHOW 4u /* executed although a bit has flipped: it forgets the state */
 
 /* By command code, docs/protocol.md "Commands". */
 static const command_t commands[] = {{NULL, 0, 0},
-                                     {do_hello, 0, ANYHOW},
+                                     {do_hello, 0, FIRST},
                                      {do_task_begin, SCL_PARTS_STATE, LEARNS},
                                      {do_samples, SCL_PARTS_BOOKS | SCL_PARTS_TABLES, LEARNS},
                                      {do_train, SCL_PARTS_STEP, LEARNS},
@@ -420,11 +421,11 @@ static const command_t commands[] = {{NULL, 0, 0},
                                      {do_dump, 0, 0},
                                      {do_statistics, 0, 0},
                                      {do_save, SCL_PARTS_STATE, LEARNS},
-                                     {do_reset, SCL_PARTS_STATE, ANYHOW}};
+                                     {do_reset, SCL_PARTS_STATE, FIRST | ANYHOW}};
 
 /* Whether a command may be executed at all. */
 static scl_status_t permitted(const command_t *command) {
-  if ((command->flags & ANYHOW) != 0) {
+  if ((command->flags & FIRST) != 0) {
     return SCL_OK;
   }
   /* What the host sends was meant for the state before the restart, until it has asked for the one after it. */

@@ -119,6 +119,12 @@ def test_what_only_reads_does_not_answer_from_a_damaged_state(twin: Twin) -> Non
     comes_back(twin)
 
 
+def test_hello_does_not_tell_a_damaged_place(twin: Twin) -> None:
+    memory(twin).flip("scl_learner", 35)
+    assert refused(twin, Command.HELLO) == DAMAGED
+    comes_back(twin)
+
+
 def test_two_faults_are_counted_until_power_on(twin: Twin) -> None:
     for count in (1, 2):
         memory(twin).flip("scl_learner", 40)
