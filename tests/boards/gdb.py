@@ -40,7 +40,8 @@ class Gdb:
         assert self._ask(f"M{address:x},{len(data):x}:{data.hex()}") == "OK"
 
     def go_on_at(self, address: int) -> None:
-        """Set the program counter."""
+        """Set the program counter; QEMU knows registers by number only after it was asked for their description."""
+        self._ask("qXfer:features:read:target.xml:0,ffb")
         assert self._ask(f"Pf={address.to_bytes(4, 'little').hex()}") == "OK"
 
     def flip(self, address: int, bit: int) -> None:
@@ -62,4 +63,4 @@ class Gdb:
             self._data += part
         self._data = self._data[found.end() :]
         self._line.sendall(b"+")
-        return found[1].decode()
+        return found[1].decode("latin-1")

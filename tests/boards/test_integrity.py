@@ -45,7 +45,7 @@ def sabotage(
 ) -> tuple[list[str], list[str], str, bool]:
     """A session in which ``fault`` happens: resets, messages, final digest, whether it was bit-exact."""
     require(board)
-    sparcl.environment = {"SCL_EXTRA_CFLAGS": "-DSCL_WATCHDOG_MS=500u"}
+    sparcl.environment = {"SCL_EXTRA_CFLAGS": "-DSCL_WATCHDOG_MS=200u"}
     sparcl("flash", board)
     emulator = sparcl.emulator(board)
     image = sparcl.project_folder(board) / "pio" / board / "firmware.elf"

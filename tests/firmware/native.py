@@ -68,14 +68,13 @@ def compile_c(arguments: Sequence[str | Path], compiler: str = "gcc") -> None:
 CORE = ROOT / "firmware" / "core"
 
 
-def build(
-    model: Model, folder: Path, board: Board | None = None, extra: Sequence[str] = (), core: Path = CORE
-) -> Path:
+def build(model: Model, folder: Path, board: Board | None = None, extra: Sequence[str] = (), core: Path = CORE) -> Path:
     """Core, generated sources and the native port as one program."""
     generated = generate(model, board or board_facts(), folder)
     sources = [*sorted(core.glob("*.c")), *sorted(generated.glob("*.c"))]
     image = folder / "firmware"
-    compile_c([f"-I{core}", *flags(generated), POISON, *extra, *sources, ROOT / "firmware/boards/native/port.c", "-o", image])
+    port = ROOT / "firmware/boards/native/port.c"
+    compile_c([f"-I{core}", *flags(generated), POISON, *extra, *sources, port, "-o", image])
     return image
 
 

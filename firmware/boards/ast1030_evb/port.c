@@ -41,8 +41,8 @@
 #define WDT_ENABLE_RESET 0x3U
 #define WDT_TICKS_PER_MS 1000U
 
-/* Wraps of SysTick after which the watchdog is about to reset: a few before the end of its period. */
-#define WRAPS_UNFED (SCL_WATCHDOG_MS * 200U / (SYST_MAX / 1000U) - 4U)
+/* Wraps of SysTick, half the watchdog's period, after which a reset is taken for its own. */
+#define WRAPS_UNFED (SCL_WATCHDOG_MS * 200U / (SYST_MAX / 1000U) / 2U)
 
 /* A poll takes about 10 cycles of the 200 MHz core: about 20 ms. */
 #define READ_POLLS 400000U
