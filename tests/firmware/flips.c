@@ -3,9 +3,11 @@
  * Flips every bit of the state, one at a time, and asks the engine's checks.
  * Linked with --wrap=scl_engine_main: the native port prepares the process.
  * Prints, per line: name of the range, bits flipped, bits found before a
- * request, most slices until the background pass found one (one bit a byte).
+ * request, most slices until the background pass found one (one bit a byte),
+ * and for masks most training steps.
  */
 #include <stdio.h>
+#include <string.h>
 
 #include "scl_integrity.h"
 #include "scl_learner.h"
@@ -19,24 +21,27 @@
 
 int __wrap_scl_engine_main(void);
 
-static unsigned slices_until_found(void) {
+static unsigned until_found(scl_status_t (*slice)(void)) {
   unsigned n = 1;
-  while (scl_integrity_idle() == SCL_OK && n < MOST_SLICES) {
+  while (slice() == SCL_OK && n < MOST_SLICES) {
     n++;
   }
   return n;
 }
 
+static unsigned most(unsigned a, unsigned b) { return a > b ? a : b; }
+
 static void sweep(const char *name, void *data, uint32_t size) {
   uint8_t *bytes = data;
-  unsigned flipped = 0, found = 0, slices = 0;
+  const int mask = strcmp(name, "mask") == 0;
+  unsigned flipped = 0, found = 0, slices = 0, steps = 0;
   for (uint32_t k = 0; k < 8u * size; k++) {
     bytes[k / 8u] ^= (uint8_t)(1u << k % 8u);
     flipped++;
     found += scl_integrity_begin(SCL_PARTS_STATE) == SCL_ERR_DAMAGED;
     if (k % 8u == k / 8u % 8u) {
-      const unsigned n = slices_until_found();
-      slices = n > slices ? n : slices;
+      slices = most(slices, until_found(scl_integrity_idle));
+      steps = mask ? most(steps, until_found(scl_integrity_step)) : 0u;
     }
     bytes[k / 8u] ^= (uint8_t)(1u << k % 8u);
     if (scl_integrity_begin(SCL_PARTS_STATE) == SCL_OK) { /* what is as it was is not complained of */
@@ -46,7 +51,25 @@ static void sweep(const char *name, void *data, uint32_t size) {
       break;
     }
   }
-  (void)printf("%s %u %u %u\n", name, flipped, found, slices);
+  (void)printf("%s %u %u %u %u\n", name, flipped, found, slices, steps);
+}
+
+/* A flipped place of a mask, within the panel's, while the board trains the first step of an epoch again and again. */
+static void train_damaged(void) {
+  for (uint32_t r = 0; r < SCL_N_REGIONS; r++) {
+    if (scl_regions[r].mask && scl_regions[r].entries != NULL) {
+      scl_progress_t progress = {0, 0};
+      unsigned steps = 1;
+      ((uint8_t *)scl_regions[r].data)[0] ^= 1u;
+      scl_learner.pos = 0;
+      while (scl_train_step(&progress) == SCL_OK && steps < MOST_SLICES) {
+        scl_learner.pos = 0;
+        steps++;
+      }
+      (void)printf("training 1 %u 0 %u\n", steps < MOST_SLICES, steps);
+      return;
+    }
+  }
 }
 
 int __wrap_scl_engine_main(void) {
@@ -84,5 +107,6 @@ int __wrap_scl_engine_main(void) {
   for (uint32_t r = 0; r < SCL_N_TRANSIENT; r++) {
     sweep("captured", scl_transient_regions[r].data, scl_region_size(&scl_transient_regions[r]));
   }
+  train_damaged();
   return 0;
 }
