@@ -89,6 +89,13 @@ class LinkFacts(_Facts):
     window: int = Field(default=1, ge=1, le=16)
 
 
+class Watchdog(_Facts):
+    """Milliseconds without food after which the board is reset; ``verified``: as the board's, for the watchdog."""
+
+    period_ms: int = Field(ge=100)
+    verified: str
+
+
 class Emulator(_Facts):
     """How the board is emulated (host_tools/emulator.py reads the details)."""
 
@@ -107,6 +114,7 @@ class Board(_Facts):
     store: Store
     timer: Timer
     link: LinkFacts
+    watchdog: Watchdog
     emulator: Emulator | None = None
 
 

@@ -18,6 +18,7 @@ from generator.artefacts import Layer, Method, Model, Op, position_bytes
 from generator.boards import ROOT, Board
 from generator.plan import active_words, mask_space, max_payload, max_sums
 from generator.render_layers import LayerView, frozen_views, views
+from host_tools.reference import golden
 
 TEMPLATES = ROOT / "templates"
 FILES = ("scl_config.h", "scl_board.h", "scl_initial.h", "scl_initial.c", "scl_model.c")
@@ -96,6 +97,7 @@ def _context(model: Model, board: Board) -> dict[str, Any]:
         "captured_from": min((layer.number for layer in masked), default=0),
         "initial": _tables(model.layers, layers, "_initial"),
         "frozen": _tables(model.prefix, frozen, ""),
+        "golden": {"text": _numbers(golden.sample(model)), "digest": golden.digest(model)},
         "region_rows": regions,
         "n_regions": len(regions),
         "transient": transient,
@@ -137,16 +139,16 @@ def _regions(layers: Sequence[LayerView], position: int) -> list[dict[str, Any]]
     """The parameters in the order of the state digest (docs/algorithm.md), as rows of scl_regions."""
     rows: list[dict[str, Any]] = []
 
-    def add(name: str, size: int, entries: str = "NULL", most: int = 0) -> None:
-        rows.append({"name": name, "size": size, "entries": entries, "most": most})
+    def add(name: str, size: int, entries: str = "NULL", most: int = 0, *, mask: bool = False) -> None:
+        rows.append({"name": name, "size": size, "entries": entries, "most": most, "mask": mask})
 
     for view in layers:
         layer = view.layer
         for panel in view.panels:
             entries = f"&{panel.name}_start[{layer.lines}]"
-            add(f"{panel.name}_start", position * (layer.lines + 1))
-            add(f"{panel.name}_split", position * layer.lines)
-            add(f"{panel.name}_index", 1, entries, panel.entries)
+            add(f"{panel.name}_start", position * (layer.lines + 1), mask=True)
+            add(f"{panel.name}_split", position * layer.lines, mask=True)
+            add(f"{panel.name}_index", 1, entries, panel.entries, mask=True)
             add(f"{panel.name}_weight", 2 * layer.block, entries, panel.entries)
         if view.weights:
             add(f"{view.name}_weight", 2 * view.weights)

@@ -195,6 +195,14 @@ class Emulator:
             with _Qmp(state.qmp) as qmp:
                 qmp.execute("system_reset")
 
+    def monitor(self, command: str) -> str:
+        """Run a command of QEMU's monitor and return what it prints; EmulatorError on a board that is a process."""
+        state = self._running_state()
+        if state.qmp is None:
+            raise EmulatorError(f"{state.board} has no monitor: it is a process")
+        with _Qmp(state.qmp) as qmp:
+            return str(qmp.execute("human-monitor-command", **{"command-line": command}))
+
     def kill(self, settle: bool = True) -> None:
         """A power cut: the process is killed, nothing is said to the firmware.
 

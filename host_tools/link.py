@@ -35,6 +35,8 @@ SHORTEST_WAIT = 2.0
 """Seconds the first try waits at least, however quickly the board used to answer."""
 
 BAD_FRAME_STATUS = 1
+SELF_TEST = 14
+DAMAGED = 15
 
 ERRORS: dict[int, tuple[str, str]] = {
     1: ("bad frame", "the line damages frames: check the cable and the baud rate"),
@@ -61,6 +63,16 @@ ERRORS: dict[int, tuple[str, str]] = {
     10: (
         "too many",
         "more samples than the board's table or replay buffer holds: use fewer per task",
+    ),
+    SELF_TEST: (
+        "self-test failed",
+        "the board computes other numbers than the reference and does not learn: power it off and on; if it stays, "
+        "flash it again or replace it",
+    ),
+    DAMAGED: (
+        "state damaged",
+        "a bit has flipped in the board's memory, it has gone back to its last snapshot: "
+        "`sparcl stream --resume` goes on",
     ),
     OUT_OF_TURN: ("out of turn", "the board has restarted in the midst of its work: `sparcl stream --resume` goes on"),
 }

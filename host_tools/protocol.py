@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from generator.artefacts import Model, position_bytes, regions
 from generator.errors import BoardError
 
-from .link import Link, LinkError
+from .link import DAMAGED, DeviceError, Link, LinkError
 
-VERSION = 2
+VERSION = 3
 
 
 class Command(IntEnum):
@@ -71,6 +71,13 @@ class Phase(IntEnum):
 
 
 RESTART, FACTORY = 0, 1
+
+WATCHDOG = 4
+"""Reset reason: the board hung."""
+RESET_REASONS = ("unknown", "power-on", "reset pin", "software", "watchdog")
+"""By the code in hello."""
+SELF_TEST_FAILED, RESTORED = 1, 2
+"""Bits of the health in hello."""
 DIGEST_FLAG = 1
 
 KEPT = 14
@@ -95,7 +102,7 @@ _SECONDS: dict[int, float] = {
     Command.RESET: SLOW,
 }
 
-_HELLO = struct.Struct("<B3B8s16sHHBBHHBHHIIHIBBBBHHHHHHIBB")
+_HELLO = struct.Struct("<B3B8s16sHHBBHHBHHIIHIBBBBHHHHHHIBBBH")
 _TRAIN = struct.Struct("<HHHHBBHI")
 _STATISTICS = struct.Struct("<7QIIIIQHHHIIIIHIIIII")
 _U32 = struct.Struct("<I")
@@ -135,6 +142,10 @@ class Hello:
     snapshot: int
     restored: bool
     reset_reason: int
+    health: int
+    """Bits SELF_TEST_FAILED and RESTORED."""
+    faults: int
+    """Flipped bits the board has found since power-on."""
 
     @property
     def fresh(self) -> bool:
@@ -266,7 +277,7 @@ def unpack_hello(data: bytes) -> Hello:
         )
     fields: tuple[Any, ...] = _unpack(_HELLO, data, "hello")
     protocol, major, minor, patch, model_hash, board, *numbers = fields
-    numbers[-2] = bool(numbers[-2])
+    numbers[-4] = bool(numbers[-4])
     name = board.rstrip(b"\0").decode("ascii", "replace")
     return Hello(protocol, f"{major}.{minor}.{patch}", model_hash, name, *numbers)
 
@@ -517,8 +528,9 @@ def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
     while True:
         try:
             return unpack_hello(link.request(Command.HELLO, timeout=1.0))
-        except LinkError:
-            if time.monotonic() > deadline:
+        except (LinkError, DeviceError) as error:
+            # A board that finds a flipped bit just now starts again.
+            if time.monotonic() > deadline or (isinstance(error, DeviceError) and error.status != DAMAGED):
                 raise
             time.sleep(0.1)
 

@@ -172,6 +172,7 @@ class Report(_Part):
     samples_per_second: float
     sessions: int = Field(description="1 + resumptions")
     retries: int = Field(description="Requests sent again")
+    resets: list[str] = Field(description="Faults after which the board went back to a snapshot; empty: none")
     epochs: list[EpochReport]
 
     @property
@@ -195,6 +196,9 @@ class Report(_Part):
             rows.append(("instructions per sample", f"{self.instructions.training:,.0f}"))
         rows.append(("flash wear", self._wear()))
         rows.append(("samples", f"{self.steps} trained, {self.samples_removed} removed by DDR"))
+        if self.resets:
+            causes = (f"{self.resets.count(cause)} x {cause}" for cause in dict.fromkeys(self.resets))
+            rows.append(("faults recovered from", ", ".join(causes)))
         rows.append(("bit-exact with the NumPy reference", exact))
         return rows
 
@@ -273,6 +277,7 @@ def build(project: Project) -> Report:
         samples_per_second=_rate(result),
         sessions=result.sessions,
         retries=result.retries,
+        resets=result.resets,
         epochs=_epochs(result),
     )
 

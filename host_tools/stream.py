@@ -24,9 +24,9 @@ from generator.artefacts import Dataset, Model, Task, regions
 from generator.errors import BoardError, UserError
 
 from . import metrics, protocol
-from .link import Link
+from .link import DAMAGED, ERRORS, SELF_TEST, DeviceError, Link
 from .protocol import Hello, Phase, ReplayRecord, Statistics, TrainingReply
-from .recording import END, Header, Recorder
+from .recording import END, OUT_OF_TURN, Header, Recorder
 
 if TYPE_CHECKING:
     from generator.pipeline import Project
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 RECORDING = "recording.sclr"
 RESULT = "stream.json"
 FINAL = "final.npz"
+
+MOST_RETURNS = 3
+"""Times in a row that a board may come back from a fault at the same step, before it is given up."""
 
 _COUNTERS = ("training_steps", "passes", "programs", "erases", "bytes_written", "relocated", "checkpoints")
 _SINCE_START = frozenset((*protocol.PHASE_TICKS, *_COUNTERS))
@@ -90,6 +93,8 @@ class StreamResult:
     steps: int = 0
     sessions: int = 0
     retries: int = 0
+    resets: list[str] = field(default_factory=list)
+    """Why the board went back to a snapshot while it was streamed to: STATE_DAMAGED or WATCHDOG."""
     wall_seconds: float = 0.0
     complete: bool = False
 
@@ -207,6 +212,7 @@ def stream(
         try:
             state = protocol.wait_for_hello(link, patience=10.0)
             check_board(project, state, flash)
+            _tell_health(state, observer)
             if fresh:
                 observer.message("The board forgets what it has learnt (factory reset)")
                 state = protocol.reset(link, protocol.FACTORY)
@@ -216,7 +222,7 @@ def stream(
             result.save(project.folder / RESULT)
             with _open_recording(project, state, resume=resume) as recorder:
                 link.recorder = recorder
-                _Session(project, link, observer, result).run()
+                _go_through(project, link, observer, result)
                 recorder.entry(END, {"complete": True})
         finally:
             observer.close()
@@ -242,6 +248,57 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
             f"a task has {largest} training samples, the board's table holds {state.table_capacity}: "
             "lower data.train_per_class"
         )
+
+
+def _tell_health(state: Hello, observer: Observer) -> None:
+    """What the board says of faults it has found; BoardError when it cannot learn."""
+    if state.health & protocol.SELF_TEST_FAILED:
+        name, advice = ERRORS[SELF_TEST]
+        raise BoardError(f"the board's {name}: {advice}")
+    if state.faults:
+        observer.message(f"The board has found {state.faults} flipped bit(s) in its memory since power-on")
+    if state.reset_reason == protocol.WATCHDOG:
+        observer.message("The board's last reset was by its watchdog: it had hung")
+
+
+def _go_through(project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
+    """Stream to the end; after a fault that the board found itself, go on from the snapshot it went back to."""
+    session = _Session(project, link, observer, result)
+    tried: list[int] = []
+    while True:
+        tried.append(session.state.step)
+        try:
+            session.run()
+            return
+        except (DeviceError, _Restarted) as error:
+            restarted = isinstance(error, _Restarted) or error.status in (DAMAGED, OUT_OF_TURN)
+            if not restarted or tried[-MOST_RETURNS:] == [tried[-1]] * MOST_RETURNS:
+                raise
+            session = _Session(project, link, observer, result)
+            cause = _fault(session.state)
+            if cause is None:
+                raise
+            result.resets.append(cause)
+            observer.message(f"{cause}: the board went back to step {session.state.step}, streaming goes on from there")
+
+
+class _Restarted(BoardError):
+    """The board has restarted since the last request."""
+
+    def __init__(self) -> None:
+        name, advice = ERRORS[OUT_OF_TURN]
+        super().__init__(f"{name}: {advice}")
+
+
+STATE_DAMAGED = "a bit flipped in the board's memory"
+WATCHDOG = "the board hung and was reset by its watchdog"
+
+
+def _fault(state: Hello) -> str | None:
+    """Why a board came back in an older state; None when it does not say so itself (power, reset button)."""
+    if state.reset_reason == protocol.WATCHDOG:
+        return WATCHDOG
+    return STATE_DAMAGED if state.health & protocol.RESTORED else None
 
 
 def _open_result(project: Project, state: Hello, *, resume: bool) -> StreamResult:
@@ -307,10 +364,18 @@ class _Session:
         self.seconds_before = result.wall_seconds
         self.retries_before = result.retries
         self.statistics_before = dict(result.statistics)
-        self.state = protocol.hello(link)
+        self.state = protocol.wait_for_hello(link)
         # `validate` finds by this digest which of its states a resumed board came back in.
         protocol.digest(link)
         self.baseline = protocol.statistics(link)
+
+    def _look(self, trained: int = 0) -> None:
+        """Ask where the board stands, ``trained`` steps after it was asked before; _Restarted when it says so."""
+        before, self.state = self.state, protocol.hello(self.link)
+        starts = [(state.reset_reason, state.health, state.faults) for state in (before, self.state)]
+        elsewhere = self.state.step != (before.step + trained) & 0xFFFFFFFF
+        if starts[0] != starts[1] or (elsewhere and _fault(self.state) is not None):
+            raise _Restarted
 
     def run(self) -> None:
         """Everything, in order."""
@@ -363,7 +428,7 @@ class _Session:
             for filled in protocol.replays(self.link, self.state, records):
                 self.observer.uploading(task.name, filled, len(ids))
         if self.plan.uploads:
-            self.state = protocol.hello(self.link)
+            self._look()
 
     def _evaluate_initial(self) -> None:
         """Measure the model as shipped on what the host trained it on; an imported one on everything."""
@@ -393,7 +458,7 @@ class _Session:
         while self.state.phase == Phase.TRAINING:
             self._epoch(index, task)
         protocol.task_end(self.link)
-        self.state = protocol.hello(self.link)
+        self._look()
 
     def _begin(self, index: int, task: Task) -> None:
         expected = index + self.plan.offset
@@ -403,27 +468,29 @@ class _Session:
             )
         streamed = self.model.learning.streamed
         protocol.task_begin(self.link, task.classes, len(task.y_train), streamed=streamed)
-        self.state = protocol.hello(self.link)
+        self._look()
 
     def _fill(self, task: Task) -> None:
         for received in protocol.samples(self.link, self.state, task.y_train, task.x_train):
             self.observer.uploading(task.name, received, len(task.y_train))
-        self.state = protocol.hello(self.link)
+        self._look()
 
     def _epoch(self, index: int, task: Task) -> None:
         """Train to the end of the board's present epoch."""
         record = self._epoch_record(index, self.state.epoch)
         epochs = self.model.learning.epochs
         started = time.monotonic()
+        trained = 0
         for reply in self._requests(task):
             if reply.done == 0:
                 raise BoardError("the board does not train any further; `sparcl stream --resume` asks it again")
+            trained += reply.done
             record.steps += reply.done
             record.wrong += reply.wrong
             record.loss += reply.loss
             self.observer.training(task.name, record.epoch, epochs, reply)
         record.seconds += time.monotonic() - started
-        self.state = protocol.hello(self.link)
+        self._look(trained)
         record.samples_left = self.state.n
         if self.model.learning.ddr:
             record.removed = self._newly_removed(index, len(task.y_train))

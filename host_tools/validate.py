@@ -24,7 +24,7 @@ from generator.artefacts import Model, regions
 from generator.errors import BoardError, UserError, ValidationFailed
 
 from . import protocol
-from .link import ERRORS, STORE_ERRORS, Link
+from .link import DAMAGED, ERRORS, STORE_ERRORS, Link
 from .protocol import STATE_CHANGING, Command
 from .recording import Transaction, is_complete, read_header, transactions
 from .reference import Device, Difference, Reply, first_difference
@@ -276,8 +276,8 @@ class _Comparison:
     def transaction(self, item: Transaction, following: Transaction | None) -> None:
         """Replay one transaction and compare its reply; ``following`` it comes another."""
         command, request, status, board = item
-        if status is None or status in STORE_ERRORS:
-            # Not known to be executed, or to how far: the hello that follows tells.
+        if status is None or status == DAMAGED or status in STORE_ERRORS:
+            # Not known to be executed, to how far, or undone: the hello that follows tells.
             if command in STATE_CHANGING:
                 self.replay.apply(command, request)
             return

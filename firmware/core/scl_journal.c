@@ -71,6 +71,7 @@ static scl_status_t verify(uint32_t address, const uint8_t *data, uint32_t size)
 }
 
 static scl_status_t program(uint32_t address, const uint8_t *data, uint32_t size) {
+  scl_port_watchdog_feed();
   scl_journal.counts.programs++;
   scl_journal.counts.bytes_written += size;
   if (scl_port_flash_program(address, data, size) < 0) {
@@ -210,6 +211,7 @@ static scl_status_t take_sector(uint32_t *erase_count) {
     scl_journal.used++;
     scl_journal.counts.erases++;
     *erase_count = count + 1u;
+    scl_port_watchdog_feed();
     if (scl_port_flash_erase((uint32_t)sector * SCL_FLASH_SECTOR) >= 0) {
       scl_journal.sequence++;
       scl_journal.offset = SCL_SECTOR_HEADER;
@@ -585,12 +587,9 @@ scl_status_t scl_journal_mount(uint32_t limit) {
   }
 }
 
-void scl_journal_pass_over(uint32_t keep) {
-  uint16_t newest;
-  if (find_sequence(scl_journal.sequence, &newest) && span_to(newest) > scl_journal.used &&
-      span_to(newest) + keep <= SCL_SECTORS) {
-    scl_journal.head = newest;
-    scl_journal.used = span_to(newest);
+    scl_journal.counts.erases++;
+    scl_port_watchdog_feed();
+    (void)scl_port_flash_erase(s * SCL_FLASH_SECTOR);
   }
 }
 

@@ -86,6 +86,7 @@ typedef struct {
   void *data;
   const scl_pos_t *entries;
   uint32_t size, most;
+  uint8_t mask; /* changes in mask updates only */
 } scl_region_t;
 
 extern const scl_region_t scl_regions[SCL_N_REGIONS];

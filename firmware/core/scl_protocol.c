@@ -5,13 +5,14 @@
 
 #include "scl_bytes.h"
 #include "scl_frame.h"
+#include "scl_integrity.h"
 #include "scl_net.h"
 #include "scl_port.h"
 #include "scl_state.h"
 #include "scl_task.h"
 #include "scl_train.h"
 
-#define PROTOCOL_VERSION 2u
+#define PROTOCOL_VERSION 3u
 #define KIND_REQUEST 0x01u
 #define KIND_NEXT 0x02u /* a request that is executed only in its turn */
 #define KIND_REPLY 0x81u
@@ -47,6 +48,8 @@ static uint8_t in_turn; /* number of the next request of kind NEXT */
 static uint8_t turns_valid; /* the request before it was executed */
 static uint8_t restored_state;
 static uint8_t restart_pending;
+static uint8_t damaged; /* a bit has flipped: the board starts again after the reply */
+static uint8_t greeted; /* the host knows where the board stands since it started */
 
 static const uint8_t model_hash[8] = SCL_MODEL_HASH;
 static const uint8_t version[3] = {SCL_VERSION_MAJOR, SCL_VERSION_MINOR, SCL_VERSION_PATCH};
@@ -109,6 +112,9 @@ static scl_status_t do_hello(in_t in, out_t *o) {
   put_u32(o, scl_journal.snapshot);
   put_u8(o, restored_state);
   put_u8(o, (uint32_t)scl_port_reset_reason());
+  put_u8(o, scl_health.health);
+  put_u16(o, scl_health.faults);
+  greeted = 1;
   return SCL_OK;
 }
 
@@ -162,6 +168,7 @@ static scl_status_t do_samples(in_t in, out_t *o) {
 static scl_status_t all_or_recover(scl_status_t status) {
   if (status != SCL_OK) {
     restored_state = (uint8_t)scl_store_recover();
+    scl_integrity_masks_changed();
   }
   return status;
 }
@@ -412,12 +419,67 @@ static scl_status_t do_reset(in_t in, out_t *o) {
   return status;
 }
 
-typedef scl_status_t (*command_fn)(in_t in, out_t *o);
+typedef struct {
+  scl_status_t (*run)(in_t in, out_t *o);
+  uint8_t parts; /* of the state that it may change, scl_parts_t */
+  uint8_t flags;
+} command_t;
+
+#define LEARNS 1u
+#define FIRST 2u /* may come before the host knows where the board stands */
+#define ANYHOW 4u /* executed although a bit has flipped: it forgets the state */
 
 /* By command code, docs/protocol.md "Commands". */
-static const command_fn commands[] = {NULL,        do_hello,      do_task_begin, do_samples,    do_train,
-                                      do_step,     do_evaluate,   do_predict,    do_replay,     do_task_end,
-                                      do_digest,   do_dump,       do_statistics, do_save,       do_reset};
+static const command_t commands[] = {{NULL, 0, 0},
+                                     {do_hello, 0, FIRST},
+                                     {do_task_begin, SCL_PARTS_STATE, LEARNS},
+                                     {do_samples, SCL_PARTS_BOOKS | SCL_PARTS_TABLES, LEARNS},
+                                     {do_train, SCL_PARTS_STEP, LEARNS},
+                                     {do_step, SCL_PARTS_STEP, LEARNS},
+                                     {do_evaluate, 0, 0},
+                                     {do_predict, 0, 0},
+                                     {do_replay, SCL_PARTS_BOOKS | SCL_PARTS_TABLES, LEARNS},
+                                     {do_task_end, SCL_PARTS_STATE, LEARNS},
+                                     {do_digest, 0, 0},
+                                     {do_dump, 0, 0},
+                                     {do_statistics, 0, 0},
+                                     {do_save, SCL_PARTS_STATE, LEARNS},
+                                     {do_reset, SCL_PARTS_STATE, FIRST | ANYHOW}};
+
+/* Whether a command may be executed at all. */
+static scl_status_t permitted(const command_t *command) {
+  if ((command->flags & FIRST) != 0) {
+    return SCL_OK;
+  }
+  /* What the host sends was meant for the state before the restart, until it has asked for the one after it. */
+  if (!greeted) {
+    return (scl_health.health & SCL_HEALTH_RESTORED) != 0 ? SCL_ERR_DAMAGED : SCL_ERR_OUT_OF_TURN;
+  }
+  if ((command->flags & LEARNS) != 0 && (scl_health.health & SCL_HEALTH_SELF_TEST) != 0) {
+    return SCL_ERR_SELF_TEST;
+  }
+  return SCL_OK;
+}
+
+static scl_status_t run(uint32_t code, in_t in, out_t *out) {
+  if (code >= sizeof commands / sizeof commands[0] || commands[code].run == NULL) {
+    return SCL_ERR_UNKNOWN_COMMAND;
+  }
+  const command_t *command = &commands[code];
+  scl_status_t status = permitted(command);
+  if (status != SCL_OK) {
+    return status;
+  }
+  if ((command->flags & ANYHOW) == 0) {
+    status = scl_integrity_begin(command->parts);
+  }
+  if (status == SCL_OK) {
+    status = command->run(in, out);
+    scl_integrity_end(command->parts);
+  }
+  damaged = status == SCL_ERR_DAMAGED;
+  return status;
+}
 
 /* Behind each kept reply: room for the checksum that sending it adds, the checksum of its request, its size. */
 #define KEPT_FOOT 10u
@@ -497,15 +559,15 @@ static void execute(void) {
   }
   const in_t in = {frame.bytes + SCL_FRAME_HEAD, frame.size - SCL_FRAME_HEAD};
   out_t out = {reply + SCL_FRAME_HEAD, 0};
-  scl_status_t status = SCL_ERR_UNKNOWN_COMMAND;
-  if (command < sizeof commands / sizeof commands[0] && commands[command] != NULL) {
-    status = commands[command](in, &out);
-  }
+  const scl_status_t status = run(command, in, &out);
   forget(SCL_FRAME_HEAD + out.size + 4u);
   last_request = checksum;
   in_turn = (uint8_t)(sequence + 1u);
   turns_valid = status == SCL_OK; /* what follows a refused request was sent without knowing of that */
   answer(sequence, command, status, out.size);
+  if (damaged) {
+    scl_integrity_restart();
+  }
   if (restart_pending) {
     scl_port_restart();
   }

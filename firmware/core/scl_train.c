@@ -5,11 +5,14 @@
 
 #include "scl_bytes.h"
 #include "scl_crc.h"
+#include "scl_integrity.h"
 #include "scl_loss.h"
 #include "scl_mask.h"
 #include "scl_net.h"
 #include "scl_port.h"
+#include "scl_prng.h"
 #include "scl_replay.h"
+#include "scl_state.h"
 #include "scl_task.h"
 
 #define REPLAYS (SCL_METHOD != SCL_METHOD_FINETUNE)
@@ -36,6 +39,7 @@ static const scl_stored_t *stored(const scl_input_t *x) {
 
 static void forward(const scl_stored_t *x) {
   const uint32_t start = clock_start();
+  scl_port_watchdog_feed();
   scl_net_forward(x, &scl_learner.counts);
   scl_learner.rolling = scl_crc32(scl_learner.rolling, scl_logits, 2u * SCL_N_CLASSES);
   scl_meter.passes++;
@@ -140,8 +144,21 @@ static void flip_bit(void) {
 static void flip_bit(void) {}
 #endif
 
+static scl_status_t update_masks(void) {
+  const uint32_t start = clock_start();
+  const scl_status_t status = scl_integrity_check_masks(); /* else a flipped bit would be in the sums that follow */
+  if (status == SCL_OK) {
+    scl_mask_update();
+    scl_mask_clear_captured();
+    scl_integrity_masks_changed();
+  }
+  clock_stop(SCL_TICKS_MASK, start);
+  return status;
+}
+
 /* What follows a step: batch, masks, end of the epoch. */
-static void advance(void) {
+static scl_status_t advance(void) {
+  scl_status_t status = scl_integrity_step();
   scl_learner.pos++;
   scl_learner.step++;
   scl_meter.steps++;
@@ -151,16 +168,14 @@ static void advance(void) {
     scl_net_apply();
   }
 #endif
-  if (due) {
-    const uint32_t start = clock_start();
-    scl_mask_update();
-    scl_mask_clear_captured();
-    clock_stop(SCL_TICKS_MASK, start);
+  if (due && status == SCL_OK) {
+    status = update_masks();
   }
   if (scl_learner.pos == scl_learner.n) {
     end_epoch();
   }
   flip_bit();
+  return status;
 }
 
 /* One training step, docs/algorithm.md steps 2 to 12. */
@@ -187,7 +202,7 @@ static scl_status_t learn(const scl_sample_t *sample, scl_address_t address, scl
   }
   if (status == SCL_OK) {
     seal(id);
-    advance();
+    status = advance();
   }
   return status;
 }
@@ -283,6 +298,7 @@ scl_status_t scl_train_step_streamed(uint32_t id, uint32_t label, const scl_inpu
 
 static uint32_t predict(const scl_stored_t *x) {
   scl_counts_t ignored = {0, 0, 0};
+  scl_port_watchdog_feed();
   scl_net_forward(x, &ignored);
   return scl_loss_predict(scl_logits);
 }
@@ -336,6 +352,32 @@ scl_status_t scl_train_end(void) {
     *l = before; /* not saved: not ended */
   }
   return status;
+}
+
+uint32_t scl_train_golden(void) {
+  static const int16_t none[SCL_N_CLASSES];
+  const scl_stored_t *x = stored(scl_golden_x);
+  uint32_t digest = 0;
+  memset(scl_learner.class_task, 0, SCL_N_CLASSES);
+  for (uint32_t term = SCL_TERM_CURRENT; term <= SCL_TERM_REPLAY; term++) {
+    if ((term == SCL_TERM_DISTIL && !SCL_DISTIL) || (term == SCL_TERM_REPLAY && !SCL_REPLAY)) {
+      continue;
+    }
+    forward(x);
+    if (term == SCL_TERM_DISTIL) {
+      scl_loss_distil(scl_logits, none, scl_logit_error);
+    } else {
+      (void)scl_loss_cross_entropy(scl_logits, 0, scl_learner.class_task, SCL_ALL_CLASSES, scl_logit_error);
+    }
+    backward(x, (scl_term_t)term, SCL_NO_CAPTURE);
+  }
+#if SCL_BATCH > 1
+  scl_net_apply();
+#endif
+  seal((uint16_t)scl_prng_below(&scl_learner.prng, SCL_NO_TASK));
+  (void)scl_state_digest(&digest); /* of an empty replay buffer: the journal is not read */
+  memset(&scl_meter, 0, sizeof scl_meter);
+  return digest;
 }
 
 uint32_t scl_train_predict(const scl_input_t *x) { return predict(stored(x)); }

@@ -52,6 +52,16 @@ scl_status_t scl_train_replay(uint32_t seen, scl_sample_t sample, const scl_inpu
 
 scl_status_t scl_train_end(void);
 
+/*
+ * Self-test: what a forward and a backward pass for each term of the loss make of the initial model and the golden
+ * sample, as a state digest.  It has to be scl_golden_digest, which the generator got from the NumPy reference
+ * (host_tools/reference/golden.py).  Leaves the state changed.
+ */
+uint32_t scl_train_golden(void);
+
+extern const scl_input_t scl_golden_x[SCL_N_IN];
+extern const uint32_t scl_golden_digest;
+
 /* Logits of a sample are in scl_logits afterwards; changes no state.  Returns the class. */
 uint32_t scl_train_predict(const scl_input_t *x);
 

@@ -22,7 +22,9 @@ typedef enum {
   SCL_ERR_STORE_FULL = -8,
   SCL_ERR_STORE = -9,
   SCL_ERR_TOO_MANY = -10,
-  SCL_ERR_OUT_OF_TURN = -11
+  SCL_ERR_OUT_OF_TURN = -11,
+  SCL_ERR_SELF_TEST = -14,
+  SCL_ERR_DAMAGED = -15
 } scl_status_t;
 
 #if SCL_INPUT_SIGNED

@@ -62,6 +62,27 @@ scl_reset_reason_t scl_port_reset_reason(void);
 /* Restarts the board as after power-on; does not return. */
 void scl_port_restart(void);
 
+/* A word that survives every restart but power-on, which makes it 0. */
+void scl_port_keep(uint32_t word);
+uint32_t scl_port_kept(void);
+
+/*
+ * Starts the watchdog, then keeps it from resetting the board for another
+ * period (board.toml [watchdog]).  The engine calls it before each pass through
+ * the network and each flash operation, and while it waits for bytes; never
+ * from an interrupt, which would go on when the engine hangs.  A program that
+ * never calls it is never reset.  After the reset scl_port_reset_reason tells.
+ */
+void scl_port_watchdog_feed(void);
+
+/*
+ * Code and constants, which nothing writes: the size in bytes and the beginning
+ * of one of at most SCL_PORT_IMAGES ranges; size 0 for a range that does not
+ * exist.  The engine compares them with what they were at start.
+ */
+#define SCL_PORT_IMAGES 2U
+uint32_t scl_port_image(uint32_t range, const void **begin);
+
 /*
  * Deepest stack so far, in bytes: start-up paints the stack and this looks for
  * the lowest word that changed (a search over at most SCL_STACK_BYTES).

@@ -38,14 +38,14 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
     if mask.in_window(state):  # 4
         own, _ = _cross_entropy(state, trace, sample, SingleHead.LOSS, SingleHead.SCORE)
         mask.capture(state, state.captured.current, trace, own)
-    _backward(state, trace, e, state.model.current)  # 5
+    backward(state, trace, e, state.model.current)  # 5
     logits = [trace.z]
     if learning.method is not Method.FINETUNE:
         if state.replay.filled:  # 6
             logits += _replay(state)
         kept = trace.z if learning.method is Method.DERPP else None
         state.replay.offer(Slot(sample, kept), state.prng)  # 7
-    _roll(state, logits, sample.id)  # 8
+    roll(state, logits, sample.id)  # 8
     state.pos += 1  # 9
     state.step = (state.step + 1) & MASK
     due = mask.is_due(state)
@@ -74,7 +74,7 @@ def _replay(state: State) -> list[Ints]:
         assert slot.logits is not None, "DER++ keeps logits"
         last = state.model.layers[-1]
         e = loss.squared_error(trace.z, slot.logits, last.fa, last.out.values)
-        _backward(state, trace, e, state.model.distil)
+        backward(state, trace, e, state.model.distil)
         passes.append(trace.z)
     if learning.beta > 0:
         slot = replay.pick(state.prng)
@@ -82,7 +82,7 @@ def _replay(state: State) -> list[Ints]:
         e, _ = _cross_entropy(state, trace, slot.sample)
         if mask.in_window(state):
             mask.capture(state, state.captured.replay, trace, e)
-        _backward(state, trace, e, state.model.replay)
+        backward(state, trace, e, state.model.replay)
         passes.append(trace.z)
     return passes
 
@@ -93,7 +93,8 @@ def _cross_entropy(state: State, trace: network.Trace, sample: Sample, *heads: S
     return loss.cross_entropy(trace.z, state.classes(*heads), sample.label, last.fa, last.out.values)
 
 
-def _backward(state: State, trace: network.Trace, e: Ints, rate: LearningRate) -> None:
+def backward(state: State, trace: network.Trace, e: Ints, rate: LearningRate) -> None:
+    """Learn from the error of one pass at the learning rate of one term, in this epoch's share."""
     batch, shares = state.model.learning.batch, state.model.learning.lr_q8
     if shares:
         rate = LearningRate((rate.multiplier * shares[state.epoch]) >> 8, rate.shift)
@@ -108,7 +109,8 @@ def _score(state: State, wrong: bool, cost: int) -> None:
         scores[pos] = min(255, scores[pos] + wrong)
 
 
-def _roll(state: State, logits: list[Ints], sample_id: int) -> None:
+def roll(state: State, logits: list[Ints], sample_id: int) -> None:
+    """Step 8: take logits, PRNG and sample into the rolling digest."""
     data = b"".join(z.astype("<i2").tobytes() for z in logits)
     data += struct.pack("<IH", state.prng.state, sample_id)
     state.rolling = zlib.crc32(data, state.rolling)

@@ -9,6 +9,9 @@
  *   p address(4) n(2) bytes   result(4)
  *   r address(4) n(2)         result(4) bytes
  *   t n(4)            ticks(4) result(4) of n rounds of a fixed integer loop
+ *   k word(4)         keeps a word; 'K' gives it back
+ *   W nonce           feeds the watchdog, once, and echoes the nonce; 'w' feeds until a byte comes, which it echoes
+ *   H                 hangs
  *   R                 restarts; so does 'F', by an undefined instruction (Cortex-M)
  *
  * At start it sends '!'.
@@ -95,6 +98,32 @@ __attribute__((noinline)) SCL_HOT void measure(void)
   put(state);
 }
 
+static void feed(void)
+{
+  const uint8_t nonce = (uint8_t)get(1);
+  scl_port_watchdog_feed();
+  scl_port_write(&nonce, 1);
+}
+
+static void feed_on(void)
+{
+  int32_t byte;
+  do {
+    scl_port_watchdog_feed();
+    byte = scl_port_read_byte();
+  } while (byte < 0);
+  const uint8_t echo = (uint8_t)byte;
+  scl_port_write(&echo, 1);
+}
+
+static volatile uint32_t for_ever = 1;
+
+static void hang(void)
+{
+  while (for_ever != 0U) {
+  }
+}
+
 int main(void)
 {
   scl_port_init();
@@ -108,6 +137,11 @@ int main(void)
       case 'p': program(); break;
       case 'r': read(); break;
       case 't': measure(); break;
+      case 'k': scl_port_keep(get(4)); break;
+      case 'K': put(scl_port_kept()); break;
+      case 'W': feed(); break;
+      case 'w': feed_on(); break;
+      case 'H': hang(); break;
       case 'R': scl_port_restart(); break;
 #if SCL_HAS_FAULTS
       case 'F': __asm volatile("udf #0"); break;

@@ -13,8 +13,9 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ import board_build  # noqa: E402
 from host_tools.emulator import Emulator, EmulatorError, free_url  # noqa: E402
 
 BOARDS = ("native", "microbit", "emcraft_sf2", "ast1030_evb", "mps3_an547")
-POWER_ON, PIN, SOFTWARE = 1, 2, 3
+POWER_ON, PIN, SOFTWARE, WATCHDOG = 1, 2, 3, 4
+WATCHDOG_MS = 500  # instead of board.toml's seconds
 PATIENCE = 30.0  # seconds until a test that would hang fails; never waited for otherwise
 
 
@@ -51,6 +53,7 @@ def board_header(board: dict[str, Any]) -> str:
         "SCL_MAX_PAYLOAD": f"{board['link']['max_payload']}U",
         "SCL_WINDOW": f"{board['link'].get('window', 1)}U",
         "SCL_STEPS_PER_REQUEST": f"{board['link']['steps_per_request']}U",
+        "SCL_WATCHDOG_MS": f"{WATCHDOG_MS}U",
         "SCL_HAS_FAULTS": int(board["core"] != "host"),  # for port_check.c only
     }
     return "#pragma once\n" + "".join(f"#define {k} {v}\n" for k, v in values.items())
@@ -316,6 +319,57 @@ def test_a_fault_restarts_the_board(board: Board) -> None:
     board.send(b"F")
     board.await_start()
     assert board.info()[0] == SOFTWARE
+
+
+def test_a_kept_word_survives_all_but_power_on(board: Board) -> None:
+    board.emulator.kill()
+    board.emulator.restart()
+    board.connect()
+    board.send(b"K")
+    assert board.result() == 0
+    board.send(b"k" + struct.pack("<I", 0x12345678))
+    restarts: list[Callable[[], None]] = [board.emulator.reset, lambda: board.send(b"R")]
+    for restart in restarts:
+        board.echo(b"kept by now")
+        restart()
+        board.await_start()
+        board.send(b"K")
+        assert board.result() == 0x12345678
+    board.emulator.kill()
+    board.emulator.restart()
+    board.connect()
+    board.send(b"K")
+    assert board.result() == 0
+
+
+def test_watchdog_resets_a_board_that_hangs(board: Board) -> None:
+    if board.facts["watchdog"]["verified"] == "not yet":
+        pytest.skip("the emulator has no watchdog of this chip")
+    board.connect()
+    board.send(b"H")  # nobody has started the watchdog yet
+    time.sleep(1.0)
+    board.emulator.reset()
+    board.await_start()
+    for _ in range(2):
+        board.send(b"W\x21")
+        assert board.receive(1) == b"\x21"
+        board.send(b"H")
+        board.await_start()
+        assert board.info()[0] == WATCHDOG
+    board.send(b"R")
+    board.await_start()
+    assert board.info()[0] == SOFTWARE
+
+
+def test_watchdog_leaves_a_board_alone_that_feeds_it(board: Board) -> None:
+    """Several of its periods long, of the board's time."""
+    board.emulator.reset()
+    board.await_start()
+    board.send(b"w")
+    time.sleep(2.0)
+    board.send(b"\x42")
+    assert board.receive(1) == b"\x42"
+    assert board.info()[0] == PIN
 
 
 def test_clients_come_and_go(board: Board) -> None:

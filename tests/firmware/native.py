@@ -65,12 +65,16 @@ def compile_c(arguments: Sequence[str | Path], compiler: str = "gcc") -> None:
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
 
 
-def build(model: Model, folder: Path, board: Board | None = None, extra: Sequence[str] = ()) -> Path:
+CORE = ROOT / "firmware" / "core"
+
+
+def build(model: Model, folder: Path, board: Board | None = None, extra: Sequence[str] = (), core: Path = CORE) -> Path:
     """Core, generated sources and the native port as one program."""
     generated = generate(model, board or board_facts(), folder)
-    sources = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
+    sources = [*sorted(core.glob("*.c")), *sorted(generated.glob("*.c"))]
     image = folder / "firmware"
-    compile_c([*flags(generated), POISON, *extra, *sources, ROOT / "firmware/boards/native/port.c", "-o", image])
+    port = ROOT / "firmware/boards/native/port.c"
+    compile_c([f"-I{core}", *flags(generated), POISON, *extra, *sources, port, "-o", image])
     return image
 
 
@@ -107,6 +111,12 @@ class Process:
             process.wait(SECONDS)
             assert process.stdout is not None
             process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        """Its number, which a restart does not change."""
+        assert self._process is not None
+        return self._process.pid
 
     def ended(self) -> int:
         """Its exit status; waits for the end, which has begun."""

@@ -40,6 +40,7 @@ class FakeBoard:
         self.executed: list[Frame] = []
         self.model_hash = model.model_hash
         self.restored = False
+        self.reset_reason, self.health, self.faults = 1, 0, 0
         self._snapshot = self.device.copy()
         self._snapshots = 0
         self.window = 8
@@ -162,7 +163,7 @@ class FakeBoard:
     def hello(self) -> bytes:
         """docs/protocol.md, "Hello reply"."""
         d, m = self.device, self.model
-        head = struct.pack("<B3B8s16s", 2, 0, 1, 0, self.model_hash, self.name.encode())
+        head = struct.pack("<B3B8s16s", 3, 0, 1, 0, self.model_hash, self.name.encode())
         facts = (m.n_in, m.n_classes, len(m.layers), int(m.signed), self.max_payload, 100, self.window)
         tables = (m.learning.table, m.learning.capacity, 4096, 1 << 20, 4)
         place = (
@@ -183,7 +184,7 @@ class FakeBoard:
             + struct.pack("<HHBBHHB", *facts)
             + struct.pack("<HHIIH", *tables)
             + struct.pack("<IBBBBHHHHHH", *place)
-            + struct.pack("<IBB", self._snapshots, int(self.restored), 1)
+            + struct.pack("<IBBBH", self._snapshots, int(self.restored), self.reset_reason, self.health, self.faults)
         )
 
     def statistics(self) -> bytes:

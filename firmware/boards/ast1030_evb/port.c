@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cortexm/cortexm.h"
+#include "scl_board.h"
 #include "scl_port.h"
 #include "scl_reg.h"
 #include "spi_nor.h"
@@ -32,6 +33,17 @@
 #define SYST_BITS 24U
 #define SYST_MAX 0x00FFFFFFU
 
+/* "Watchdog Timer" 1: counts down with 1 MHz and resets the chip at 0 */
+#define WDT_RELOAD 0x7E785004U
+#define WDT_RESTART 0x7E785008U
+#define WDT_CONTROL 0x7E78500CU
+#define WDT_RESTART_KEY 0x4755U
+#define WDT_ENABLE_RESET 0x3U
+#define WDT_TICKS_PER_MS 1000U
+
+/* Wraps of SysTick, half the watchdog's period, after which a reset is taken for its own. */
+#define WRAPS_UNFED (SCL_WATCHDOG_MS * 200U / (SYST_MAX / 1000U) / 2U)
+
 /* A poll takes about 10 cycles of the 200 MHz core: about 20 ms. */
 #define READ_POLLS 400000U
 
@@ -41,10 +53,29 @@ static const scl_spi_nor_t flash = {.erase_opcode = 0x20, .error_bits = 0};
 static uint32_t ticks_before_restart;
 static bool byte_since_ticks;
 static volatile uint32_t systick_wraps;
+static volatile uint32_t unfed_wraps;
+static bool watchdog_runs;
 
 void scl_cortexm_systick(void)
 {
   systick_wraps = systick_wraps + 1U;
+  unfed_wraps = unfed_wraps + 1U;
+  if (watchdog_runs && unfed_wraps == WRAPS_UNFED) {
+    scl_cortexm_mark_watchdog(true);
+  }
+}
+
+void scl_port_watchdog_feed(void)
+{
+  unfed_wraps = 0;
+  scl_cortexm_mark_watchdog(false);
+  if (!watchdog_runs) {
+    watchdog_runs = true;
+    SCL_REG32(WDT_RELOAD) = SCL_WATCHDOG_MS * WDT_TICKS_PER_MS;
+    SCL_REG32(WDT_RESTART) = WDT_RESTART_KEY;
+    SCL_REG32(WDT_CONTROL) = WDT_ENABLE_RESET;
+  }
+  SCL_REG32(WDT_RESTART) = WDT_RESTART_KEY;
 }
 
 void scl_cortexm_interrupt(void)

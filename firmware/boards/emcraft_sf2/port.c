@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "cortexm/cortexm.h"
+#include "scl_board.h"
 #include "scl_port.h"
 #include "scl_reg.h"
 #include "spi_nor.h"
@@ -37,6 +38,20 @@
 #define STATUS_RX_EMPTY 0x00000040U
 #define FIFO_FRAMES 32U /* with CONTROL_BIG_FIFO, in each direction */
 
+/*
+ * "Watchdog Timer": its period and what it does are in the FPGA's flash bits, not in registers.  Where the design has it
+ * off, SysTick (Armv7-M ARM B3.3, 24 bits) counts and restarts the chip.
+ */
+#define WDOG_REFRESH 0x4000500CU
+#define WDOG_REFRESH_KEY 0xAC15DE42U
+#define SYST_CSR 0xE000E010U
+#define SYST_RVR 0xE000E014U
+#define SYST_CVR 0xE000E018U
+#define SYST_ENABLE_INTERRUPT_CORE_CLOCK 0x7U
+#define CORE_KHZ 142000U
+#define SYST_MS 100U
+#define WRAPS_UNFED (SCL_WATCHDOG_MS / SYST_MS)
+
 /* A poll takes about 10 cycles of the 142 MHz core: about 20 ms. */
 #define READ_POLLS 284000U
 
@@ -45,12 +60,34 @@ static const scl_spi_nor_t flash = {.erase_opcode = 0xD8, .error_bits = 0};
 
 static uint32_t ticks_before_restart;
 static bool byte_since_ticks;
+static bool watchdog_runs;
+static volatile uint32_t unfed_wraps;
 
 static void timer_start(void)
 {
   SCL_REG32(TIM1_CTRL) = 0;
   SCL_REG32(TIM1_LOADVAL) = UINT32_MAX;
   SCL_REG32(TIM1_CTRL) = TIM_ENABLE;
+}
+
+void scl_cortexm_systick(void)
+{
+  unfed_wraps = unfed_wraps + 1U;
+  if (unfed_wraps == WRAPS_UNFED) {
+    scl_cortexm_restart_hung();
+  }
+}
+
+void scl_port_watchdog_feed(void)
+{
+  unfed_wraps = 0;
+  SCL_REG32(WDOG_REFRESH) = WDOG_REFRESH_KEY;
+  if (!watchdog_runs) {
+    watchdog_runs = true;
+    SCL_REG32(SYST_RVR) = CORE_KHZ * SYST_MS;
+    SCL_REG32(SYST_CVR) = 0;
+    SCL_REG32(SYST_CSR) = SYST_ENABLE_INTERRUPT_CORE_CLOCK;
+  }
 }
 
 void scl_cortexm_interrupt(void)

@@ -51,6 +51,17 @@
 #define TIMER_CC0 0x40008540U
 #define TIMER_BITMODE_32 3U
 
+/* WDT, section 24: 32768 Hz; once started only a reset stops it */
+#define WDT_START 0x40010000U
+#define WDT_CRV 0x40010504U
+#define WDT_RREN 0x40010508U
+#define WDT_CONFIG 0x4001050CU
+#define WDT_RR0 0x40010600U
+#define WDT_RELOAD_KEY 0x6E524635U
+#define WDT_RR0_ENABLE 1U
+#define WDT_RUN_IN_SLEEP 1U /* and not while a debugger holds the core */
+#define WDT_TICKS (SCL_WATCHDOG_MS * 4096U / 125U - 1U)
+
 /* NVMC, section 6 */
 #define NVMC_READY 0x4001E400U
 #define NVMC_CONFIG 0x4001E504U
@@ -68,6 +79,7 @@ enum { ERROR_RANGE = -1, ERROR_VERIFY = -3 };
 static scl_reset_reason_t reset_reason;
 static uint32_t ticks_before_restart;
 static bool byte_since_ticks;
+static bool watchdog_runs;
 
 /*
  * RESETREAS (section 12.2.2) keeps its bits until 1 is written to them.  QEMU's
@@ -88,6 +100,18 @@ static scl_reset_reason_t find_reset_reason(void)
     return SCL_RESET_SOFTWARE;
   }
   return (bits & RESETREAS_PIN) ? SCL_RESET_PIN : SCL_RESET_UNKNOWN;
+}
+
+void scl_port_watchdog_feed(void)
+{
+  if (!watchdog_runs) {
+    watchdog_runs = true;
+    SCL_REG32(WDT_CONFIG) = WDT_RUN_IN_SLEEP;
+    SCL_REG32(WDT_CRV) = WDT_TICKS;
+    SCL_REG32(WDT_RREN) = WDT_RR0_ENABLE;
+    SCL_REG32(WDT_START) = 1;
+  }
+  SCL_REG32(WDT_RR0) = WDT_RELOAD_KEY;
 }
 
 void scl_port_init(void)

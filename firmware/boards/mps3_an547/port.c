@@ -33,6 +33,13 @@
 #define COUNTER_CNTCV_LOW 0x58100008U
 #define CNTCR_ENABLE 0x1U
 
+/* Watchdog on the 32.768 kHz clock, DDI 0479 "APB watchdog": at 0 the non-maskable interrupt, at the next 0 a reset */
+#define WDOG_LOAD 0x5802E000U
+#define WDOG_CONTROL 0x5802E008U
+#define WDOG_INTCLR 0x5802E00CU
+#define WDOG_INTERRUPT_RESET_ENABLE 0x3U
+#define WDOG_TICKS (SCL_WATCHDOG_MS * 32768U / 1000U / 2U)
+
 /* A poll takes about 10 cycles at 32 MHz: 40 ms; under QEMU 20 ms, which a busy
  * host needs between two bytes of a frame. */
 #define READ_POLLS 128000U
@@ -40,6 +47,24 @@
 enum { ERROR_RANGE = -1, ERROR_VERIFY = -3 };
 
 static bool byte_since_ticks;
+static bool watchdog_runs;
+
+/* Half the period without food; the second half ends with the reset. */
+void scl_cortexm_nmi(void)
+{
+  scl_cortexm_mark_watchdog(true);
+}
+
+void scl_port_watchdog_feed(void)
+{
+  scl_cortexm_mark_watchdog(false);
+  if (!watchdog_runs) {
+    watchdog_runs = true;
+    SCL_REG32(WDOG_LOAD) = WDOG_TICKS;
+    SCL_REG32(WDOG_CONTROL) = WDOG_INTERRUPT_RESET_ENABLE;
+  }
+  SCL_REG32(WDOG_INTCLR) = 1; /* loads the counter again */
+}
 
 void scl_port_init(void)
 {

@@ -15,7 +15,10 @@
  * SIGUSR1 is the reset button.  A restart executes the program again and keeps
  * the serial line, as a board keeps its UART, so clients stay connected.
  */
-#ifndef _XOPEN_SOURCE
+#ifdef __linux__
+#define _GNU_SOURCE /* dl_iterate_phdr; all of the following */
+#include <link.h>
+#elif !defined _XOPEN_SOURCE
 #define _XOPEN_SOURCE 700 /* posix_openpt */
 #endif
 #include <arpa/inet.h>
@@ -32,6 +35,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -50,13 +54,16 @@ enum { READ_WAIT_MS = 20, WRITE_WAIT_MS = 1000 };
 enum { ERROR_RANGE = -1, ERROR_IO = -2, ERROR_NOT_ERASED = -3, ERROR_WORN = -4 };
 
 #define RESTART_VARIABLE "SCL_NATIVE_RESTART="
+#define KEPT_VARIABLE "SCL_NATIVE_KEPT="
 #define MOST_VARIABLES 1024
 extern char **environ;
 
 static struct {
   char path[4096];
   char **argv;
-  const char *environment[MOST_VARIABLES + 2]; /* [0] is RESTART_VARIABLE... */
+  const char *environment[MOST_VARIABLES + 3]; /* [0] is RESTART_VARIABLE..., [1] is kept */
+  char kept[sizeof KEPT_VARIABLE + 10];
+  uint32_t kept_word;
   bool tcp;
   scl_reset_reason_t reason;
 } process;
@@ -88,6 +95,37 @@ static void on_reset_button(int signal_number)
   execute_again(RESTART_VARIABLE "pin");
 }
 
+static void on_watchdog(int signal_number)
+{
+  (void)signal_number;
+  execute_again(RESTART_VARIABLE "watchdog");
+}
+
+void scl_port_keep(uint32_t word)
+{
+  process.kept_word = word;
+  (void)snprintf(process.kept, sizeof process.kept, KEPT_VARIABLE "%lu", (unsigned long)word);
+}
+
+uint32_t scl_port_kept(void)
+{
+  return process.kept_word;
+}
+
+static scl_reset_reason_t reason_named(const char *name)
+{
+  static const struct {
+    const char *name;
+    scl_reset_reason_t reason;
+  } reasons[] = {{"pin", SCL_RESET_PIN}, {"watchdog", SCL_RESET_WATCHDOG}};
+  for (size_t k = 0; k < sizeof reasons / sizeof reasons[0]; ++k) {
+    if (strcmp(name, reasons[k].name) == 0) {
+      return reasons[k].reason;
+    }
+  }
+  return SCL_RESET_SOFTWARE;
+}
+
 void scl_port_restart(void)
 {
   execute_again(RESTART_VARIABLE "software");
@@ -109,16 +147,21 @@ static void prepare_restart(char **argv)
   process.argv = argv;
 
   const size_t name_size = strlen(RESTART_VARIABLE);
-  size_t count = 1;
+  const size_t kept_size = strlen(KEPT_VARIABLE);
+  size_t count = 2;
   process.reason = SCL_RESET_POWER_ON;
   for (char **entry = environ; *entry != NULL; ++entry) {
     if (strncmp(*entry, RESTART_VARIABLE, name_size) == 0) {
-      process.reason = strcmp(*entry + name_size, "pin") == 0 ? SCL_RESET_PIN : SCL_RESET_SOFTWARE;
+      process.reason = reason_named(*entry + name_size);
+    } else if (strncmp(*entry, KEPT_VARIABLE, kept_size) == 0) {
+      process.kept_word = (uint32_t)strtoul(*entry + kept_size, NULL, 10);
     } else if (count <= MOST_VARIABLES) {
       process.environment[count++] = *entry;
     }
   }
   process.environment[count] = NULL;
+  process.environment[1] = process.kept;
+  scl_port_keep(process.kept_word);
 }
 
 static void install_signals(void)
@@ -130,12 +173,25 @@ static void install_signals(void)
   (void)sigaction(SIGPIPE, &action, NULL); /* a client that left is no reason to end */
   action.sa_handler = on_reset_button;
   (void)sigaction(SIGUSR1, &action, NULL);
+  action.sa_handler = on_watchdog;
+  (void)sigaction(SIGPROF, &action, NULL);
 
   /* Executed out of the handler, the program inherits the signal blocked. */
   sigset_t unblock;
   (void)sigemptyset(&unblock);
   (void)sigaddset(&unblock, SIGUSR1);
+  (void)sigaddset(&unblock, SIGPROF);
   (void)sigprocmask(SIG_UNBLOCK, &unblock, NULL);
+}
+
+/* ---- watchdog ------------------------------------------------------------ */
+
+/* Processor time: a host that is busy, asleep or debugging does not look like an engine that hangs. */
+void scl_port_watchdog_feed(void)
+{
+  const struct itimerval once = {
+      .it_value = {.tv_sec = SCL_WATCHDOG_MS / 1000U, .tv_usec = SCL_WATCHDOG_MS % 1000U * 1000U}};
+  (void)setitimer(ITIMER_PROF, &once, NULL);
 }
 
 /* ---- serial line --------------------------------------------------------- */
@@ -467,6 +523,42 @@ scl_reset_reason_t scl_port_reset_reason(void)
 uint32_t scl_port_stack_used(void)
 {
   return 0;
+}
+
+/* Constants only: a debugger's breakpoints change the code. */
+#ifdef __linux__
+typedef struct {
+  uint32_t range, size;
+  const void *begin;
+} image_t;
+
+static int look_for_range(struct dl_phdr_info *info, size_t size, void *context)
+{
+  image_t *image = context;
+  uint32_t range = 0;
+  (void)size;
+  for (size_t k = 0; k < info->dlpi_phnum; ++k) {
+    const ElfW(Phdr) *segment = &info->dlpi_phdr[k];
+    if (segment->p_type == PT_LOAD && segment->p_flags == PF_R && range++ == image->range) {
+      image->begin = (const void *)(info->dlpi_addr + segment->p_vaddr);
+      image->size = (uint32_t)segment->p_memsz;
+    }
+  }
+  return 1; /* the first object is the program */
+}
+#endif
+
+uint32_t scl_port_image(uint32_t range, const void **begin)
+{
+#ifdef __linux__
+  image_t image = {range, 0, NULL};
+  (void)dl_iterate_phdr(look_for_range, &image);
+  *begin = image.begin;
+  return image.size;
+#else
+  (void)range, (void)begin;
+  return 0;
+#endif
 }
 
 static void usage(const char *program)

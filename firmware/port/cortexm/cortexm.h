@@ -3,6 +3,8 @@
 #ifndef SCL_CORTEXM_H
 #define SCL_CORTEXM_H
 
+#include <stdbool.h>
+
 #include "scl_port.h"
 
 /*
@@ -22,5 +24,17 @@ void scl_cortexm_systick(void);
 
 /* The same for the external interrupts 0 to 15, of which a port enables one. */
 void scl_cortexm_interrupt(void);
+
+/*
+ * Whether the next reset will be the watchdog's: for a port to call where it
+ * learns that the engine does not feed it any more, and when it does.
+ */
+void scl_cortexm_mark_watchdog(bool due);
+
+/* The watchdog's reset, where SysTick is the watchdog; does not return. */
+void scl_cortexm_restart_hung(void);
+
+/* The non-maskable interrupt; the weak default takes it for a fault. */
+void scl_cortexm_nmi(void);
 
 #endif

@@ -3,6 +3,7 @@
  * Start-up of every Cortex-M board: vector table, RAM initialisation, stack
  * painting, restart.  Armv6-M (Cortex-M0) to Armv8.1-M; no vendor code.
  */
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "cortexm.h"
@@ -28,9 +29,11 @@
 #define MARK_CHECK 0x5C1A3C7EU
 #define MARK_RUNNING 0x52554E21U
 #define MARK_RESTART 0x52535421U
+#define MARK_WATCHDOG 0x57444F47U
 
 /* From cortexm.ld. */
 extern uint32_t scl_stack_bottom[], scl_stack_top[];
+extern const uint32_t scl_text_begin[], scl_text_end[];
 extern uint32_t scl_data_begin[], scl_data_end[];
 extern const uint32_t scl_data_load[];
 extern uint32_t scl_hot_begin[], scl_hot_end[];
@@ -41,6 +44,7 @@ int main(void);
 void scl_reset_handler(void) __attribute__((noreturn));
 
 static volatile uint32_t mark[2] __attribute__((section(".noinit")));
+static volatile uint32_t kept[2] __attribute__((section(".noinit")));
 static scl_reset_reason_t reason;
 
 static void set_mark(uint32_t value)
@@ -56,6 +60,9 @@ static scl_reset_reason_t read_mark(void)
   }
   if (mark[0] == MARK_RESTART) {
     return SCL_RESET_SOFTWARE;
+  }
+  if (mark[0] == MARK_WATCHDOG) {
+    return SCL_RESET_WATCHDOG;
   }
   return mark[0] == MARK_RUNNING ? SCL_RESET_PIN : SCL_RESET_POWER_ON;
 }
@@ -101,6 +108,9 @@ void scl_reset_handler(void)
   }
 
   reason = read_mark();
+  if (reason == SCL_RESET_POWER_ON || kept[1] != (kept[0] ^ MARK_CHECK)) {
+    scl_port_keep(0);
+  }
   set_mark(MARK_RUNNING);
   (void)main();
   scl_port_restart();
@@ -108,14 +118,50 @@ void scl_reset_handler(void)
   }
 }
 
-void scl_port_restart(void)
+static void restart(uint32_t value)
 {
-  set_mark(MARK_RESTART);
+  set_mark(value);
   __asm volatile("dsb" ::: "memory");
   SCL_REG32(SCB_AIRCR) = AIRCR_SYSRESETREQ;
   for (;;) {
     __asm volatile("dsb" ::: "memory");
   }
+}
+
+void scl_port_keep(uint32_t word)
+{
+  kept[0] = word;
+  kept[1] = word ^ MARK_CHECK;
+}
+
+uint32_t scl_port_kept(void)
+{
+  return kept[0];
+}
+
+void scl_cortexm_mark_watchdog(bool due)
+{
+  set_mark(due ? MARK_WATCHDOG : MARK_RUNNING);
+}
+
+uint32_t scl_port_image(uint32_t range, const void **begin)
+{
+  if (range == 0U) {
+    *begin = scl_text_begin;
+    return (uint32_t)((uintptr_t)scl_text_end - (uintptr_t)scl_text_begin);
+  }
+  *begin = scl_hot_begin; /* in the other range's memory, or a copy of its own */
+  return range == 1U ? (uint32_t)((uintptr_t)scl_hot_end - (uintptr_t)scl_hot_begin) : 0U;
+}
+
+void scl_port_restart(void)
+{
+  restart(MARK_RESTART);
+}
+
+void scl_cortexm_restart_hung(void)
+{
+  restart(MARK_WATCHDOG);
 }
 
 scl_reset_reason_t scl_cortexm_reset_reason(void)
@@ -144,6 +190,11 @@ static void fault(void)
   scl_port_restart();
 }
 
+__attribute__((weak)) void scl_cortexm_nmi(void)
+{
+  fault();
+}
+
 __attribute__((weak)) void scl_cortexm_interrupt(void)
 {
 }
@@ -157,7 +208,7 @@ extern const vector_t scl_vectors[SYSTEM_EXCEPTIONS + EXTERNAL_INTERRUPTS];
 __attribute__((section(".vectors"), used)) const vector_t scl_vectors[SYSTEM_EXCEPTIONS + EXTERNAL_INTERRUPTS] = {
     (vector_t)(uintptr_t)scl_stack_top,
     scl_reset_handler,
-    fault, /* NMI */
+    scl_cortexm_nmi,
     fault, /* HardFault */
     fault, /* MemManage; reserved on Armv6-M, as are the next two */
     fault, /* BusFault */
