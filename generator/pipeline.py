@@ -39,6 +39,7 @@ from generator import (
     quantise,
     rates,
     render,
+    shared_key,
     store,
     train,
 )
@@ -129,7 +130,7 @@ def generate(
         lambda: say("quantising"),
     )
     (shared / "04-overflow-proof.txt").write_text(proof.proof_text(proof.overflow_proof(model)), encoding="utf-8")
-    memory = plan.plan(model, facts)
+    memory = plan.plan(model, facts, keyed=settings.link.key is not None)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "05-plan.json").write_text(_plan_json(memory, model), encoding="utf-8")
     plan.check(memory)
@@ -196,13 +197,14 @@ def write_sources(project: Project) -> None:
     """Renders; files that come out the same are left alone, so that builds stay incremental."""
     target = project.generated
     target.mkdir(parents=True, exist_ok=True)
-    sources = render.render(project.model, project.board)
+    sources = render.render(project.model, project.board, shared_key.load(project.config.link.key))
     for stray in target.iterdir():
         if stray.name not in sources:
             shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
     for name, text in sources.items():
         path = target / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.touch(mode=0o600 if name == render.KEY_FILE else 0o666)
             path.write_text(text, encoding="utf-8")
     _point_current(project)
 
