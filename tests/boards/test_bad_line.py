@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from generator import pipeline
+from generator.config import LinkSection
 from generator.pipeline import Project
+from host_tools import report
 from host_tools.emulator import Emulator
-from host_tools.link import LinkError
+from host_tools.link import DeviceError, LinkError
 from host_tools.recording import is_complete
 from host_tools.stream import RECORDING, StreamResult, stream
 from host_tools.validate import validate
@@ -24,6 +26,10 @@ from tests.host_tools.fake_board import FakeBoard
 from tests.line import Noise, Proxy
 
 pytestmark = pytest.mark.board
+
+
+KEY = bytes(range(7, 39))
+KEY_NAME = "SPARCL_TEST_KEY"
 
 
 @dataclass
@@ -69,11 +75,15 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[str, 
         (folder / "tiny.toml").write_text(EXPERIMENT)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SPARCL_BUILD", str(folder / "build"))
+            patch.setenv(KEY_NAME, KEY.hex())
             project = pipeline.generate(folder / "tiny.toml", name, options)
+        key = KEY if project.config.link.key else None
+        plain = project.config.model_copy(update={"link": LinkSection()})
         with FakeBoard(project.model, name) as fake:
-            expected = stream(project, fake.url).state_digest
-        image = build(project.model, folder) if name == "native" else cross_build(project.model, name, folder)
-        return project, image, expected
+            expected = stream(replace(project, config=plain), fake.url).state_digest
+        if name == "native":
+            return project, build(project.model, folder, key=key), expected
+        return project, cross_build(project.model, name, folder, key=key), expected
 
     return made
 
@@ -168,3 +178,27 @@ def test_emulator_killed(bench: Bench) -> None:
         line.lead_to(bench.board.start())
         line.mend()
         bench.check(bench.learn(line, resume=True))
+
+
+KEYED = (f'link.key="env:{KEY_NAME}"',)
+
+
+@pytest.mark.parametrize(("bench", "options"), [("native", KEYED), ("microbit", KEYED)], indirect=["bench"])
+def test_with_a_shared_key(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sealed requests end in the same state, also on a bad line; what is kept of the session holds no key."""
+    monkeypatch.setenv(KEY_NAME, KEY.hex())
+    with Proxy(bench.board.url, noise=Noise(5, 1e-3)) as line:
+        line.cut_after = 20
+        with pytest.raises(LinkError, match="--resume"):
+            bench.learn(line)
+        line.mend()
+        bench.check(bench.learn(line, resume=True))
+    report.write(report.build(bench.project), bench.project.folder)
+    kept = [path for path in bench.project.folder.iterdir() if path.is_file() and path.suffix != ".img"]
+    assert {"recording.sclr", "report.json", "report.html", "stream.json"} <= {path.name for path in kept}
+    for path in kept:
+        assert KEY not in path.read_bytes()
+        assert KEY.hex().encode() not in path.read_bytes()
+    monkeypatch.setenv(KEY_NAME, KEY[::-1].hex())
+    with pytest.raises(DeviceError, match="another shared key"):
+        stream(bench.project, bench.board.url, fresh=True)

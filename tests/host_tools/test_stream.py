@@ -11,13 +11,16 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from generator.errors import BoardError, UserError, ValidationFailed
 from generator.pipeline import Project
 from host_tools import link, protocol, report, stream, validate
+from host_tools.frame import REPLY, REQUEST, Frame
 from host_tools.link import Link
 from host_tools.protocol import Command
-from host_tools.recording import is_complete, transactions
+from host_tools.recording import END, RECEIVED, SENT, Header, Recorder, is_complete, transactions
 from host_tools.reference import train
 from host_tools.reference.replay import Sample
 from host_tools.reference.state import State
@@ -394,3 +397,35 @@ def test_bisect_of_a_wrong_initial_model(project: Project, board: FakeBoard) -> 
     difference, _ = validate.bisect(project, board.url, validate.Suspects((), 0))
     assert difference.what.startswith("layer1.bias[1]")
     assert difference.step == 0
+
+
+# -- recordings of strangers --------------------------------------------------------------------------
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*Command, 0, 200]),
+            st.binary(max_size=90),
+            st.sampled_from([None, 0, 0, 4, 200]),
+            st.one_of(st.binary(max_size=120), st.just(b"\x03")),
+        ),
+        max_size=12,
+    )
+)
+def test_any_recording_is_compared(
+    project: Project, board: FakeBoard, exchanges: list[tuple[int, bytes, int | None, bytes]]
+) -> None:
+    """Whatever requests and replies a recording claims: a difference or agreement, never a crash."""
+    header = Header("tiny", "native", project.model.model_hash, 3, "0")
+    with Recorder(project.folder / stream.RECORDING, header) as recorder:
+        for number, (command, request, status, reply) in enumerate(exchanges):
+            recorder.entry(SENT, Frame(REQUEST, number, command, 0, request).body())
+            if command == Command.HELLO and status == 0 and len(reply) > 1:
+                reply = board.hello()[: len(reply) * 3]
+            if status is not None:
+                recorder.entry(RECEIVED, Frame(REPLY, number, command, status, reply).body())
+        recorder.entry(END, {})
+    result, _ = validate.validate(project)
+    assert result.transactions <= len(exchanges)
