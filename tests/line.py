@@ -166,7 +166,7 @@ class Proxy:
     LATE = 0.002
     """Seconds for which the line stands still in the midst of bytes."""
 
-    def __init__(self, url: str, *, pty: bool = False, noise: Noise | None = None) -> None:
+    def __init__(self, url: str, *, pty: bool = False, noise: Callable[[bytes], list[bytes]] | None = None) -> None:
         self.hear: Fault = whole
         self.say: Fault = whole
         self.noise = noise

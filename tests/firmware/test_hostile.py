@@ -216,6 +216,18 @@ def test_repeated_request_is_not_executed_again(twin: Twin) -> None:
     twin.check()
 
 
+def test_half_a_frame(twin: Twin) -> None:
+    """A board never waits for the rest: whoever comes next is heard, whatever was left unfinished."""
+    wire = Frame(REQUEST, 9, Command.TRAIN, 0, b"\x02\0\x01").encode()
+    port = int(twin.process.url.rsplit(":", 1)[1])
+    for cut in range(1, len(wire) - 1):
+        twin.link.close()
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as raw:
+            raw.sendall(wire[:cut])
+        twin.link = Link(twin.process.url)
+        twin.check()
+
+
 def test_question(twin: Twin) -> None:
     """A line for people, in the midst of requests."""
     twin.link.close()

@@ -40,6 +40,8 @@ class FakeBoard:
         self._in_turn: int | None = None
         self._start = 1
         self._used = 0
+        self._restarted = False
+        """It restarts after the present reply."""
         self._port = Port(self._talk, pty=pty)
         self.url = self._port.url
         self._port.start()
@@ -55,8 +57,10 @@ class FakeBoard:
         self.device = self._snapshot.copy()
         self.restored = self._snapshots > 0
         self._start += 1
+        self._used = 0
         self._kept = []
         self._in_turn = None
+        self._restarted = False
 
     @property
     def nonce(self) -> bytes:
@@ -92,6 +96,8 @@ class FakeBoard:
         reply = Frame(frame.REPLY, request.sequence, request.command, status, payload).encode()
         self._in_turn = None if status else (request.sequence + 1) % 256
         self._keep(request.body(), reply, len(payload))
+        if self._restarted:
+            self.power_cycle()
         return reply
 
     def _keep(self, request: bytes, reply: bytes, size: int) -> None:
@@ -110,8 +116,8 @@ class FakeBoard:
         self.device.nonce = self.nonce
         result = self.device.apply(command, request)
         self._used += command == Command.RESET and (result is None or result.status == 0)
-        if result is None:  # restart
-            self.power_cycle()
+        self._restarted = result is None
+        if result is None:
             return 0, b""
         payload = result.payload
         if result.status == 0 and command in (Command.TASK_END, Command.SAVE):

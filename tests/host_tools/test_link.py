@@ -21,7 +21,7 @@ from generator.errors import UserError
 from generator.pipeline import Project
 from host_tools import frame, link, protocol
 from host_tools.frame import Frame, Splitter
-from host_tools.link import DeviceError, Link, LinkError
+from host_tools.link import DeviceError, Link, LinkError, NoisyLineError
 from host_tools.protocol import Command
 from host_tools.recording import NOISE, Header, Recorder, entries, transactions
 from tests.host_tools.fake_board import FakeBoard, commands
@@ -188,8 +188,9 @@ def test_faults_on_the_line_change_nothing(
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 8])
-def test_window_is_filled(project: Project, window: int) -> None:
+def test_window_is_filled(project: Project, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     """No reply comes through before as many requests as the board takes have come."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 10.0)
     with FakeBoard(project.model) as board, Proxy(board.url) as line_to, Link(line_to.url) as line:
         board.window = window
         state = small_requests(line)
@@ -325,11 +326,101 @@ def test_silent_board(project: Project, monkeypatch: pytest.MonkeyPatch) -> None
         assert len(set(heard)) == 1
 
 
-def test_line_that_onlydamages(project: Project) -> None:
+def test_line_that_only_damages(project: Project) -> None:
     with FakeBoard(project.model) as board, Proxy(board.url) as line_to, Link(line_to.url) as line:
         line_to.hear = damage
-        with pytest.raises(LinkError, match="damaged"):
+        with pytest.raises(LinkError, match=r"sent 60 times and never came through whole \(60 frames.*check the cable"):
             line.request(Command.DIGEST, timeout=1.0)
+        assert board.executed == []
+
+
+def _without_end(nth: int) -> Callable[[bytes], list[bytes]]:
+    """A line that loses the zero byte at the end of the ``nth`` piece."""
+    calls = 0
+
+    def apply(data: bytes) -> list[bytes]:
+        nonlocal calls
+        calls += 1
+        return [data[:-1] if calls == nth else data]
+
+    return apply
+
+
+@pytest.mark.parametrize("window", [1, 8])
+@pytest.mark.parametrize("nth", range(1, 13))
+def test_lost_end_of_a_frame_costs_no_time_out(
+    board: FakeBoard, project: Project, monkeypatch: pytest.MonkeyPatch, window: int, nth: int
+) -> None:
+    """Host and board do not wait for each other, also when one has taken two frames for one."""
+    monkeypatch.setattr(link, "TRIES", 1)
+    monkeypatch.setattr(link, "PROD", 0.05)
+    board.window = window
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        state = small_requests(line)
+        task = begin(line, project)
+        line._slowest = {}
+        line_to.noise = _without_end(nth)
+        assert list(protocol.samples(line, state, task.y_train, task.x_train)) == [4, 8, 12, 16, 20, 24]
+        assert commands(board).count(Command.SAMPLES) == 6
+        assert line.retries > 0
+
+
+def test_requests_are_as_large_as_the_line_carries(
+    board: FakeBoard, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not get through is given up for smaller ones, which grow again where it does."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 10.0)
+    x, y = np.repeat(project.dataset.tasks[0].x_test, 200, axis=0), np.repeat(project.dataset.tasks[0].y_test, 200)
+    sizes: list[int] = []
+
+    def only_short(chunk: bytes) -> list[bytes]:
+        sizes.append(len(chunk))
+        return damage(chunk) if len(chunk) > 300 else [chunk]
+
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        board.window = 1
+        state = protocol.hello(line)
+        line_to.hear = only_short
+        with pytest.raises(NoisyLineError, match="--resume"):
+            list(protocol.evaluations(line, state, y, x, state.n_classes))
+        assert sizes == [sizes[0]] * link.SHRINK_AFTER
+        sizes.clear()
+        assert sum(len(r.predicted) for r in protocol.evaluations(line, state, y[:9], x[:9], state.n_classes)) == 9
+        assert line.retries == link.SHRINK_AFTER - 1
+        assert max(sizes) < 300
+        line_to.hear = lambda chunk: sizes.append(len(chunk)) or [chunk]  # type: ignore[func-returns-value]
+        assert sum(len(r.predicted) for r in protocol.evaluations(line, state, y, x, state.n_classes)) == len(x)
+        assert max(sizes) > 900
+        assert line.retries == link.SHRINK_AFTER - 1
+
+
+def test_request_that_cannot_be_smaller_is_sent_again(board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More often than one that can."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 10.0)
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        protocol.hello(line)
+        left = iter(range(link.PATIENCE - 1))
+        line_to.hear = lambda chunk: damage(chunk) if next(left, None) is not None else [chunk]
+        protocol.digest(line)
+        assert line.retries == link.PATIENCE - 1
+
+
+def test_text_of_a_board_that_starts_is_no_damaged_reply(board: FakeBoard) -> None:
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        line_to.say = lambda chunk: [b"sparcl-mcu 0.1.0 on native, idle\r\n", chunk]
+        protocol.hello(line)
+        assert (line.retries, line.damaged) == (0, 0)
+
+
+def test_restart_whose_reply_is_lost(board: FakeBoard) -> None:
+    """The request comes again to a board that has a new nonce: it has restarted, which is what was wanted."""
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        protocol.hello(line)
+        line._slowest = dict.fromkeys(Command, 0.0)
+        replies = iter(range(100))
+        line_to.say = lambda chunk: [] if next(replies) == 1 else [chunk]
+        assert protocol.reset(line, protocol.RESTART).nonce == board.nonce
+        assert commands(board).count(Command.RESET) == 2
 
 
 def test_sequence_numbers_differ_from_one_request_to_the_next(project: Project) -> None:
