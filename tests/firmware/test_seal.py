@@ -24,6 +24,7 @@ from host_tools.link import DeviceError, Link, LinkError
 from host_tools.protocol import STATE_CHANGING, Command, Hello
 from host_tools.seal import SIZE, Seal
 from tests.firmware.native import SECONDS, Process, Teacher, Twin, build, compile_c, running
+from tests.firmware.test_window import facts
 from tests.host_tools.reference.models import random_model, random_samples, task_begin
 from tests.line import Proxy
 
@@ -192,7 +193,7 @@ def test_frame_longer_than_the_board_takes(twin: Twin) -> None:
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
     """A program with a key."""
     model = random_model(11, sizes=(16, 12, CLASSES), batch=2, table=64)
-    return model, build(model, tmp_path_factory.mktemp("keyed"), key=KEY)
+    return model, build(model, tmp_path_factory.mktemp("keyed"), facts(6), key=KEY)
 
 
 @pytest.fixture
@@ -205,6 +206,21 @@ def process(keyed: tuple[Model, Path], tmp_path: Path) -> Iterator[Process]:
     process.kill()
 
 
+def replies(process: Process, *frames: Frame) -> Iterator[Frame]:
+    """What the board answers to each of these frames."""
+    port = int(process.url.rsplit(":", 1)[1])
+    splitter = Splitter()
+    with socket.create_connection(("127.0.0.1", port), SECONDS) as raw:
+        for frame in frames:
+            raw.sendall(b"\0" + frame.encode())
+            chunks: list[bytes] = []
+            while not chunks:
+                data = raw.recv(1 << 16)
+                assert data, process.errors()
+                chunks = splitter.feed(data)
+            yield from (reply for reply in map(decode, chunks) if reply is not None)
+
+
 class Attacker:
     """Writes frames of its own; the statuses of the replies."""
 
@@ -213,19 +229,7 @@ class Attacker:
 
     def __call__(self, *frames: Frame) -> list[int]:
         """Send these one after another."""
-        port = int(self._process.url.rsplit(":", 1)[1])
-        splitter, found = Splitter(), []
-        with socket.create_connection(("127.0.0.1", port), SECONDS) as raw:
-            for frame in frames:
-                raw.sendall(b"\0" + frame.encode())
-                chunks: list[bytes] = []
-                while not chunks:
-                    data = raw.recv(1 << 16)
-                    assert data, self._process.errors()
-                    chunks = splitter.feed(data)
-                replies = [reply for reply in map(decode, chunks) if reply is not None]
-                found += [reply.status for reply in replies]
-        return found
+        return [reply.status for reply in replies(self._process, *frames)]
 
 
 def where(process: Process) -> tuple[Hello, protocol.Digest]:
@@ -355,6 +359,46 @@ def test_forged_replies_are_not_believed(process: Process, monkeypatch: pytest.M
         assert [protocol.save(line), protocol.save(line)] == [1, 2]
         with pytest.raises(LinkError, match="not sealed with this key"):
             protocol.save(line)
+
+
+def test_reply_of_long_ago_is_not_believed(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequence numbers come round; counters do not."""
+    monkeypatch.setattr("host_tools.link.PATIENCE", 5)
+    kept: list[bytes] = []
+
+    def again(chunk: bytes) -> list[bytes]:
+        kept.append(chunk)
+        return [kept[0]]
+
+    with Proxy(process.url) as proxy, Link(proxy.url, key=KEY) as line:
+        protocol.hello(line)
+        proxy.say = again
+        assert protocol.save(line) == 1
+        line._sequence -= 1
+        with pytest.raises(LinkError, match="not sealed with this key"):
+            protocol.save(line)
+    assert where(process)[0].snapshot == 2
+
+
+@pytest.mark.parametrize("steps", [1, *range(34, 41)])
+def test_a_long_sealed_reply_takes_the_place_of_others(process: Process, keyed: tuple[Model, Path], steps: int) -> None:
+    """What is left of an earlier reply is not sent."""
+    x, y = random_samples(keyed[0], (0, 1), 60, 4)
+    with Link(process.url, key=KEY) as line:
+        protocol.hello(line)
+        protocol.task_begin(line, (0, 1), 60, streamed=False)
+        assert list(protocol.samples(line, protocol.hello(line), y, x))[-1] == 60
+        state = protocol.hello(line)
+        assert state.steps_per_request == 40
+    digest = Frame(REQUEST, 10, Command.DIGEST, 0, b"")
+    (train,) = sealed(state, Frame(NEXT, 11, Command.TRAIN, 0, struct.pack("<HB", steps, 0)))
+    found = list(replies(process, digest, train, digest))
+    assert [(reply.kind, reply.sequence, reply.command) for reply in found[::2]] == [(REPLY, 10, Command.DIGEST)] * 2
+    assert (found[1].command, found[1].status) == (Command.TRAIN, 0)
+    fits = 4 + 16 + 4 * steps + SIZE + 4 + 4 + 12 + 10 <= 4 + 200 + SIZE + 4
+    assert (found[0] == found[2]) == fits
+    (now,) = replies(process, replace(digest, sequence=77))
+    assert found[2].payload in (found[0].payload, now.payload)
 
 
 def test_host_and_board_must_agree_about_the_key(process: Process, twin: Twin) -> None:

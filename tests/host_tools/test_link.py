@@ -365,6 +365,17 @@ def test_lost_end_of_a_frame_costs_no_time_out(
         assert line.retries > 0
 
 
+def test_damaged_reply_costs_no_time_out(board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host asks again at once."""
+    monkeypatch.setattr(link, "TRIES", 1)
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 1000.0)
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        line_to.say = _nth(1, damage)
+        line.request(Command.DIGEST, timeout=5.0)
+        assert (line.retries, line.damaged) == (1, 1)
+        assert commands(board) == [Command.DIGEST]
+
+
 def test_requests_are_as_large_as_the_line_carries(
     board: FakeBoard, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
