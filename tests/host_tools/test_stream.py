@@ -26,7 +26,7 @@ from host_tools.reference.replay import Sample
 from host_tools.reference.state import State
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard, commands
-from tests.line import BadFrames, Proxy
+from tests.line import BadFrames, Proxy, damage
 
 METHODS = {
     "der++": {},
@@ -119,6 +119,30 @@ def test_session_on_a_bad_line(
         same = ("state_digest", "rolling", "scores", "initial", "base", "steps")
         assert [getattr(result, name) for name in same] == [getattr(good, name) for name in same]
         assert [(e.steps, e.wrong, e.loss) for e in result.epochs] == [(e.steps, e.wrong, e.loss) for e in good.epochs]
+
+
+@pytest.mark.parametrize("mode", ["resident", "streamed"])
+def test_session_on_a_line_that_carries_short_frames_only(
+    make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """It goes on with smaller requests by itself, where the board says that it stands."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 10.0)
+    project = make_project(method={"training": mode})
+    most = 240
+
+    def short_only(chunk: bytes) -> list[bytes]:
+        return damage(chunk) if len(chunk) > most else [chunk]
+
+    with FakeBoard(project.model) as board, Proxy(board.url) as line:
+        line.hear = line.say = short_only
+        result = stream.stream(project, line.url)
+    assert (result.complete, result.sessions) == (True, 1)
+    assert all(len(request.payload) < most for request in board.executed)
+    assert result.retries > link.SHRINK_AFTER
+    checked, _ = validate.validate(project)
+    assert checked.bit_exact, checked.first
+    with FakeBoard(project.model) as board:
+        assert stream.stream(project, board.url).state_digest == result.state_digest
 
 
 # -- refusals -----------------------------------------------------------------------------------------
