@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from generator import shared_key
 from generator.architecture import LAYER_ENTRIES, LayerEntry, layer_conflicts
 from generator.artefacts import DdrScore, Growth, Method, SingleHead
 from generator.errors import UserError
@@ -319,6 +320,16 @@ class DdrSection(_Section):
     )
 
 
+class LinkSection(_Section):
+    """The serial line to the board."""
+
+    key: str | None = Field(
+        None,
+        description="Where the key is that host and board share, so that nobody else changes what the board knows: "
+        '"file:PATH", relative to this file, or "env:NAME", an environment variable (docs/protocol.md)',
+    )
+
+
 class Config(_Section):
     """A whole experiment."""
 
@@ -332,6 +343,7 @@ class Config(_Section):
     tdm: TdmSection = TdmSection()
     dgm: DgmSection = DgmSection()
     ddr: DdrSection = DdrSection()
+    link: LinkSection = LinkSection()
 
     @property
     def gradient_sparsity(self) -> float:
@@ -391,6 +403,8 @@ def _conflicts(c: Config) -> Iterator[_Conflict]:
     yield from _model_conflicts(c)
     yield from _method_conflicts(c)
     yield from _sparcl_conflicts(c)
+    if c.link.key is not None and not re.fullmatch(shared_key.FORM, c.link.key):
+        yield (("link", "key"),), 'link.key names a place, "file:PATH" or "env:NAME"; the key itself stays out of here'
 
 
 _SET_KEYS: dict[str, tuple[str, ...]] = {
@@ -654,7 +668,13 @@ def _resolve_paths(config: Config, path: Path) -> Config:
         given["path"] = Path()
     resolved = {key: (path.parent / value).resolve() for key, value in given.items() if value is not None}
     data = config.data.model_copy(update=resolved)
-    return config.model_copy(update={"data": data, "model": _resolve_model(config.model, path)})
+    sections = {"data": data, "model": _resolve_model(config.model, path), "link": _resolve_link(config.link, path)}
+    return config.model_copy(update=sections)
+
+
+def _resolve_link(link: LinkSection, path: Path) -> LinkSection:
+    kind, _, name = (link.key or "").partition(":")
+    return link.model_copy(update={"key": f"file:{(path.parent / name).resolve()}"}) if kind == "file" else link
 
 
 def _resolve_model(model: ModelSection, path: Path) -> ModelSection:

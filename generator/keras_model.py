@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import json
 import os
 import re
 import sys
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -213,18 +215,79 @@ def load(keras: Any, config: Config) -> Any:
 
 
 def _load_file(keras: Any, path: Path) -> Any:
-    """Nothing in the file is run: Keras's safe mode refuses code."""
+    """Nothing in the file is run: what could be is refused before Keras sees it, and by Keras's safe mode again."""
     if not path.is_file():
         raise UserError(f"{path}: no such file (model.path)")
     with path.open("rb") as file:
         whole = zipfile.is_zipfile(file) if path.suffix == ".keras" else file.read(4) == b"\x89HDF"
     if not whole:
         raise UserError(f"{path}: is damaged, or is no {path.suffix} file: write it with Keras's model.save()")
+    _check_harmless(path)
     try:
         with _quiet():
             return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever its readers raise
         raise UserError(f"{path}: {_unreadable(error)}") from None
+
+
+_CODE = frozenset(
+    {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
+    | {"StringLookup", "IntegerLookup", "TextVectorization"}
+)
+"""Classes of Keras that run code from the file, or read other files that it names."""
+
+_OWN = re.compile(
+    r"keras(\.src)?(\.(layers|models|initializers|regularizers|constraints|activations|ops|dtype_policies|quantizers"
+    r"|optimizers|losses|metrics)(\.\w+)*)?"
+)
+"""Modules of Keras that a network is made of.  Others, keras.utils for one, do things when they are called."""
+
+_LARGEST_CONFIG = 1 << 26
+"""Bytes; the description of a network has thousands."""
+
+
+def _check_harmless(path: Path) -> None:
+    """Refuse a file that names code.  The safe mode of older versions of Keras does not look at .h5 files."""
+    for name, module in _named_classes(_description(path)):
+        if name in _CODE:
+            raise UserError(
+                f"{path}: holds Python code, or names a file to be read ({name}), which the board cannot run: "
+                "write it with other layers"
+            )
+        if module and not _OWN.fullmatch(module) and module != "builtins":
+            raise UserError(
+                f"{path}: needs {name} of {module}, which is not Keras's own: use Keras's layers in a Sequential or "
+                "functional model"
+            )
+
+
+def _description(path: Path) -> Any:
+    """The network as JSON; None where there is none, which Keras then says better."""
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                if archive.getinfo("config.json").file_size > _LARGEST_CONFIG:
+                    raise UserError(f"{path}: its config.json is no network's: write it with Keras's model.save()")
+                return json.loads(archive.read("config.json"))
+        with importlib.import_module("h5py").File(path, "r") as file:
+            return json.loads(file.attrs["model_config"])
+    except (OSError, KeyError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _named_classes(tree: Any) -> Iterator[tuple[str, str]]:
+    """Every (class or function, module) in a description."""
+    left = [tree]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            left += item.values()
+            if "class_name" in item:
+                kind, config = str(item["class_name"]), item.get("config")
+                name = config if kind == "function" and isinstance(config, str) else kind
+                yield name, str(item.get("module") or "")
+        elif isinstance(item, list):
+            left += item
 
 
 def _unreadable(error: Exception) -> str:
@@ -254,6 +317,7 @@ def fingerprint(config: Config) -> bytes:
 
 def _call(reference: str, place: str) -> Any:
     """What "module:function" returns; the module is the name of one, or a file."""
+    user_module.require_consent(place)
     name, _, function = reference.rpartition(":")
     file = Path(name)
     folder, module = (file.parent, file.stem) if file.suffix == ".py" else (None, name)

@@ -39,6 +39,7 @@ from generator import (
     quantise,
     rates,
     render,
+    shared_key,
     store,
     train,
 )
@@ -91,6 +92,7 @@ def generate(
     say = progress or (lambda _text: None)
     facts = boards.load_board(board)
     settings = config.load(experiment, overrides, seed)
+    shared_key.load(settings.link.key)  # before the work of minutes
     shared = build_folder() / settings.experiment.name
     folder = shared / board
     cache = _Cache(shared, force)
@@ -99,6 +101,7 @@ def generate(
         shared.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{shared} cannot be made ({error.strerror}): is $SPARCL_BUILD a folder?") from None
+    _require_no_way_out(shared, build_folder() / "current")
     (shared / "01-config.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
     dataset = cache.stage(
         "02-data",
@@ -129,7 +132,7 @@ def generate(
         lambda: say("quantising"),
     )
     (shared / "04-overflow-proof.txt").write_text(proof.proof_text(proof.overflow_proof(model)), encoding="utf-8")
-    memory = plan.plan(model, facts)
+    memory = plan.plan(model, facts, keyed=settings.link.key is not None)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "05-plan.json").write_text(_plan_json(memory, model), encoding="utf-8")
     plan.check(memory)
@@ -141,6 +144,14 @@ def generate(
 def build_folder() -> Path:
     """Where artefacts go: ``build/`` of the checkout, or ``$SPARCL_BUILD``."""
     return Path(os.environ.get("SPARCL_BUILD") or ROOT / "build")
+
+
+def _require_no_way_out(*folders: Path) -> None:
+    """Raise ``UserError`` where a symbolic link would have us write outside the build folder."""
+    inside = build_folder().resolve()
+    for path in (path for folder in folders for path in (folder, *folder.rglob("*"))):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(f"{path} is a link out of {inside}: delete it, nothing is written through it")
 
 
 class _Cache:
@@ -196,13 +207,14 @@ def write_sources(project: Project) -> None:
     """Renders; files that come out the same are left alone, so that builds stay incremental."""
     target = project.generated
     target.mkdir(parents=True, exist_ok=True)
-    sources = render.render(project.model, project.board)
+    sources = render.render(project.model, project.board, shared_key.load(project.config.link.key))
     for stray in target.iterdir():
         if stray.name not in sources:
-            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+            shutil.rmtree(stray) if stray.is_dir() and not stray.is_symlink() else stray.unlink()
     for name, text in sources.items():
         path = target / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.touch(mode=0o600 if name == render.KEY_FILE else 0o666)
             path.write_text(text, encoding="utf-8")
     _point_current(project)
 

@@ -22,6 +22,12 @@ tests/boards/test_end_to_end.py holds the plan to the linked image."""
 ENGINE_CODE = 30 * 1024
 """Engine code and its constant tables, in bytes; the largest of the boards, rounded up."""
 
+SEAL = 12
+"""Bytes of a seal: a counter and a tag (docs/protocol.md, "Shared key")."""
+
+SEAL_CODE = 2048
+"""What seals take in flash besides, rounded up."""
+
 CODE_PER_PASS = 900
 """Code of one panel or dense layer over all passes, in bytes; kernels are specialised for each."""
 
@@ -102,10 +108,15 @@ def max_payload(model: Model, board: Board) -> int:
     return max(board.link.max_payload, model.n_in + 12, prediction, statistics_reply)
 
 
-def plan(model: Model, board: Board) -> Plan:
-    """Computes the plan; does not judge it (:func:`check` does)."""
-    ram = _ram(model, board)
-    flash = _flash(model)
+def line_payload(model: Model, board: Board, keyed: bool) -> int:
+    """The longest payload with its seal (``firmware/core/scl_seal.h``)."""
+    return max_payload(model, board) + (SEAL if keyed else 0)
+
+
+def plan(model: Model, board: Board, *, keyed: bool = False) -> Plan:
+    """Computes the plan; does not judge it (:func:`check` does).  ``keyed``: requests are sealed with a shared key."""
+    ram = _ram(model, board, keyed=keyed)
+    flash = _flash(model, keyed=keyed)
     return Plan(
         board=board.name,
         ram=ram,
@@ -239,13 +250,13 @@ def receive_ring(board: Board, payload: int) -> int:
     return 0 if board.core == "host" else (board.link.window - 1) * (payload + payload // 254 + 12)
 
 
-def _ram(model: Model, board: Board) -> tuple[Row, ...]:
+def _ram(model: Model, board: Board, *, keyed: bool) -> tuple[Row, ...]:
     position = position_bytes(model)
     parameters = [parameter_bytes(layer, position) for layer in model.layers]
     activations = arena_bytes(model) + 4 * model.layers[-1].n_pad
     sample = 0 if board.store.mapped else 8 + model.n_stored
     latent = model.input.values if model.latent_stored else 0
-    payload = max_payload(model, board)
+    payload = line_payload(model, board, keyed)
     rows = [
         Row("weights and biases", sum(p[0] for p in parameters), "16 and 32 bit"),
         Row("masks", sum(p[1] for p in parameters), "indices and columns of sparse layers"),
@@ -269,7 +280,7 @@ def _ram(model: Model, board: Board) -> tuple[Row, ...]:
     return tuple(row for row in rows if row.size)
 
 
-def _flash(model: Model) -> tuple[Row, ...]:
+def _flash(model: Model, *, keyed: bool) -> tuple[Row, ...]:
     position = position_bytes(model)
     initial = sum(sum(parameter_bytes(layer, position)) for layer in model.layers)
     frozen = sum(sum(parameter_bytes(layer, position)) for layer in model.prefix)
@@ -277,6 +288,7 @@ def _flash(model: Model) -> tuple[Row, ...]:
     code += sum(_code(layer, frozen=True) for layer in model.prefix)
     rows = (
         Row("engine code", code, "estimate; the build checks the true size"),
+        Row("shared key", SEAL_CODE if keyed else 0, "estimate; the key and its tags"),
         Row("initial model", initial, "constants"),
         Row("frozen layers", frozen, "constants"),
     )

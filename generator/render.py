@@ -16,11 +16,12 @@ from generator import __version__
 from generator.arena import Placement, arena_bytes, captures, place
 from generator.artefacts import Layer, Method, Model, Op, position_bytes
 from generator.boards import ROOT, Board
-from generator.plan import active_words, mask_space, max_payload, max_sums
+from generator.plan import active_words, line_payload, mask_space, max_payload, max_sums
 from generator.render_layers import LayerView, frozen_views, views
 from host_tools.reference import golden
 
 TEMPLATES = ROOT / "templates"
+KEY_FILE = "scl_key.h"
 FILES = ("scl_config.h", "scl_board.h", "scl_initial.h", "scl_initial.c", "scl_model.c")
 
 
@@ -35,8 +36,8 @@ class Table:
     text: str
 
 
-def render(model: Model, board: Board) -> dict[str, str]:
-    """File name to contents for one model on one board."""
+def render(model: Model, board: Board, key: bytes | None = None) -> dict[str, str]:
+    """File name to contents for one model on one board; ``key``: shared with the host, in a file of its own."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -46,9 +47,10 @@ def render(model: Model, board: Board) -> dict[str, str]:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    context = _context(model, board)
+    keyed = key is not None
+    context = _context(model, board) | {"key": key, "keyed": keyed, "line_payload": line_payload(model, board, keyed)}
     result = {}
-    for name in FILES:
+    for name in (*FILES, *([KEY_FILE] if key is not None else [])):
         template = f"{name}.j2"
         banner = _banner(template, model, board)
         result[name] = environment.get_template(template).render(banner=banner, **context)

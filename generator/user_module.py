@@ -6,16 +6,32 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+from generator.errors import UserError
+
+CONSENT = "SPARCL_ALLOW_CODE"
+"""Environment variable that an experiment file cannot set."""
+
+
+def require_consent(what: str) -> None:
+    """Raise ``UserError`` unless the user allows that code runs; ``what`` names it."""
+    if os.environ.get(CONSENT) != "1":
+        raise UserError(
+            f"{what} runs Python code with all your rights. Read it; if you trust it, allow that with {CONSENT}=1 "
+            "before the command"
+        )
 
 
 def load(folder: Path | None, name: str) -> ModuleType:
     """A module in ``folder``, or one that can be imported; raises whatever its code raises.
 
     One in the folder is run each time and hides nothing of the same name, for it is not imported under its name.
+    Callers ask for consent first.
     """
     path = folder / f"{name}.py" if folder is not None else None
     spec = importlib.util.spec_from_file_location(f"_sparcl_{name}", path) if path and path.is_file() else None

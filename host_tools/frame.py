@@ -77,3 +77,13 @@ class Splitter:
         *chunks, rest = bytes(self._rest).split(DELIMITER) if DELIMITER in data else [bytes(self._rest)]
         self._rest = bytearray(rest[-self.LIMIT :])
         return [chunk for chunk in chunks if chunk]
+
+    @property
+    def begun(self) -> bool:
+        """Whether a chunk has begun to come."""
+        return bool(self._rest)
+
+    def drop(self) -> bytes:
+        """Forget what has come of a chunk that is not complete, and return it."""
+        rest, self._rest = bytes(self._rest), bytearray()
+        return rest

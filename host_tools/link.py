@@ -12,7 +12,7 @@ import contextlib
 import select
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,18 +25,35 @@ from generator.errors import BoardError, UserError
 from . import frame
 from .frame import Frame, Splitter
 from .recording import NOISE, OUT_OF_TURN, RECEIVED, SENT, Recorder
+from .seal import Seal
 
 TRIES = 3
-"""Requests sent before a silent board is given up."""
-SETBACKS = 10
-"""Times in a row that requests are sent again because the board says it missed some, before the line is given up."""
+"""Requests sent before a board that gives no sign of life is given up."""
+PATIENCE = 60
+"""Times in a row that one request is sent again because frames come damaged, before the line is given up."""
+SHRINK_AFTER = 6
+"""As `PATIENCE`, where smaller requests are possible: they get through where large ones do not."""
+CLEAN = 32
+"""Answers in a row at the first try after which requests may be twice as large again."""
 
 SHORTEST_WAIT = 2.0
 """Seconds the first try waits at least, however quickly the board used to answer."""
+PROD = 0.5
+"""Seconds of silence, at least, after which something may have been lost."""
 
-BAD_FRAME_STATUS = 1
-SELF_TEST = 14
-DAMAGED = 15
+QUESTION = b"\x01" + frame.DELIMITER
+"""No frame.  A board that waits says so at once; one that works does after its reply."""
+BANNER = b"sparcl-mcu "
+"""Text a board prints when it starts: no damaged reply."""
+
+BAD_FRAME = 1
+OTHER_MODEL = 12
+WRONG_NONCE = 13
+TOO_LONG = 14
+NOT_SEALED = 15
+REPLAYED = 16
+SELF_TEST = 17
+DAMAGED = 18
 
 ERRORS: dict[int, tuple[str, str]] = {
     1: ("bad frame", "the line damages frames: check the cable and the baud rate"),
@@ -75,6 +92,14 @@ ERRORS: dict[int, tuple[str, str]] = {
         "`sparcl stream --resume` goes on",
     ),
     OUT_OF_TURN: ("out of turn", "the board has restarted in the midst of its work: `sparcl stream --resume` goes on"),
+    OTHER_MODEL: ("other model", "the board's firmware holds another model: run `sparcl flash` again"),
+    WRONG_NONCE: ("wrong nonce", "the board has restarted, or something else uses its line: type the command again"),
+    TOO_LONG: ("frame too long", "the board takes shorter requests: run `sparcl flash` again"),
+    NOT_SEALED: (
+        "not sealed",
+        "the board's firmware has another shared key: set link.key to it, or run `sparcl flash`",
+    ),
+    REPLAYED: ("replayed", "something else uses the line and the key: close it, then `sparcl stream --resume` goes on"),
 }
 
 
@@ -84,6 +109,10 @@ STORE_ERRORS = frozenset((8, 9))
 
 class LinkError(BoardError):
     """No answer, or no line at all."""
+
+
+class NoisyLineError(LinkError):
+    """A request does not get through, a smaller one may: ask the board where it stands, and go on from there."""
 
 
 class DeviceError(BoardError):
@@ -101,9 +130,13 @@ class _Pending:
     """A request under way."""
 
     request: Frame
+    sealed: Frame
+    """As it goes over the line: the board knows it again by every byte."""
+    room: int
+    """`Link.room` when it was made; 0 when it cannot be smaller."""
     answer: Frame | None = None
     repeated: bool = False
-    """Sent again because a later one was answered before it."""
+    """Sent more than once."""
 
 
 class _Flight:
@@ -114,12 +147,16 @@ class _Flight:
     they have not come; a refusal "out of turn" says that one before it was lost.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, divisible: bool) -> None:
         self.waiting: deque[_Pending] = deque()
         self._link = link
+        self._divisible = divisible
         self._due = 0
         """Replies to come if no frame was lost since the last sending."""
         self._stopped = False
+        self._asked = False
+        self.too_long = 0
+        """Times in a row that the board has found a frame too long: on a bad line two may come as one."""
 
     @property
     def stalled(self) -> bool:
@@ -128,22 +165,24 @@ class _Flight:
 
     def send(self, request: Frame) -> None:
         """Send the next request."""
-        self.waiting.append(_Pending(request))
-        self._transmit(request)
+        self.waiting.append(_Pending(request, self._link._sealed(request), self._link.room * self._divisible))
+        self._transmit(self.waiting[-1])
 
     def send_again(self) -> None:
         """Send again whatever has no answer: the board repeats its replies to those it has executed."""
         self._due = 0
-        self._stopped = False
+        self._stopped = self._asked = False
+        self._link._write(frame.DELIMITER)  # ends a frame whose own end was lost
         for pending in self.waiting:
             if pending.answer is None:
-                self._link.retries += 1
-                self._transmit(pending.request)
+                self._repeat(pending)
 
     def take(self, got: Frame) -> bool:
         """Note a reply; False when it answers nothing that is under way."""
-        if (got.sequence, got.command, got.status) == (0, 0, BAD_FRAME_STATUS):
-            self._due -= 1
+        if (got.sequence, got.command) == (0, 0) and got.status in (BAD_FRAME, TOO_LONG):
+            before = self.too_long
+            self.damaged()
+            self.too_long = before + 1 if got.status == TOO_LONG else 0
             return True
         place = self._place(got)
         if place is None:
@@ -155,6 +194,17 @@ class _Flight:
         self.waiting[place].answer = got
         self._ask_for_lost_replies(place)
         return True
+
+    def damaged(self) -> None:
+        """A frame was damaged on the line, either way: one reply fewer will come, or, after a question, none."""
+        self._due -= 1
+        self._stopped = self._stopped or self._asked
+        self.too_long = 0
+
+    def ask(self) -> None:
+        """Ask the board whether it waits."""
+        self._asked = True
+        self._link._write(QUESTION)
 
     def _place(self, got: Frame) -> int | None:
         """Place of the request that a reply answers; None when it is the repetition of one that was answered."""
@@ -168,22 +218,39 @@ class _Flight:
         """Ask again for the replies to requests before ``place``, once."""
         for pending in list(self.waiting)[:place]:
             if pending.answer is None and not pending.repeated:
-                pending.repeated = True
-                self._link.retries += 1
-                self._transmit(pending.request)
+                self._repeat(pending)
 
-    def _transmit(self, request: Frame) -> None:
+    def _repeat(self, pending: _Pending) -> None:
+        pending.repeated = True
+        self._link.retries += 1
+        self._transmit(pending)
+
+    def _transmit(self, pending: _Pending) -> None:
         self._due += 1
-        self._link._send(request)
+        self._link._send(pending.request, pending.sealed)
 
 
 class Link:
-    """A line to one board.  Not for several threads."""
+    """A line to one board.  Not for several threads.
 
-    def __init__(self, url: str, recorder: Recorder | None = None, baud: int = 115200) -> None:
+    ``room``: bytes a request or reply should have at most, as far as its
+    command leaves a choice; it follows what the line carries.  ``key``: shared
+    with the board, or None.
+    """
+
+    def __init__(
+        self, url: str, recorder: Recorder | None = None, baud: int = 115200, key: bytes | None = None
+    ) -> None:
         self.url = url
         self.recorder = recorder
+        self.key = key
         self.retries = 0
+        self.damaged = 0
+        """Frames that were damaged on the line, either way, as far as one end noticed."""
+        self.room = self._most = self._least = 1 << 16
+        self._clean = 0
+        self._seal: Seal | None = None
+        self._forged = 0
         self._baud = baud
         self._sequence = int(time.monotonic() * 1000) & 0xFF
         self._slowest: dict[int, float] = {}
@@ -226,25 +293,43 @@ class Link:
     ) -> None:
         self.close()
 
-    def request(self, command: int, payload: bytes = b"", timeout: float = 5.0) -> bytes:
+    def fit(self, most: int, least: int) -> None:
+        """Keep `room` between the smallest useful request and what the board takes."""
+        if most != self._most:
+            self.room = most
+        self._most, self._least = most, min(least, most)
+        self.room = max(self._least, self.room)
+
+    def seal(self, nonce: bytes, model_hash: bytes, commands: Collection[int]) -> None:
+        """Seal these commands from here on; the line has a key."""
+        assert self.key is not None
+        before, self._seal = self._seal, Seal(self.key, nonce, model_hash, commands)
+        if before is not None:
+            self._seal.go_on_from(before)
+
+    def request(self, command: int, payload: bytes = b"", timeout: float = 5.0, *, divisible: bool = False) -> bytes:
         """Send a request and return the payload of its reply.
 
         ``timeout``: seconds the command may take on the slowest board.  The
         first try waits less when the board has answered this command before,
-        so that a lost frame does not cost the whole time-out.
-        Raises DeviceError when the board refuses, LinkError when it is silent.
+        so that a lost frame does not cost the whole time-out.  ``divisible``:
+        smaller requests would do as well.  Raises DeviceError when the board
+        refuses, LinkError when it is silent or the line is too bad, and
+        NoisyLineError, one of these, when smaller requests may get through.
         """
-        return next(self.requests(command, (payload,), 1, timeout))
+        return next(self.requests(command, (payload,), 1, timeout, divisible=divisible))
 
-    def requests(self, command: int, payloads: Iterable[bytes], window: int, timeout: float) -> Iterator[bytes]:
+    def requests(
+        self, command: int, payloads: Iterable[bytes], window: int, timeout: float, *, divisible: bool = True
+    ) -> Iterator[bytes]:
         """Send a request for each payload; the payloads of their replies, in order.
 
         ``window``: how many may be under way at once, as the board allows.  The
         board executes each once and in this order; after one that it refuses it
-        executes none of those behind it.  ``timeout`` and errors: as `request`.
+        executes none of those behind it.  The rest and the errors: as `request`.
         """
         source = iter(payloads)
-        flight = _Flight(self)
+        flight = _Flight(self, divisible)
         kind = frame.REQUEST
         while True:
             while len(flight.waiting) < window and (payload := next(source, None)) is not None:
@@ -260,53 +345,126 @@ class Link:
 
     def _first_answer(self, flight: _Flight, command: int, timeout: float) -> Frame:
         """The answer to the oldest request under way, which is no longer so."""
+        oldest = flight.waiting[0]
         first = timeout
         if command in self._slowest:
             first = min(timeout, max(SHORTEST_WAIT, 20 * self._slowest[command]))
         started = time.monotonic()
         tries = setbacks = 0
-        while (answer := flight.waiting[0].answer) is None:
+        while oldest.answer is None:
             if flight.stalled:
                 setbacks += 1
-            elif not self._listen(flight, min(timeout, first * 4**tries) if tries < TRIES - 1 else timeout):
-                tries += 1
-            else:
+                tries = 0  # damaged frames are a sign of life
+                self.room = max(self._least, self.room // 2)
+                if flight.too_long == SHRINK_AFTER:
+                    raise DeviceError(command, TOO_LONG)
+                self._check_patience(oldest, setbacks)
+            elif self._listen(flight, min(timeout, first * 4**tries) if tries < TRIES - 1 else timeout, command):
                 continue
-            if setbacks == SETBACKS:
-                raise LinkError(
-                    f"{self.url}: the board receives damaged frames only; check the cable and the baud rate"
-                )
-            if tries == TRIES:
-                raise LinkError(
-                    f"{self.url}: no answer to command 0x{command:02x} after {TRIES} tries. "
-                    "Is this the board's port, does no other program use it, and is the firmware on it? "
-                    "`sparcl flash` writes it"
-                )
+            else:
+                tries += 1
+                self._check_tries(command, tries)
             flight.send_again()
-        self._slowest[command] = max(self._slowest.get(command, 0.0), time.monotonic() - started)
+        self._note_quality(command, oldest, time.monotonic() - started)
         flight.waiting.popleft()
-        return answer
+        return oldest.answer
 
-    def _listen(self, flight: _Flight, timeout: float) -> bool:
-        """Hand on received frames until one concerns the flight; False after the time-out."""
+    def _note_quality(self, command: int, answered: _Pending, seconds: float) -> None:
+        """Learn from an answer how quick the board is, and how large requests may be."""
+        if answered.repeated:
+            self._clean = 0
+            return
+        self._slowest[command] = max(self._slowest.get(command, 0.0), seconds)
+        self._clean += 1
+        if self._clean == CLEAN:
+            self._clean = 0
+            self.room = min(self._most, 2 * self.room)
+
+    def _check_patience(self, oldest: _Pending, setbacks: int) -> None:
+        """Give up a request that does not get through."""
+        if setbacks >= SHRINK_AFTER and oldest.room >= 2 * self.room:
+            raise NoisyLineError(
+                f"{self.url}: requests of {oldest.room} bytes do not get through, the line damages them; "
+                "`sparcl stream --resume` goes on with smaller ones"
+            )
+        if setbacks < PATIENCE:
+            return
+        if self._forged:
+            raise LinkError(f"{self.url}: the replies are not sealed with this key: is it the one of the firmware?")
+        raise LinkError(
+            f"{self.url}: a request was sent {setbacks} times and never came through whole ({self.damaged} frames "
+            "were damaged so far): check the cable, its ground, the baud rate, and what disturbs the line; "
+            "then `sparcl stream --resume` goes on"
+        )
+
+    def _check_tries(self, command: int, tries: int) -> None:
+        """Give up a board that is silent."""
+        if tries == TRIES:
+            raise LinkError(
+                f"{self.url}: no answer to command 0x{command:02x} after {TRIES} tries. "
+                "Is this the board's port, does no other program use it, and is the firmware on it? "
+                "`sparcl flash` writes it"
+            )
+
+    def _listen(self, flight: _Flight, timeout: float, command: int) -> bool:
+        """Hand on received frames until one concerns the flight; False after the time-out.
+
+        Where the zero byte that ends a frame was lost, no more comes: the board waits
+        for the rest of a request, the host for that of a reply, or one of them took
+        two frames for one.  So the host asks when it has heard nothing for a while.
+        """
         deadline = time.monotonic() + timeout
-        heard = False
-        while not heard:
+        silence = max(PROD, 4 * self._slowest[command]) if command in self._slowest else SHORTEST_WAIT
+        while True:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            for chunk in self._splitter.feed(self._receive(left)):
-                got = frame.decode(chunk)
-                if got is None or got.kind != frame.REPLY:
-                    self._record(NOISE, chunk)
-                else:
-                    self._record(RECEIVED, got.body())
-                    heard = flight.take(got) or heard
+            data = self._receive(min(left, PROD if self._splitter.begun else silence))
+            if data:
+                if self._hand_on(data, flight):
+                    return True
+            elif (rest := self._splitter.drop()) and self._note_damage(rest, flight):
+                return True
+            elif left > silence:
+                flight.ask()
+                silence *= 2
+
+    def _hand_on(self, data: bytes, flight: _Flight) -> bool:
+        """Give the flight the frames that ``data`` completes; whether one concerns it."""
+        heard = False
+        for chunk in self._splitter.feed(data):
+            got = frame.decode(chunk)
+            opened = self._opened(got) if got is not None and got.kind == frame.REPLY else None
+            if opened is None:
+                heard = self._note_damage(chunk, flight) or heard
+            else:
+                self._record(RECEIVED, opened.body())
+                heard = flight.take(opened) or heard
+        return heard
+
+    def _opened(self, got: Frame) -> Frame | None:
+        """The reply without its seal; None for one that the board did not send."""
+        if (got.sequence, got.command) == (0, 0):
+            self.damaged += 1
+        opened = got if self._seal is None else self._seal.open(got)
+        self._forged += opened is None
+        return opened
+
+    def _note_damage(self, chunk: bytes, flight: _Flight) -> bool:
+        """A chunk that is no reply; whether it may have been one."""
+        self._record(NOISE, chunk)
+        if BANNER in chunk:
+            return False
+        self.damaged += 1
+        flight.damaged()
         return True
 
-    def _send(self, request: Frame) -> None:
+    def _sealed(self, request: Frame) -> Frame:
+        return request if self._seal is None else self._seal.close(request)
+
+    def _send(self, request: Frame, sealed: Frame) -> None:
         self._record(SENT, request.body())
-        self._write(request.encode())
+        self._write(sealed.encode())
 
     def _record(self, kind: str, data: bytes) -> None:
         if self.recorder is not None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -18,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from generator.artefacts import Model, position_bytes, regions
-from generator.errors import BoardError
+from generator.errors import BoardError, UserError
 
-from .link import DAMAGED, DeviceError, Link, LinkError
+from . import seal
+from .link import DAMAGED, WRONG_NONCE, DeviceError, Link, LinkError
 
 VERSION = 3
 
@@ -81,7 +83,10 @@ SELF_TEST_FAILED, RESTORED = 1, 2
 DIGEST_FLAG = 1
 
 KEPT = 14
-"""Bytes a board needs to keep a reply, besides its payload."""
+"""Bytes a board needs to keep a reply, besides its payload and its seal."""
+
+SAMPLE_HEAD = 8
+"""Most bytes of a request besides one sample."""
 
 REPLAY_SLOT = 12
 """Bytes of a slot in the dump region of the replay buffer."""
@@ -102,7 +107,7 @@ _SECONDS: dict[int, float] = {
     Command.RESET: SLOW,
 }
 
-_HELLO = struct.Struct("<B3B8s16sHHBBHHBHHIIHIBBBBHHHHHHIBBBH")
+_HELLO = struct.Struct("<B3B8s16sHHBBHHBHHIIHIBBBBHHHHHHIBB8sBBH")
 _TRAIN = struct.Struct("<HHHHBBHI")
 _STATISTICS = struct.Struct("<7QIIIIQHHHIIIIHIIIII")
 _U32 = struct.Struct("<I")
@@ -142,6 +147,8 @@ class Hello:
     snapshot: int
     restored: bool
     reset_reason: int
+    nonce: bytes
+    keyed: bool
     health: int
     """Bits SELF_TEST_FAILED and RESTORED."""
     faults: int
@@ -170,6 +177,7 @@ class Hello:
             self.sector,
             self.store_size,
             self.program_unit,
+            self.keyed,
         )
 
     def position(self) -> tuple[int, ...]:
@@ -277,9 +285,9 @@ def unpack_hello(data: bytes) -> Hello:
         )
     fields: tuple[Any, ...] = _unpack(_HELLO, data, "hello")
     protocol, major, minor, patch, model_hash, board, *numbers = fields
-    numbers[-4] = bool(numbers[-4])
     name = board.rstrip(b"\0").decode("ascii", "replace")
-    return Hello(protocol, f"{major}.{minor}.{patch}", model_hash, name, *numbers)
+    state = Hello(protocol, f"{major}.{minor}.{patch}", model_hash, name, *numbers)
+    return replace(state, restored=bool(state.restored), keyed=bool(state.keyed))
 
 
 def unpack_training(data: bytes) -> TrainingReply:
@@ -351,12 +359,17 @@ def steps_per_frame(hello: Hello) -> int:
 
 def window(hello: Hello, reply: int) -> int:
     """Requests that may be under way when each is answered by ``reply`` bytes: the board has to keep their replies."""
-    return max(1, min(hello.window, hello.max_payload // (reply + KEPT)))
+    return max(1, min(hello.window, hello.max_payload // (reply + _kept(hello))))
+
+
+def _kept(hello: Hello) -> int:
+    """Bytes a board needs to keep a reply, besides its payload."""
+    return KEPT + (seal.SIZE if hello.keyed else 0)
 
 
 def _reply_room(hello: Hello) -> int:
     """Bytes of the longest reply of which the board keeps the one before too, where it takes several requests."""
-    return hello.max_payload // 2 - KEPT if hello.window > 1 else hello.max_payload
+    return hello.max_payload // 2 - _kept(hello) if hello.window > 1 else hello.max_payload
 
 
 def _prediction_bytes(hello: Hello) -> int:
@@ -367,18 +380,36 @@ def _training_bytes(steps: int) -> int:
     return _TRAIN.size + 4 + 4 * steps
 
 
-def hello(link: Link) -> Hello:
-    """Who is there, and where in the stream it stands."""
-    return unpack_hello(_ask(link, Command.HELLO))
+def hello(link: Link, timeout: float = 5.0) -> Hello:
+    """Who is there, and where in the stream it stands; from here on the line is used as this board needs it."""
+    state = unpack_hello(link.request(Command.HELLO, timeout=timeout))
+    if state.keyed != (link.key is not None):
+        raise UserError(
+            "the board's firmware has a shared key: set link.key to it"
+            if state.keyed
+            else "the board's firmware has no shared key, but link.key is set: run `sparcl flash`, or leave it out"
+        )
+    link.fit(state.max_payload, state.n_in + SAMPLE_HEAD)
+    if state.keyed:
+        link.seal(state.nonce, state.model_hash, STATE_CHANGING)
+    return state
 
 
-def task_begin(link: Link, classes: Sequence[int], n_samples: int, *, streamed: bool) -> None:
-    """Begin a task of ``n_samples`` training samples."""
-    _ask(
-        link,
-        Command.TASK_BEGIN,
-        struct.pack("<BHB", int(streamed), n_samples, len(classes)) + bytes(classes),
-    )
+def task_begin(link: Link, classes: Sequence[int], n_samples: int, *, streamed: bool, model_hash: bytes = b"") -> None:
+    """Begin a task of ``n_samples`` training samples, made for the model ``model_hash`` (8 bytes)."""
+    head = struct.pack("<BHB", int(streamed), n_samples, len(classes))
+    _ask(link, Command.TASK_BEGIN, head + bytes(classes) + model_hash)
+
+
+def _parts(link: Link, first: int, total: int, most: int, each: int) -> Iterator[slice]:
+    """Numbers from ``first`` to ``total`` in parts of up to ``most``, as large as the line carries when one is made.
+
+    ``each``: bytes of one in a request or in a reply, whichever is longer.
+    """
+    while first < total:
+        count = max(1, min(most, link.room // each))
+        yield slice(first, min(total, first + count))
+        first += count
 
 
 def samples(link: Link, state: Hello, labels: NDArray[np.integer], x: NDArray[np.integer]) -> Iterator[int]:
@@ -386,18 +417,17 @@ def samples(link: Link, state: Hello, labels: NDArray[np.integer], x: NDArray[np
 
     ``state``: the board's present hello.  ``labels``: (n,), ``x``: (n, n_in), of the whole task.
     """
-    count = samples_per_frame(state)
-    requests = (
-        struct.pack("<H", first) + pack_labelled(labels[first : first + count], x[first : first + count])
-        for first in range(state.received, len(x), count)
-    )
+    parts = _parts(link, state.received, len(x), samples_per_frame(state), 1 + state.n_in)
+    requests = (struct.pack("<H", part.start) + pack_labelled(labels[part], x[part]) for part in parts)
     for reply in _ask_in_turn(link, Command.SAMPLES, requests, window(state, 2)):
         yield int(_unpack(struct.Struct("<H"), reply, "samples")[0])
 
 
 def train(link: Link, steps: int, *, digest: bool = True) -> TrainingReply:
     """Train up to ``steps`` steps on stored samples; 0 shuffles the table (streamed mode)."""
-    return unpack_training(_ask(link, Command.TRAIN, struct.pack("<HB", steps, int(digest))))
+    fits = max(1, (link.room - _training_bytes(0)) // 4)
+    request = struct.pack("<HB", min(steps, fits), int(digest))
+    return unpack_training(_ask(link, Command.TRAIN, request, divisible=True))
 
 
 def steps(
@@ -414,12 +444,11 @@ def steps(
     """
     count = steps_per_frame(state)
 
-    def request(first: int) -> bytes:
-        last = first + count
-        due = last >= len(ids) or last // state.steps_per_request > first // state.steps_per_request
-        return pack_steps(ids[first:last], labels[first:last], x[first:last], DIGEST_FLAG if due else 0)
+    def request(part: slice) -> bytes:
+        due = part.stop >= len(ids) or part.stop // state.steps_per_request > part.start // state.steps_per_request
+        return pack_steps(ids[part], labels[part], x[part], DIGEST_FLAG if due else 0)
 
-    requests = map(request, range(0, len(ids), count))
+    requests = map(request, _parts(link, 0, len(ids), count, 3 + state.n_in))
     for reply in _ask_in_turn(link, Command.STEP, requests, window(state, _training_bytes(count))):
         yield unpack_training(reply)
 
@@ -429,12 +458,17 @@ def evaluations(
 ) -> Iterator[Evaluation]:
     """Classify labelled samples; ``labels``: (n,), ``x``: (n, n_in).  The replies cover them in order."""
     count = evaluations_per_frame(state)
-    parts = [slice(first, first + count) for first in range(0, len(x), count)]
-    requests = (pack_labelled(labels[part], x[part]) for part in parts)
+    under_way: deque[int] = deque()
+
+    def request(part: slice) -> bytes:
+        under_way.append(part.stop - part.start)
+        return pack_labelled(labels[part], x[part])
+
+    each = max(1 + state.n_in, _prediction_bytes(state))
+    requests = map(request, _parts(link, 0, len(x), count, each))
     places = window(state, 1 + count * _prediction_bytes(state))
-    replies = _ask_in_turn(link, Command.EVALUATE, requests, places)
-    for part, reply in zip(parts, replies, strict=True):
-        yield unpack_evaluation(reply, len(x[part]), n_classes)
+    for reply in _ask_in_turn(link, Command.EVALUATE, requests, places):
+        yield unpack_evaluation(reply, under_way.popleft(), n_classes)
 
 
 def predictions(link: Link, state: Hello, x: NDArray[np.integer]) -> Iterator[tuple[int, NDArray[np.int16]]]:
@@ -468,8 +502,8 @@ def dump(link: Link, region: int, size: int, max_payload: int) -> bytes:
     """The first ``size`` bytes of a dump region, read in pieces."""
     result = bytearray()
     while len(result) < size:
-        piece = min(size - len(result), max_payload, 0xFFFF)
-        got = _ask(link, Command.DUMP, struct.pack("<HIH", region, len(result), piece))
+        piece = min(size - len(result), max_payload, link.room, 0xFFFF)
+        got = _ask(link, Command.DUMP, struct.pack("<HIH", region, len(result), piece), divisible=True)
         if len(got) != piece:
             raise _malformed("dump")
         result += got
@@ -516,10 +550,20 @@ def save(link: Link) -> int:
 
 def reset(link: Link, kind: int, patience: float = 20.0) -> Hello:
     """Restart the board (RESTART) or make it forget everything (FACTORY); its hello afterwards."""
-    _ask(link, Command.RESET, bytes([kind]))
-    if kind == FACTORY:
-        return hello(link)
-    return wait_for_hello(link, patience)
+    before = hello(link)
+    try:
+        _ask(link, Command.RESET, reset_request(before, kind))
+    except DeviceError as refused:
+        # The reply may have been lost, and the board has restarted when the request came again.
+        restarted = kind == RESTART and refused.status == WRONG_NONCE
+        if not restarted or hello(link).nonce[:4] == before.nonce[:4]:
+            raise
+    return hello(link) if kind == FACTORY else wait_for_hello(link, patience)
+
+
+def reset_request(state: Hello, kind: int) -> bytes:
+    """The request `reset`; ``state``: the board's present hello, for the nonce."""
+    return bytes([kind]) + state.nonce
 
 
 def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
@@ -527,7 +571,7 @@ def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
     deadline = time.monotonic() + patience
     while True:
         try:
-            return unpack_hello(link.request(Command.HELLO, timeout=1.0))
+            return hello(link, 1.0)
         except (LinkError, DeviceError) as error:
             # A board that finds a flipped bit just now starts again.
             if time.monotonic() > deadline or (isinstance(error, DeviceError) and error.status != DAMAGED):
@@ -535,8 +579,8 @@ def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
             time.sleep(0.1)
 
 
-def _ask(link: Link, command: Command, payload: bytes = b"") -> bytes:
-    return link.request(command, payload, _SECONDS.get(command, 5.0))
+def _ask(link: Link, command: Command, payload: bytes = b"", *, divisible: bool = False) -> bytes:
+    return link.request(command, payload, _SECONDS.get(command, 5.0), divisible=divisible)
 
 
 def _ask_in_turn(link: Link, command: Command, payloads: Iterable[bytes], places: int) -> Iterator[bytes]:

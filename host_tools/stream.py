@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import generator
+from generator import shared_key
 from generator.artefacts import Dataset, Model, Task, regions
 from generator.errors import BoardError, UserError
 
 from . import metrics, protocol
-from .link import DAMAGED, ERRORS, SELF_TEST, DeviceError, Link
+from .link import DAMAGED, ERRORS, SELF_TEST, DeviceError, Link, NoisyLineError
 from .protocol import Hello, Phase, ReplayRecord, Statistics, TrainingReply
 from .recording import END, OUT_OF_TURN, Header, Recorder
 
@@ -208,7 +209,7 @@ def stream(
     project was made for, BoardError when it fails.
     """
     observer = observer or Observer()
-    with Link(url, baud=baud) as link:
+    with Link(url, baud=baud, key=shared_key.load(project.config.link.key)) as link:
         try:
             state = protocol.wait_for_hello(link, patience=10.0)
             check_board(project, state, flash)
@@ -382,11 +383,25 @@ class _Session:
         self.result.sessions += 1
         self._forget_undone()
         try:
-            self._work()
+            self._work_on_any_line()
         except BaseException:
             # Also Ctrl-C: what was measured is there for --resume.
             self.result.save(self.folder / RESULT)
             raise
+
+    def _work_on_any_line(self) -> None:
+        """Work; where requests do not get through, ask the board where it stands and go on with smaller ones."""
+        lost = False
+        while True:
+            try:
+                if lost:
+                    self.state = protocol.hello(self.link)
+                    protocol.digest(self.link)  # for `validate`, as at the beginning
+                    self._forget_undone()
+                    self.observer.message(f"the line damages frames: going on with {self.link.room} bytes at a time")
+                return self._work()
+            except NoisyLineError:
+                lost = True
 
     def _work(self) -> None:
         if self.state.phase == Phase.IDLE and self.state.step == 0:
@@ -467,7 +482,9 @@ class _Session:
                 f"the board is at task {self.state.task}, expected {expected}: `sparcl stream --fresh` starts anew"
             )
         streamed = self.model.learning.streamed
-        protocol.task_begin(self.link, task.classes, len(task.y_train), streamed=streamed)
+        protocol.task_begin(
+            self.link, task.classes, len(task.y_train), streamed=streamed, model_hash=self.model.model_hash
+        )
         self._look()
 
     def _fill(self, task: Task) -> None:

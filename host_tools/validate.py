@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from generator import shared_key
 from generator.artefacts import Model, regions
 from generator.errors import BoardError, UserError, ValidationFailed
 
@@ -431,7 +432,7 @@ def bisect(
     tensor and element, and the names of all regions that differ there.
     Raises ValidationFailed when the board agrees this time.
     """
-    with Link(url, baud=baud) as link:
+    with Link(url, baud=baud, key=shared_key.load(project.config.link.key)) as link:
         check_board(project, protocol.wait_for_hello(link, patience=10.0))
         protocol.reset(link, protocol.FACTORY)
         device = Device(project.model)

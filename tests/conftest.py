@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import pytest
 from serial.urlhandler import protocol_socket
 
+from generator.user_module import CONSENT
+
 
 class _Time:
     """``time`` for pyserial, without the 0.3 s it sleeps when it closes a socket."""
@@ -21,6 +23,14 @@ class _Time:
         """Sleep, unless it is that."""
         if seconds != 0.3:
             time.sleep(seconds)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_code() -> Iterator[None]:
+    """The modules that tests name are their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CONSENT, "1")
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,17 +9,21 @@ static void restart(scl_frame_t *f) {
   f->size = 0;
   f->run = 0;
   f->gap = 0;
-  f->broken = 0;
+  f->too_long = 0;
   f->begun = 0;
 }
 
 static scl_frame_event_t finish(scl_frame_t *f) {
   const uint32_t size = f->size;
   const int begun = f->begun;
-  const int whole = !f->broken && f->run == 0;
+  const int too_long = f->too_long;
+  const int whole = f->run == 0;
   restart(f);
   if (!begun) {
     return SCL_FRAME_MORE; /* zeros between frames */
+  }
+  if (too_long) {
+    return SCL_FRAME_TOO_LONG;
   }
   if (!whole || size < SCL_FRAME_HEAD + 4u || scl_crc32(0, f->bytes, size - 4u) != scl_get_u32(f->bytes + size - 4u)) {
     return SCL_FRAME_DAMAGED;
@@ -32,7 +36,7 @@ static void store(scl_frame_t *f, uint8_t byte) {
   if (f->size < SCL_FRAME_BYTES) {
     f->bytes[f->size++] = byte;
   } else {
-    f->broken = 1;
+    f->too_long = 1;
   }
 }
 

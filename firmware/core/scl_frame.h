@@ -7,7 +7,7 @@
 #include "scl_types.h"
 
 #define SCL_FRAME_HEAD 4u
-#define SCL_FRAME_BYTES (SCL_FRAME_HEAD + SCL_MAX_PAYLOAD + 4u)
+#define SCL_FRAME_BYTES (SCL_FRAME_HEAD + SCL_LINE_PAYLOAD + 4u)
 
 /* A frame being received; decoded byte by byte as it arrives, so one buffer is enough. */
 typedef struct {
@@ -15,11 +15,17 @@ typedef struct {
   uint32_t size;  /* decoded so far */
   uint8_t run;    /* bytes left of the current COBS run */
   uint8_t gap;    /* a zero is due before the next run */
-  uint8_t broken; /* wrong since the last zero byte */
+  uint8_t too_long; /* longer than any frame since the last zero byte */
   uint8_t begun;  /* any byte since the last zero byte */
 } scl_frame_t;
 
-typedef enum { SCL_FRAME_MORE, SCL_FRAME_COMPLETE, SCL_FRAME_DAMAGED, SCL_FRAME_QUESTION } scl_frame_event_t;
+typedef enum {
+  SCL_FRAME_MORE,
+  SCL_FRAME_COMPLETE,
+  SCL_FRAME_DAMAGED,
+  SCL_FRAME_TOO_LONG,
+  SCL_FRAME_QUESTION
+} scl_frame_event_t;
 
 /* Takes one byte of the line.  After COMPLETE, bytes[0 .. size-1] is a frame without its checksum until the next call. */
 scl_frame_event_t scl_frame_take(scl_frame_t *frame, uint8_t byte);

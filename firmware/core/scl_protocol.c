@@ -8,6 +8,7 @@
 #include "scl_integrity.h"
 #include "scl_net.h"
 #include "scl_port.h"
+#include "scl_seal.h"
 #include "scl_state.h"
 #include "scl_task.h"
 #include "scl_train.h"
@@ -16,6 +17,10 @@
 #define KIND_REQUEST 0x01u
 #define KIND_NEXT 0x02u /* a request that is executed only in its turn */
 #define KIND_REPLY 0x81u
+#define COMMAND_HELLO 0x01u
+#define COMMAND_DIGEST 0x0Au
+#define COMMAND_DUMP 0x0Bu
+#define COMMAND_STATISTICS 0x0Cu
 #define CLASS_BYTES (1u + 2u * SCL_N_CLASSES)
 #define TRAIN_HEAD 16u
 #define MAX_STEPS SCL_STEPS_PER_REQUEST
@@ -33,6 +38,7 @@ typedef struct {
   uint32_t size;
 } in_t;
 
+_Static_assert(SCL_LINE_PAYLOAD == SCL_MAX_PAYLOAD + SCL_SEAL_BYTES, "generator and core agree about seals");
 _Static_assert(SCL_MAX_PAYLOAD <= 65535u, "hello reports it in 16 bits");
 
 static scl_frame_t frame;
@@ -112,6 +118,9 @@ static scl_status_t do_hello(in_t in, out_t *o) {
   put_u32(o, scl_journal.snapshot);
   put_u8(o, restored_state);
   put_u8(o, (uint32_t)scl_port_reset_reason());
+  scl_seal_nonce(o->bytes + o->size);
+  o->size += SCL_NONCE_BYTES;
+  put_u8(o, SCL_KEYED);
   put_u8(o, scl_health.health);
   put_u16(o, scl_health.faults);
   greeted = 1;
@@ -120,8 +129,12 @@ static scl_status_t do_hello(in_t in, out_t *o) {
 
 static scl_status_t do_task_begin(in_t in, out_t *o) {
   (void)o;
-  if (in.size < 4u || in.size != 4u + in.bytes[3]) {
+  if (in.size < 4u || (in.size != 4u + in.bytes[3] && in.size != 4u + in.bytes[3] + sizeof model_hash)) {
     return SCL_ERR_BAD_LENGTH;
+  }
+  const uint8_t *made_for = in.bytes + 4u + in.bytes[3];
+  if (made_for != in.bytes + in.size && memcmp(made_for, model_hash, sizeof model_hash) != 0) {
+    return SCL_ERR_OTHER_MODEL;
   }
   return scl_train_begin(in.bytes[0], scl_get_u16(in.bytes + 1), in.bytes + 4, in.bytes[3]);
 }
@@ -404,12 +417,16 @@ static scl_status_t do_save(in_t in, out_t *o) {
 
 static scl_status_t do_reset(in_t in, out_t *o) {
   (void)o;
-  if (in.size != 1u) {
+  if (in.size != 1u + SCL_NONCE_BYTES) {
     return SCL_ERR_BAD_LENGTH;
   }
   if (in.bytes[0] > 1u) {
     return SCL_ERR_RANGE;
   }
+  if (!scl_seal_is_nonce(in.bytes + 1)) {
+    return SCL_ERR_WRONG_NONCE;
+  }
+  scl_seal_use_nonce();
   if (in.bytes[0] == 0) {
     restart_pending = 1; /* after the reply */
     return SCL_OK;
@@ -532,12 +549,48 @@ static void refuse(uint32_t sequence, uint32_t command, scl_status_t status) {
   scl_frame_send(bytes, SCL_FRAME_HEAD);
 }
 
-static void answer(uint32_t sequence, uint32_t command, scl_status_t status, uint32_t payload) {
+/*
+ * Checks the seal of a request that changes the state and takes it off.  *counter: of the seal, 0 where there is none.
+ */
+static scl_status_t unseal(uint32_t command, uint32_t *counter) {
+  *counter = 0;
+#if SCL_KEYED
+  if (command != COMMAND_HELLO && command != COMMAND_DIGEST && command != COMMAND_DUMP &&
+      command != COMMAND_STATISTICS) {
+    const scl_status_t status = scl_seal_check(frame.bytes, frame.size, counter);
+    if (status != SCL_OK) {
+      return status;
+    }
+    frame.size -= SCL_SEAL_BYTES;
+  }
+#else
+  (void)command;
+#endif
+  return SCL_OK;
+}
+
+/* Seals a good reply to a sealed request. */
+static void seal(uint32_t counter) {
+#if SCL_KEYED
+  if (counter != 0) {
+    scl_seal_use(counter);
+  }
+  if (counter != 0 && reply[3] == 0) {
+    scl_seal_close(reply, reply_size, counter);
+    reply_size += SCL_SEAL_BYTES;
+  }
+#else
+  (void)counter;
+#endif
+}
+
+static void answer(uint32_t sequence, uint32_t command, scl_status_t status, uint32_t payload, uint32_t counter) {
   reply[0] = KIND_REPLY;
   reply[1] = (uint8_t)sequence;
   reply[2] = (uint8_t)command;
   reply[3] = (uint8_t)-status;
   reply_size = SCL_FRAME_HEAD + (status == SCL_OK ? payload : 0u);
+  seal(counter);
   scl_frame_send(reply, reply_size);
 }
 
@@ -552,6 +605,12 @@ static void execute(void) {
     refuse(sequence, command, SCL_ERR_OUT_OF_TURN);
     return;
   }
+  uint32_t counter;
+  scl_status_t status = unseal(command, &counter);
+  if (status != SCL_OK) {
+    refuse(sequence, command, status);
+    return;
+  }
   if (frame.bytes[0] == KIND_NEXT) {
     keep();
   } else {
@@ -559,12 +618,12 @@ static void execute(void) {
   }
   const in_t in = {frame.bytes + SCL_FRAME_HEAD, frame.size - SCL_FRAME_HEAD};
   out_t out = {reply + SCL_FRAME_HEAD, 0};
-  const scl_status_t status = run(command, in, &out);
-  forget(SCL_FRAME_HEAD + out.size + 4u);
+  status = run(command, in, &out);
+  forget(SCL_FRAME_HEAD + out.size + SCL_SEAL_BYTES + 4u);
   last_request = checksum;
   in_turn = (uint8_t)(sequence + 1u);
   turns_valid = status == SCL_OK; /* what follows a refused request was sent without knowing of that */
-  answer(sequence, command, status, out.size);
+  answer(sequence, command, status, out.size, counter);
   if (damaged) {
     scl_integrity_restart();
   }
@@ -616,6 +675,9 @@ void scl_protocol_take(uint8_t byte) {
       break;
     case SCL_FRAME_DAMAGED:
       refuse(0, 0, SCL_ERR_BAD_FRAME);
+      break;
+    case SCL_FRAME_TOO_LONG:
+      refuse(0, 0, SCL_ERR_TOO_LONG);
       break;
     case SCL_FRAME_QUESTION:
       write_status();

@@ -31,7 +31,7 @@
 #define NVIC_ISER0 0xE000E100U
 
 /* Room for the requests behind the one that is worked on: payload, header, checksum, framing; and a little more. */
-#define UART_16550_RING ((SCL_WINDOW - 1U) * (SCL_MAX_PAYLOAD + SCL_MAX_PAYLOAD / 254U + 12U) + 16U)
+#define UART_16550_RING ((SCL_WINDOW - 1U) * (SCL_LINE_PAYLOAD + SCL_LINE_PAYLOAD / 254U + 12U) + 16U)
 
 static struct {
   volatile uint8_t bytes[UART_16550_RING];

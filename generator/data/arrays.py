@@ -72,6 +72,7 @@ def function(config: Config) -> Raw:
     text = cast(str, config.data.function)
     module, _, name = text.partition(":")
     source = f'data.function = "{text}"'
+    user_module.require_consent(source)
     with user_module.importing(config.data.path):
         try:
             loader = getattr(user_module.load(config.data.path, module), name, None)

@@ -53,6 +53,8 @@ class Status(IntEnum):
     BAD_LABEL = 6
     WRONG_ORDER = 7
     TOO_MANY = 10
+    OTHER_MODEL = 12
+    WRONG_NONCE = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ class Device:
         self.state = states.State.initial(model)
         self.training_steps = 0
         """Training steps since the start; a factory reset does not clear it."""
+        self.nonce: bytes | None = None
+        """The board's present one, which a reset needs; None: not known, and not checked."""
         self._passes_before = 0
 
     def copy(self) -> Self:
@@ -237,8 +241,9 @@ class Device:
     def _task_begin(self, request: bytes) -> Reply:
         _require(len(request) >= 4, Status.BAD_LENGTH)
         mode, n_samples, n_classes = struct.unpack_from("<BHB", request)
-        classes = request[4:]
-        _require(len(classes) == n_classes, Status.BAD_LENGTH)
+        classes, model_hash = request[4 : 4 + n_classes], request[4 + n_classes :]
+        _require(len(classes) == n_classes and len(model_hash) in (0, 8), Status.BAD_LENGTH)
+        _require(model_hash in (b"", self.model.model_hash), Status.OTHER_MODEL)
         self._require_phase(Phase.IDLE)
         _require(mode in (RESIDENT, STREAMED) and n_samples > 0, Status.OUT_OF_RANGE)
         _require(n_samples <= self.model.learning.table, Status.TOO_MANY)
@@ -344,8 +349,9 @@ class Device:
         return Reply(Status.OK, NO_SNAPSHOT, SNAPSHOT)
 
     def _reset(self, request: bytes) -> Reply | None:
-        _require(len(request) == 1, Status.BAD_LENGTH)
+        _require(len(request) == 9, Status.BAD_LENGTH)
         _require(request[0] <= 1, Status.OUT_OF_RANGE)
+        _require(self.nonce in (None, request[1:]), Status.WRONG_NONCE)
         if request[0] == 0:
             return None
         self._passes_before = self.passes

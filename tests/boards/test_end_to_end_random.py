@@ -97,14 +97,19 @@ class EmulatedBoard:
 
 
 def cross_build(
-    model: Model, board: str, folder: Path, code_in_ram: bool = False, planned: boards.Board | None = None
+    model: Model,
+    board: str,
+    folder: Path,
+    code_in_ram: bool = False,
+    planned: boards.Board | None = None,
+    key: bytes | None = None,
 ) -> Path:
     """As the platform's builder does it; ``planned``: other facts to render."""
     facts = board_build.load_board(board)
     facts["memory"]["code_in_ram"] = code_in_ram
     if shutil.which(board_build.tool(facts, "gcc")) is None or shutil.which(facts["emulator"]["program"]) is None:
         pytest.skip("no cross compiler or no emulator")
-    generated = generate(model, planned or boards.load_board(board), folder)
+    generated = generate(model, planned or boards.load_board(board), folder, key)
     (folder / "memory.ld").write_text(board_build.memory_ld(facts))
     sources = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
     sources += [ROOT / "firmware" / source for source in board_build.board_sources(facts)]

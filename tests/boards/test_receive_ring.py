@@ -14,8 +14,9 @@ from host_tools.link import Link
 from host_tools.protocol import Command
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
 from tests.firmware.native import Twin
-from tests.firmware.test_window import CLASSES, Bad, Proxy, learn
+from tests.firmware.test_window import CLASSES, learn
 from tests.host_tools.reference.models import random_model, random_samples
+from tests.line import BadFrames, Proxy, whole
 
 pytestmark = pytest.mark.board
 
@@ -45,9 +46,9 @@ def test_several_requests_under_way(board: str, tmp_path: Path, monkeypatch: pyt
             assert (proxy.most, twin.link.retries) == (window, 0)
             proxy.hold = 1
             protocol.reset(twin.link, protocol.FACTORY)
-            proxy.fault = Bad(1, 1 / 20)
+            proxy.hear = proxy.say = BadFrames(1, 1 / 20)
             learn(twin, tmp_path / "r.sclr")
-            proxy.fault = lambda chunk: [chunk]
+            proxy.hear = proxy.say = whole
             assert twin.link.retries > 0
             twin.check_dump()
             twin.close()

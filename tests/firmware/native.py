@@ -42,11 +42,11 @@ def board_facts(**store: int) -> Board:
     return native.model_copy(update={"store": native.store.model_copy(update=store)})
 
 
-def generate(model: Model, board: Board, folder: Path) -> Path:
+def generate(model: Model, board: Board, folder: Path, key: bytes | None = None) -> Path:
     """Render the C sources of one model."""
     generated = folder / "generated"
     generated.mkdir(parents=True, exist_ok=True)
-    for name, text in render(model, board).items():
+    for name, text in render(model, board, key).items():
         (generated / name).write_text(text)
     return generated
 
@@ -68,9 +68,16 @@ def compile_c(arguments: Sequence[str | Path], compiler: str = "gcc") -> None:
 CORE = ROOT / "firmware" / "core"
 
 
-def build(model: Model, folder: Path, board: Board | None = None, extra: Sequence[str] = (), core: Path = CORE) -> Path:
+def build(
+    model: Model,
+    folder: Path,
+    board: Board | None = None,
+    extra: Sequence[str] = (),
+    core: Path = CORE,
+    key: bytes | None = None,
+) -> Path:
     """Core, generated sources and the native port as one program."""
-    generated = generate(model, board or board_facts(), folder)
+    generated = generate(model, board or board_facts(), folder, key)
     sources = [*sorted(core.glob("*.c")), *sorted(generated.glob("*.c"))]
     image = folder / "firmware"
     port = ROOT / "firmware/boards/native/port.c"
@@ -153,10 +160,11 @@ class Hardware(Protocol):
 class Twin:
     """A board and the reference that get the same requests; every reply and every state has to agree."""
 
-    def __init__(self, model: Model, process: Hardware) -> None:
+    def __init__(self, model: Model, process: Hardware, key: bytes | None = None) -> None:
         self.model = model
         self.process = process
-        self.link = Link(process.url)
+        self.key = key
+        self.link = Link(process.url, key=key)
         state = self.hello()
         self.device = Device(model, state.steps_per_request, state.max_payload)
 
@@ -166,6 +174,8 @@ class Twin:
 
     def send(self, command: int, request: bytes = b"") -> bytes | None:
         """One request to both; None when both refuse it."""
+        if command == Command.RESET:
+            self.device.nonce = self.hello().nonce
         expected = self.device.apply(command, request)
         assert expected is not None, "the reference does not answer this"
         status, payload = self.ask(command, request)
@@ -226,7 +236,7 @@ class Twin:
         """The process is killed and started again with the same flash."""
         self.link.close()
         self.process.kill()
-        self.link = Link(self.process.start())
+        self.link = Link(self.process.start(), key=self.key)
         return self.hello()
 
     def close(self) -> None:

@@ -180,7 +180,7 @@ def learn(twin: Twin, case: Case, seed: int) -> None:
         assert (counted.training_steps, counted.passes) == (device.training_steps, device.passes)
     assert twin.restart().restored
     twin.check_dump()
-    twin.good(Command.RESET, b"\x01")
+    twin.good(Command.RESET, protocol.reset_request(twin.hello(), protocol.FACTORY))
     twin.check_dump()
 
 

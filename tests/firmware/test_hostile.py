@@ -86,16 +86,15 @@ def test_noise(twin: Twin) -> None:
     twin.check()
 
 
-def good_frames(rng: random.Random, twin: Twin) -> list[Frame]:
+def good_frames(rng: random.Random, n_in: int, nonce: bytes) -> list[Frame]:
     """Requests that would be executed if they came whole."""
-    n_in = twin.model.n_in
     payloads = {
         Command.TRAIN: b"\x05\0\x01",
         Command.TASK_BEGIN: b"\0\x08\0\x02\0\x01",
         Command.SAMPLES: b"\0\0\x01\0" + rng.randbytes(n_in),
         Command.EVALUATE: b"\x02" + b"".join(b"\x01" + rng.randbytes(n_in) for _ in range(2)),
         Command.REPLAY: bytes(8) + rng.randbytes(n_in),
-        Command.RESET: b"\x01",
+        Command.RESET: b"\x01" + nonce,
         Command.TASK_END: b"",
         Command.SAVE: b"",
         Command.STEP: b"\x01\0\0\x02" + rng.randbytes(n_in) + b"\0",
@@ -125,8 +124,9 @@ def mutate(rng: random.Random, wire: bytes) -> bytes:
 def test_mutated_frames(twin: Twin) -> None:
     """Thousands of requests with faults: none is executed."""
     rng = random.Random(2)
-    wires = [mutate(rng, frame.encode()) for _ in range(350) for frame in good_frames(rng, twin)]
-    intact = {frame.encode()[:-1] for frame in good_frames(rng, twin)}
+    given = twin.model.n_in, twin.hello().nonce
+    wires = [mutate(rng, frame.encode()) for _ in range(350) for frame in good_frames(rng, *given)]
+    intact = {frame.encode()[:-1] for frame in good_frames(rng, *given)}
     parts = [w for w in wires if all(decode(chunk) is None for chunk in w.split(b"\0")) and w not in intact]
     assert len(parts) > 2500
     replies = shout(twin, (part + b"\0" for part in parts))
@@ -136,7 +136,7 @@ def test_mutated_frames(twin: Twin) -> None:
     twin.check()
 
 
-def random_request(rng: random.Random, n_in: int) -> tuple[int, bytes]:
+def random_request(rng: random.Random, n_in: int, nonce: bytes) -> tuple[int, bytes]:
     """A request whose frame is right and whose contents are mostly not."""
     command = rng.choice([*range(0, 18), 0xFF, *(Command.SAMPLES, Command.TRAIN, Command.STEP, Command.REPLAY) * 2])
     small, byte = rng.randrange(4), rng.choice((0, 1, 2, 5, 20, 127, 255))
@@ -160,24 +160,24 @@ def random_request(rng: random.Random, n_in: int) -> tuple[int, bytes]:
         Command.PREDICT: lambda: x,
         Command.REPLAY: lambda: struct.pack("<IHBB", rng.randrange(2**32), byte, byte, rng.randrange(5)) + x,
         Command.DUMP: lambda: struct.pack("<HIH", rng.choice((0, 1, 2, 3, 4, 16, 17, 23, 255)), byte, byte * 9),
-        Command.RESET: lambda: bytes([rng.choice((1, 2, 255))]),
+        Command.RESET: lambda: bytes([rng.choice((1, 2, 255))]) + rng.choice((nonce, bytes(8))),
     }
     request = shapes[command]() if command in shapes else b""  # type: ignore[index]
     if rng.random() < 0.2:  # another length
         request = rng.choice((request[:-1], request + b"\0", b"", rng.randbytes(rng.randrange(1000))))
-    if command == Command.RESET and (request == b"\0" or rng.random() < 0.9):
-        request = b"\x02"  # a restart falls back, and too many factory resets leave nothing to test
+    if command == Command.RESET and rng.random() < 0.9:
+        request = b"\x02" + nonce  # too many factory resets leave nothing to test
     return command, request
 
 
 def test_random_requests(image: tuple[Model, Path], tmp_path: Path) -> None:
     """Whole frames with random contents: board and reference agree about each."""
-    rng = random.Random(3)
+    rng = random.Random(4)
     with running(*image, tmp_path) as twin:
         refused = done = 0
         phases = set()
         for _ in range(2500):
-            command, request = random_request(rng, twin.model.n_in)
+            command, request = random_request(rng, twin.model.n_in, twin.hello().nonce)
             if command in (Command.HELLO, Command.STATISTICS):
                 continue
             if twin.send(command, request) is None:
@@ -214,6 +214,18 @@ def test_repeated_request_is_not_executed_again(twin: Twin) -> None:
     twin.device.apply(Command.TRAIN, b"\x02\0\x01")
     assert twin.device.step == before + 2
     twin.check()
+
+
+def test_half_a_frame(twin: Twin) -> None:
+    """A board never waits for the rest: whoever comes next is heard, whatever was left unfinished."""
+    wire = Frame(REQUEST, 9, Command.TRAIN, 0, b"\x02\0\x01").encode()
+    port = int(twin.process.url.rsplit(":", 1)[1])
+    for cut in range(1, len(wire) - 1):
+        twin.link.close()
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as raw:
+            raw.sendall(wire[:cut])
+        twin.link = Link(twin.process.url)
+        twin.check()
 
 
 def test_question(twin: Twin) -> None:

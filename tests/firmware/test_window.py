@@ -4,14 +4,9 @@
 from __future__ import annotations
 
 import random
-import select
-import socket
 import struct
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
@@ -19,13 +14,14 @@ import pytest
 from generator.artefacts import Model
 from generator.boards import Board
 from host_tools import frame, link, protocol
-from host_tools.frame import NEXT, REQUEST, Frame, Splitter
+from host_tools.frame import NEXT, REQUEST, Frame
 from host_tools.link import DeviceError, Link
 from host_tools.protocol import Command, Hello, ReplayRecord
 from host_tools.recording import Header, Recorder, transactions
-from tests.firmware.native import SECONDS, Twin, board_facts, build, running
+from tests.firmware.native import Twin, board_facts, build, running
 from tests.firmware.test_hostile import shout
 from tests.host_tools.reference.models import random_model, random_samples, task_begin
+from tests.line import BadFrames, Proxy, whole
 
 CLASSES = 4
 
@@ -49,87 +45,6 @@ def twin(image: tuple[Model, Path], tmp_path: Path) -> Iterator[Twin]:
     """A fresh board."""
     with running(*image, tmp_path) as twin:
         yield twin
-
-
-class Proxy:
-    """Stands between host and board; counts, and does to frames what ``fault`` says: those to send instead."""
-
-    def __init__(self, url: str, fault: Callable[[bytes], list[bytes]] = lambda chunk: [chunk]) -> None:
-        self.fault = fault
-        self.hold = 1
-        """Replies are kept back until there are so many: the host gets none before."""
-        self.most = 0
-        """Greatest number of requests that waited for a reply."""
-        self._port = int(url.rsplit(":", 1)[1])
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"socket://127.0.0.1:{self._server.getsockname()[1]}"
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        self._thread.join(5)
-        self._server.close()
-
-    def _serve(self) -> None:
-        while not self._closing.is_set():
-            if select.select([self._server], [], [], 0.05)[0]:
-                host, _ = self._server.accept()
-                with host, socket.create_connection(("127.0.0.1", self._port), SECONDS) as board:
-                    self._carry(host, board)
-
-    def _carry(self, host: socket.socket, board: socket.socket) -> None:
-        splitters = {host: Splitter(), board: Splitter()}
-        held: list[bytes] = []
-        waiting = 0
-        while not self._closing.is_set():
-            for end in select.select([host, board], [], [], 0.05)[0]:
-                data = end.recv(1 << 16)
-                if not data:
-                    return
-                for chunk in splitters[end].feed(data):
-                    if end is host:
-                        waiting += 1
-                        self.most = max(self.most, waiting)
-                        self._pass(chunk, board)
-                    else:
-                        held.append(chunk)
-            if len(held) >= self.hold:
-                for chunk in held:
-                    waiting -= 1
-                    self._pass(chunk, host)
-                held.clear()
-
-    def _pass(self, chunk: bytes, to: socket.socket) -> None:
-        for piece in self.fault(chunk):
-            to.sendall(piece + b"\0")
-
-
-class Bad:
-    """A line that damages, loses, doubles and merges frames, ``share`` of them."""
-
-    def __init__(self, seed: int, share: float) -> None:
-        self.rng = random.Random(seed)
-        self.share = share
-        self.done: Counter[str] = Counter()
-
-    def __call__(self, chunk: bytes) -> list[bytes]:
-        if self.rng.random() >= self.share:
-            return [chunk]
-        kind = self.rng.choice(("loss", "damage", "twice", "cut"))
-        self.done[kind] += 1
-        middle = self.rng.randrange(len(chunk))
-        flipped = bytes([chunk[middle] ^ 0x24 or 1])
-        return {
-            "loss": [],
-            "damage": [chunk[:middle] + flipped + chunk[middle + 1 :]],
-            "twice": [chunk, chunk],
-            "cut": [chunk[:middle]],
-        }[kind]
 
 
 @pytest.fixture
@@ -205,10 +120,10 @@ def test_whole_tasks_on_a_good_line(twin: Twin, proxy: Proxy, tmp_path: Path) ->
 @pytest.mark.parametrize("seed", range(3))
 def test_whole_tasks_on_a_bad_line(twin: Twin, proxy: Proxy, tmp_path: Path, seed: int) -> None:
     """One frame in twelve suffers, either way: nothing is lost, nothing is done twice."""
-    proxy.fault = bad = Bad(seed, 1 / 12)
+    proxy.hear = proxy.say = bad = BadFrames(seed, 1 / 12)
     _, executed = learn(twin, tmp_path / "r.sclr")
-    proxy.fault = lambda chunk: [chunk]
-    assert all(bad.done[kind] for kind in ("loss", "damage", "twice", "cut"))
+    proxy.hear = proxy.say = whole
+    assert all(bad.done[kind] for kind in BadFrames.KINDS)
     assert twin.link.retries > 0
     twin.check_dump()
     assert executed == len(list(transactions(tmp_path / "r.sclr")))
@@ -224,10 +139,11 @@ def test_any_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
         twin.link.close()
         twin.link = Link(proxy.url)
         twin.link._slowest = dict.fromkeys(Command, 0.0)
-        proxy.fault = Bad(window, 0.02) if window > 1 else proxy.fault
+        if window > 1:
+            proxy.hear = proxy.say = BadFrames(window, 0.02)
         learn(twin, tmp_path / "r.sclr")
         assert proxy.most == 1 or window > 1
-        proxy.fault = lambda chunk: [chunk]
+        proxy.hear = proxy.say = whole
         twin.check_dump()
 
 
@@ -237,8 +153,8 @@ def test_restart_in_the_midst(twin: Twin, proxy: Proxy) -> None:
     protocol.task_begin(twin.link, (0, 1), 60, streamed=False)
     state = protocol.hello(twin.link)
     third = Frame(NEXT, (twin.link._sequence + 3) % 256, Command.SAMPLES, 0, b"").encode()[1:4]
-    reset = Frame(REQUEST, 200, Command.RESET, 0, b"\0").encode()[:-1]
-    proxy.fault = lambda chunk: [reset, chunk] if chunk[1:4] == third else [chunk]
+    reset = Frame(REQUEST, 200, Command.RESET, 0, protocol.reset_request(state, protocol.RESTART)).encode()[:-1]
+    proxy.hear = lambda chunk: [reset, chunk] if chunk[1:4] == third else [chunk]
     with pytest.raises(DeviceError, match="out of turn"):
         list(protocol.samples(twin.link, state, y, x))
     assert protocol.wait_for_hello(twin.link).received == 0

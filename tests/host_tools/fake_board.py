@@ -1,41 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A board made of the NumPy reference behind a TCP port or a pseudo-terminal, with faults on demand."""
+"""A board made of the NumPy reference behind a TCP port or a pseudo-terminal."""
 
 from __future__ import annotations
 
-import os
 import select
-import socket
 import struct
-import threading
-import tty
 from collections.abc import Callable
-from functools import partial
 from typing import Self
 
 from generator.artefacts import Model
 from host_tools import frame
 from host_tools.frame import Frame, Splitter
-from host_tools.protocol import KEPT, Command
+from host_tools.protocol import KEPT, VERSION, Command
 from host_tools.reference import Device
-
-Fault = Callable[[bytes], list[bytes]]
+from tests.line import Connection, Port
 
 
 class FakeBoard:
     """Serves one host at a time until it is closed.
 
-    ``hear``: what becomes of a received chunk (a frame without its zero) before
-    the board looks at it; ``say``: what goes over the line instead of a reply;
-    ``alter``: a fault of the board itself, (command, payload) -> payload.
+    ``alter``: a fault of the board itself, (command, payload) -> payload; those of the line are `Proxy`'s.
     """
 
     def __init__(self, model: Model, name: str = "native", *, pty: bool = False, max_payload: int = 1024) -> None:
         self.model = model
         self.name = name
         self.device = Device(model, steps_per_request=100, max_payload=max_payload)
-        self.hear: Fault = lambda chunk: [chunk]
-        self.say: Fault = lambda reply: [reply]
         self.alter: Callable[[int, bytes], bytes] = lambda _command, payload: payload
         self.executed: list[Frame] = []
         self.model_hash = model.model_hash
@@ -49,68 +39,44 @@ class FakeBoard:
         """The last requests and their replies, the newest last."""
         self._sizes: list[int] = []
         self._in_turn: int | None = None
-        self._closing = threading.Event()
-        if pty:
-            self._master, self._slave = os.openpty()
-            tty.setraw(self._slave)
-            self.url = os.ttyname(self._slave)
-            target = self._serve_pty
-        else:
-            self._server = socket.create_server(("127.0.0.1", 0))
-            self.url = f"socket://127.0.0.1:{self._server.getsockname()[1]}"
-            target = self._serve_tcp
-        self._pty = pty
-        self._thread = threading.Thread(target=target, daemon=True)
-        self._thread.start()
+        self._start = 1
+        self._used = 0
+        self._restarted = False
+        """It restarts after the present reply."""
+        self._port = Port(self._talk, pty=pty)
+        self.url = self._port.url
+        self._port.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        self._thread.join(5)
-        if self._pty:
-            os.close(self._master)
-            os.close(self._slave)
-        else:
-            self._server.close()
+        self._port.close()
 
     def power_cycle(self) -> None:
         """The board loses power and comes back with its last snapshot."""
         self.device = self._snapshot.copy()
         self.restored = self._snapshots > 0
+        self._start += 1
+        self._used = 0
         self._kept = []
         self._in_turn = None
+        self._restarted = False
 
-    # -- the line ---------------------------------------------------------------------------------
+    @property
+    def nonce(self) -> bytes:
+        """docs/protocol.md, "Nonce"."""
+        return struct.pack("<II", self._start, self._used)
 
-    def _serve_tcp(self) -> None:
-        while not self._closing.is_set():
-            if not select.select([self._server], [], [], 0.05)[0]:
-                continue
-            connection, _ = self._server.accept()
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with connection:
-                self._talk(connection.fileno(), partial(connection.recv, 4096), connection.sendall)
-
-    def _serve_pty(self) -> None:
-        self._talk(self._master, partial(os.read, self._master, 4096), partial(os.write, self._master))
-
-    def _talk(self, fd: int, read: Callable[[], bytes], write: Callable[[bytes], object]) -> None:
+    def _talk(self, host: Connection) -> None:
         splitter = Splitter()
-        while not self._closing.is_set():
-            if not select.select([fd], [], [], 0.05)[0]:
-                continue
-            try:
-                data = read()
+        while not self._port.closing.is_set():
+            if select.select([host.fd], [], [], 0.05)[0]:
+                data = host.read()
                 if not data:
                     return
                 for chunk in splitter.feed(data):
-                    for heard in self.hear(chunk):
-                        for piece in self.say(self._answer(heard)):
-                            write(piece)
-            except OSError:
-                return
+                    host.write(self._answer(chunk))
 
     # -- the board --------------------------------------------------------------------------------
 
@@ -131,6 +97,8 @@ class FakeBoard:
         reply = Frame(frame.REPLY, request.sequence, request.command, status, payload).encode()
         self._in_turn = None if status else (request.sequence + 1) % 256
         self._keep(request.body(), reply, len(payload))
+        if self._restarted:
+            self.power_cycle()
         return reply
 
     def _keep(self, request: bytes, reply: bytes, size: int) -> None:
@@ -146,9 +114,11 @@ class FakeBoard:
             return 0, self.hello()
         if command == Command.STATISTICS:
             return 0, self.statistics()
+        self.device.nonce = self.nonce
         result = self.device.apply(command, request)
-        if result is None:  # restart
-            self.power_cycle()
+        self._used += command == Command.RESET and (result is None or result.status == 0)
+        self._restarted = result is None
+        if result is None:
             return 0, b""
         payload = result.payload
         if result.status == 0 and command in (Command.TASK_END, Command.SAVE):
@@ -163,7 +133,7 @@ class FakeBoard:
     def hello(self) -> bytes:
         """docs/protocol.md, "Hello reply"."""
         d, m = self.device, self.model
-        head = struct.pack("<B3B8s16s", 3, 0, 1, 0, self.model_hash, self.name.encode())
+        head = struct.pack("<B3B8s16s", VERSION, 0, 1, 0, self.model_hash, self.name.encode())
         facts = (m.n_in, m.n_classes, len(m.layers), int(m.signed), self.max_payload, 100, self.window)
         tables = (m.learning.table, m.learning.capacity, 4096, 1 << 20, 4)
         place = (
@@ -184,7 +154,7 @@ class FakeBoard:
             + struct.pack("<HHBBHHB", *facts)
             + struct.pack("<HHIIH", *tables)
             + struct.pack("<IBBBBHHHHHH", *place)
-            + struct.pack("<IBBBH", self._snapshots, int(self.restored), self.reset_reason, self.health, self.faults)
+            + struct.pack("<IBB8sBBH", self._snapshots, int(self.restored), self.reset_reason, self.nonce, 0, self.health, self.faults)
         )
 
     def statistics(self) -> bytes:

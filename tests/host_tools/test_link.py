@@ -21,10 +21,11 @@ from generator.errors import UserError
 from generator.pipeline import Project
 from host_tools import frame, link, protocol
 from host_tools.frame import Frame, Splitter
-from host_tools.link import DeviceError, Link, LinkError
+from host_tools.link import DeviceError, Link, LinkError, NoisyLineError
 from host_tools.protocol import Command
 from host_tools.recording import NOISE, Header, Recorder, entries, transactions
 from tests.host_tools.fake_board import FakeBoard, commands
+from tests.line import Proxy, damage
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def any_board(request: pytest.FixtureRequest, project: Project) -> Iterator[FakeBoard]:
     with FakeBoard(project.model, pty=request.param == "pty") as fake:
         yield fake
+
+
+@pytest.fixture(params=["tcp", "pty"])
+def line_to(request: pytest.FixtureRequest, board: FakeBoard) -> Iterator[Proxy]:
+    """A line to ``board`` that can be made a bad one."""
+    with Proxy(board.url, pty=request.param == "pty") as proxy:
+        yield proxy
 
 
 # -- frames -------------------------------------------------------------------------------------------
@@ -62,7 +70,7 @@ def test_frame_bytes_are_those_of_the_specification() -> None:
 
 
 @given(st.binary(max_size=100), st.data())
-def test_damaged_frame_is_never_taken(payload: bytes, data: st.DataObject) -> None:
+def testdamaged_frame_is_never_taken(payload: bytes, data: st.DataObject) -> None:
     encoded = bytearray(Frame(0x81, 1, 2, 0, payload).encode()[:-1])
     at = data.draw(st.integers(0, len(encoded) - 1))
     encoded[at] ^= data.draw(st.integers(1, 255))
@@ -115,29 +123,25 @@ def _nth(count: int, fault: Callable[[bytes], list[bytes]]) -> Callable[[bytes],
     return apply
 
 
-def _damage(data: bytes) -> list[bytes]:
-    middle = len(data) // 2
-    return [data[:middle] + bytes([data[middle] ^ 0x40 or 1]) + data[middle + 1 :]]
-
-
-def _lose(_data: bytes) -> list[bytes]:
+def _lose(_chunk: bytes) -> list[bytes]:
     return []
 
 
-def _twice(data: bytes) -> list[bytes]:
-    return [data, data]
+def _twice(chunk: bytes) -> list[bytes]:
+    return [chunk, chunk]
 
 
-def _with_noise(data: bytes) -> list[bytes]:
-    return [b"\x05noise\xff\0\0boot: hello\r\n\0", data]
+def _with_noise(chunk: bytes) -> list[bytes]:
+    return [b"\x05noise\xff\0", b"boot: hello\r\n", chunk]
 
 
-FAULTS = {"damage": _damage, "loss": _lose, "twice": _twice, "noise": _with_noise}
+FAULTS = {"damage": damage, "loss": _lose, "twice": _twice, "noise": _with_noise}
 
 
 def small_requests(line: Link) -> protocol.Hello:
-    """The board's hello, as if only four samples went into a request."""
+    """The board's hello, as if only four samples went into a request, on any line."""
     state = protocol.hello(line)
+    line.fit(state.max_payload, state.max_payload)
     return replace(state, max_payload=3 + 4 * (1 + state.n_in))
 
 
@@ -154,7 +158,8 @@ def begin(line: Link, project: Project) -> Task:
 @pytest.mark.parametrize("window", [1, 3, 8])
 @pytest.mark.parametrize("nth", [1, 2, 6])
 def test_faults_on_the_line_change_nothing(
-    any_board: FakeBoard,
+    board: FakeBoard,
+    line_to: Proxy,
     project: Project,
     tmp_path: Path,
     fault: Callable[[bytes], list[bytes]],
@@ -164,54 +169,39 @@ def test_faults_on_the_line_change_nothing(
 ) -> None:
     """Whatever happens to a frame, every request is executed once, in order, and answered rightly."""
     recorder = Recorder(tmp_path / "r.sclr", Header("tiny", "native", bytes(8), 0, "0"))
-    any_board.window = window
-    with Link(any_board.url) as line:
+    board.window = window
+    with Link(line_to.url) as line:
         state = small_requests(line)
         line.recorder = recorder
         task = begin(line, project)
         line._slowest = dict.fromkeys(Command, 0.0)
-        setattr(any_board, way, _nth(nth, fault))
+        setattr(line_to, way, _nth(nth, fault))
         received = list(protocol.samples(line, state, task.y_train, task.x_train))
     assert received == [4, 8, 12, 16, 20, 24]
-    assert any_board.device.received == 24
-    assert commands(any_board) == [Command.HELLO, Command.TASK_BEGIN] + [Command.SAMPLES] * 6
+    assert board.device.received == 24
+    assert commands(board) == [Command.HELLO, Command.TASK_BEGIN] + [Command.SAMPLES] * 6
     recorded = list(transactions(tmp_path / "r.sclr"))
     assert [t.command for t in recorded] == [Command.TASK_BEGIN] + [Command.SAMPLES] * 6
     assert [struct.unpack("<H", t.reply)[0] for t in recorded[1:]] == received
     noisy = any(e.kind == NOISE for e in entries(tmp_path / "r.sclr"))
-    assert noisy == (way == "say" and fault in (_damage, _with_noise))
-
-
-class _Hold:
-    """Keeps replies back until so many requests wait for one that the host sends no more."""
-
-    def __init__(self, board: FakeBoard, requests: int) -> None:
-        self.left = requests
-        self.window = board.window
-        self.held: list[bytes] = []
-        self.most = 0
-        board.say = self
-
-    def __call__(self, reply: bytes) -> list[bytes]:
-        self.held.append(reply)
-        self.left -= 1
-        self.most = max(self.most, len(self.held))
-        if len(self.held) < self.window and self.left:
-            return []
-        replies, self.held = self.held, []
-        return replies
+    assert noisy == (way == "say" and fault in (damage, _with_noise))
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 8])
-def test_window_is_filled(project: Project, window: int) -> None:
-    """The board answers nothing before as many requests as it takes have come."""
-    with FakeBoard(project.model) as board, Link(board.url) as line:
+def test_window_is_filled(project: Project, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    """No reply comes through before as many requests as the board takes have come."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 10.0)
+    with FakeBoard(project.model) as board, Proxy(board.url) as line_to, Link(line_to.url) as line:
         board.window = window
         state = small_requests(line)
         task = begin(line, project)
-        hold = _Hold(board, 6)
-        assert list(protocol.samples(line, state, task.y_train, task.x_train)) == [4, 8, 12, 16, 20, 24]
-        assert hold.most == min(window, 6)
+        x, y = task.x_train, task.y_train
+        line_to.hold = min(window, 6)
+        if 6 % window:
+            x, y = x[: 4 * window], y[: 4 * window]
+        *_, received = protocol.samples(line, state, y, x)
+        assert received == len(x)
+        assert line_to.most == min(window, 6)
         assert line.retries == 0
 
 
@@ -223,10 +213,10 @@ class _Count:
         self._original = Link._send.__get__(line)
         line._send = self  # type: ignore[assignment, method-assign]
 
-    def __call__(self, request: Frame) -> None:
+    def __call__(self, request: Frame, sealed: Frame) -> None:
         self.waiting += 1
         self.most = max(self.most, self.waiting)
-        self._original(request)
+        self._original(request, sealed)
 
 
 def test_no_more_under_way_than_the_board_takes(project: Project) -> None:
@@ -268,7 +258,7 @@ def test_refused_in_the_midst(project: Project, tmp_path: Path) -> None:
 
 def test_restart_in_the_midst(project: Project) -> None:
     """A board that lost its place takes nothing more: its memory is older than what it is sent."""
-    with FakeBoard(project.model) as board, Link(board.url) as line:
+    with FakeBoard(project.model) as board, Proxy(board.url) as line_to, Link(line_to.url) as line:
         board.window = 2
         state = small_requests(line)
         task = begin(line, project)
@@ -277,7 +267,7 @@ def test_restart_in_the_midst(project: Project) -> None:
             board.power_cycle()
             return [chunk]
 
-        board.hear = _nth(4, cut)
+        line_to.hear = _nth(4, cut)
         with pytest.raises(DeviceError, match=r"out of turn.*restarted.*--resume"):
             list(protocol.samples(line, state, task.y_train, task.x_train))
         assert (board.device.received, board.device.phase) == (0, protocol.Phase.IDLE)
@@ -294,20 +284,19 @@ def test_predictions(project: Project) -> None:
     assert len(found) == len(task.x_test)
 
 
-def test_random_faults(any_board: FakeBoard, rng: np.random.Generator) -> None:
+def test_random_faults(board: FakeBoard, line_to: Proxy, rng: np.random.Generator) -> None:
     """Three pieces in ten are damaged, lost, doubled or preceded by noise; every answer is right."""
 
     def fault(data: bytes) -> list[bytes]:
         return list(FAULTS.values())[rng.integers(4)](data) if rng.random() < 0.3 else [data]
 
-    with Link(any_board.url) as line:
+    with Link(line_to.url) as line:
         protocol.hello(line)
-        any_board.say = fault
-        any_board.hear = fault
+        line_to.hear = line_to.say = fault
         for k in range(40):
             try:
                 reply = line.request(Command.DIGEST, timeout=0.1)
-                assert protocol.unpack_digest(reply).state == any_board.device.digest()
+                assert protocol.unpack_digest(reply).state == board.device.digest()
             except LinkError:
                 assert k  # three losses in a row do happen
         assert line.retries > 0
@@ -326,9 +315,9 @@ def test_resynchronises_at_any_byte(project: Project) -> None:
 
 
 def test_silent_board(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeBoard(project.model) as board, Link(board.url) as line:
+    with FakeBoard(project.model) as board, Proxy(board.url) as line_to, Link(line_to.url) as line:
         heard: list[bytes] = []
-        board.hear = lambda chunk: heard.append(chunk) or []  # type: ignore[func-returns-value]
+        line_to.hear = lambda chunk: heard.append(chunk) or []  # type: ignore[func-returns-value]
         started = time.monotonic()
         with pytest.raises(LinkError, match=r"no answer to command 0x0a after 3 tries"):
             line.request(Command.DIGEST, timeout=0.1)
@@ -338,10 +327,111 @@ def test_silent_board(project: Project, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_line_that_only_damages(project: Project) -> None:
-    with FakeBoard(project.model) as board, Link(board.url) as line:
-        board.hear = _damage
-        with pytest.raises(LinkError, match="damaged"):
+    with FakeBoard(project.model) as board, Proxy(board.url) as line_to, Link(line_to.url) as line:
+        line_to.hear = damage
+        with pytest.raises(LinkError, match=r"sent 60 times and never came through whole \(60 frames.*check the cable"):
             line.request(Command.DIGEST, timeout=1.0)
+        assert board.executed == []
+
+
+def _without_end(nth: int) -> Callable[[bytes], list[bytes]]:
+    """A line that loses the zero byte at the end of the ``nth`` piece."""
+    calls = 0
+
+    def apply(data: bytes) -> list[bytes]:
+        nonlocal calls
+        calls += 1
+        return [data[:-1] if calls == nth else data]
+
+    return apply
+
+
+@pytest.mark.parametrize("window", [1, 8])
+@pytest.mark.parametrize("nth", range(1, 13))
+def test_lost_end_of_a_frame_costs_no_time_out(
+    board: FakeBoard, project: Project, monkeypatch: pytest.MonkeyPatch, window: int, nth: int
+) -> None:
+    """Host and board do not wait for each other, also when one has taken two frames for one."""
+    monkeypatch.setattr(link, "TRIES", 1)
+    monkeypatch.setattr(link, "PROD", 0.05)
+    board.window = window
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        state = small_requests(line)
+        task = begin(line, project)
+        line._slowest = {}
+        line_to.noise = _without_end(nth)
+        assert list(protocol.samples(line, state, task.y_train, task.x_train)) == [4, 8, 12, 16, 20, 24]
+        assert commands(board).count(Command.SAMPLES) == 6
+        assert line.retries > 0
+
+
+def test_damaged_reply_costs_no_time_out(board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host asks again at once."""
+    monkeypatch.setattr(link, "TRIES", 1)
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 1000.0)
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        line_to.say = _nth(1, damage)
+        line.request(Command.DIGEST, timeout=5.0)
+        assert (line.retries, line.damaged) == (1, 1)
+        assert commands(board) == [Command.DIGEST]
+
+
+def test_requests_are_as_large_as_the_line_carries(
+    board: FakeBoard, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not get through is given up for smaller ones, which grow again where it does."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 10.0)
+    x, y = np.repeat(project.dataset.tasks[0].x_test, 200, axis=0), np.repeat(project.dataset.tasks[0].y_test, 200)
+    sizes: list[int] = []
+
+    def only_short(chunk: bytes) -> list[bytes]:
+        sizes.append(len(chunk))
+        return damage(chunk) if len(chunk) > 300 else [chunk]
+
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        board.window = 1
+        state = protocol.hello(line)
+        line_to.hear = only_short
+        with pytest.raises(NoisyLineError, match="--resume"):
+            list(protocol.evaluations(line, state, y, x, state.n_classes))
+        assert sizes == [sizes[0]] * link.SHRINK_AFTER
+        sizes.clear()
+        assert sum(len(r.predicted) for r in protocol.evaluations(line, state, y[:9], x[:9], state.n_classes)) == 9
+        assert line.retries == link.SHRINK_AFTER - 1
+        assert max(sizes) < 300
+        line_to.hear = lambda chunk: sizes.append(len(chunk)) or [chunk]  # type: ignore[func-returns-value]
+        assert sum(len(r.predicted) for r in protocol.evaluations(line, state, y, x, state.n_classes)) == len(x)
+        assert max(sizes) > 900
+        assert line.retries == link.SHRINK_AFTER - 1
+
+
+def test_request_that_cannot_be_smaller_is_sent_again(board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More often than one that can."""
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 10.0)
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        protocol.hello(line)
+        left = iter(range(link.PATIENCE - 1))
+        line_to.hear = lambda chunk: damage(chunk) if next(left, None) is not None else [chunk]
+        protocol.digest(line)
+        assert line.retries == link.PATIENCE - 1
+
+
+def test_text_of_a_board_that_starts_is_no_damaged_reply(board: FakeBoard) -> None:
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        line_to.say = lambda chunk: [b"sparcl-mcu 0.1.0 on native, idle\r\n", chunk]
+        protocol.hello(line)
+        assert (line.retries, line.damaged) == (0, 0)
+
+
+def test_restart_whose_reply_is_lost(board: FakeBoard) -> None:
+    """The request comes again to a board that has a new nonce: it has restarted, which is what was wanted."""
+    with Proxy(board.url) as line_to, Link(line_to.url) as line:
+        protocol.hello(line)
+        line._slowest = dict.fromkeys(Command, 0.0)
+        replies = iter(range(100))
+        line_to.say = lambda chunk: [] if next(replies) == 1 else [chunk]
+        assert protocol.reset(line, protocol.RESTART).nonce == board.nonce
+        assert commands(board).count(Command.RESET) == 2
 
 
 def test_sequence_numbers_differ_from_one_request_to_the_next(project: Project) -> None:
@@ -397,7 +487,7 @@ def test_waiting_costs_neither_time_nor_processor(any_board: FakeBoard) -> None:
             protocol.hello(line)
         each = (time.perf_counter() - started) / 100
         assert each < 0.01
-        any_board.say = lambda reply: (time.sleep(0.5), [reply])[1]
+        any_board.alter = lambda _command, payload: (time.sleep(0.3), payload)[1]
         processor = time.thread_time()
         protocol.hello(line)
         assert time.thread_time() - processor < 0.1

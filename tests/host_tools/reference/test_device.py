@@ -15,6 +15,8 @@ from tests.host_tools.reference.models import random_model, random_samples, samp
 
 N = 12
 
+NONCE = bytes(range(8))
+
 
 def good(device: Device, command: int, request: bytes = b"") -> bytes:
     """The payload of a reply that must be good."""
@@ -155,7 +157,12 @@ def test_refusals() -> None:
     assert status(device, Command.DUMP, struct.pack("<HIH", 9, 0, 1)) == Status.OUT_OF_RANGE
     assert status(device, Command.DUMP, struct.pack("<HIH", 0, 50, 10)) == Status.OUT_OF_RANGE
     assert status(device, Command.REPLAY, bytes(8) + x[0].tobytes()) == Status.BAD_STATE
-    assert status(device, Command.RESET, b"\2") == Status.OUT_OF_RANGE
+    assert status(device, Command.RESET, b"\1") == Status.BAD_LENGTH
+    assert status(device, Command.RESET, b"\2" + NONCE) == Status.OUT_OF_RANGE
+    device.nonce = NONCE
+    assert status(device, Command.RESET, b"\1" + NONCE[::-1]) == Status.WRONG_NONCE
+    assert status(device, begin, task_begin((0, 1), 5) + device.model.model_hash[:7]) == Status.BAD_LENGTH
+    assert status(device, begin, task_begin((0, 1), 5) + bytes(8)) == Status.OTHER_MODEL
     assert status(device, Command.SAVE, b"\0") == Status.BAD_LENGTH
     small = Device(device.model, steps_per_request=3, max_payload=8)
     fill(small)
@@ -168,7 +175,7 @@ def test_unanswered() -> None:
     device = Device(random_model(1))
     assert device.apply(Command.HELLO, b"") is None
     assert device.apply(Command.STATISTICS, b"") is None
-    assert device.apply(Command.RESET, b"\0") is None
+    assert device.apply(Command.RESET, b"\0" + NONCE) is None
 
 
 def test_factory_reset_and_copy() -> None:
@@ -183,7 +190,7 @@ def test_factory_reset_and_copy() -> None:
     train(copy, 8)
     assert copy.dump() == device.dump()
     steps, passes = device.training_steps, device.passes
-    good(device, Command.RESET, b"\1")
+    good(device, Command.RESET, b"\1" + NONCE)
     assert device.dump() == first
     assert (device.training_steps, device.passes) == (steps, passes)
 
