@@ -667,12 +667,12 @@ SCL_INLINE void scl_conv_backward(const scl_conv_t c, const scl_panel_t *panels,
     int32_t *to = c.n_panels == 0 ? gradient : panels[p].gradient;
     for (uint32_t l = 0; l < scl_conv_count_lines(c); l++) {
       const scl_conv_line_t line = scl_conv_line(c, panels + p, weight, l);
-      int32_t *const next = to + line.learning * c.block;
+      int32_t *const next = prng == NULL ? to + line.learning * c.block : NULL;
       scl_conv_active_t active;
       const int any = scl_conv_actives(c, l, e, scale, space, carries, &active);
       for (uint32_t k = 0; any && k < line.learning; k += taps) {
         const uint32_t at = scl_conv_at(&line, k);
-        for (uint32_t j = 0; j < c.block; j++, to += taps) {
+        for (uint32_t j = 0; j < c.block; j++, to = prng == NULL ? to + taps : NULL) {
           if (!scl_conv_is_active(&active, j)) {
             continue;
           }
