@@ -617,7 +617,8 @@ static void erase_all(void) {
 
 /* Takes a sector as any snapshot does: nothing is forgotten until it is complete, and wear stays even. */
 scl_status_t scl_journal_format(void) {
-  if (out_of_numbers()) {
+  /* Numbers, or sectors that seem worn because of the numbers, that no board comes to: the journal of nobody. */
+  if (out_of_numbers() || scl_journal.worn_before > SCL_SECTORS / 4u) {
     erase_all();
   }
   if (scl_journal_free() == 0) {

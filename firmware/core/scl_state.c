@@ -284,8 +284,8 @@ static scl_status_t dump_slots(uint32_t offset, uint8_t *data, uint32_t size) {
   if (offset > available || size > available - offset) {
     return SCL_ERR_RANGE;
   }
+  uint8_t slot[SLOT_BYTES];
   for (uint32_t done = 0; done < size; done++) {
-    uint8_t slot[SLOT_BYTES];
     const uint32_t at = offset + done;
     if (done == 0 || at % SLOT_BYTES == 0) {
       const scl_status_t status = slot_bytes(at / SLOT_BYTES, slot);
