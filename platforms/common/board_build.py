@@ -137,7 +137,7 @@ def check_image(board: Mapping[str, Any], elf: str) -> str | None:
 
 
 def stack_report(board: Mapping[str, Any], objects: Path) -> tuple[str, bool]:
-    """How much of its stack a firmware can need, and whether that is more than there is; objects: with the .ci files."""
+    """How much of its stack a firmware can need, and whether that is too much; objects: where the .ci files are."""
     planned = board["memory"]["stack_bytes"]
     try:
         most = bound(path.read_text() for path in sorted(objects.rglob("*.ci")))

@@ -61,7 +61,9 @@ class Graph:
                 continue
             source = callee.split(":")[0]
             if source not in POINTERS:
-                raise ValueError(f"{source} calls through a pointer: name the functions in platforms/common/stack_bound.py")
+                raise ValueError(
+                    f"{source} calls through a pointer: name the functions in platforms/common/stack_bound.py"
+                )
             names = next(names for name, names in POINTERS[source] if re.fullmatch(name, plain(caller)))
             found = [f for f in self.frames if f"/{source}:" in f and re.fullmatch(names, plain(f))]
             if not found:

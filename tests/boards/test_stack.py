@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import stack_bound  # from platforms/common, as board_build
 
 from generator.artefacts import Model
 from host_tools import protocol
@@ -14,8 +15,6 @@ from host_tools.protocol import Command
 from tests.boards.test_end_to_end_random import BOARDS, MODELS, EmulatedBoard, convolutional, cross_build
 from tests.firmware.native import Teacher, Twin, board_build
 from tests.host_tools.reference.models import random_model
-
-import stack_bound  # from platforms/common, as board_build
 
 pytestmark = pytest.mark.board
 

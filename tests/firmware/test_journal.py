@@ -19,7 +19,6 @@ from host_tools import protocol
 from host_tools.link import Link
 from host_tools.protocol import Command, Phase
 from host_tools.reference import Device
-from host_tools.reference import Device
 from tests.firmware.native import Process, Teacher, Twin, board_facts, build, flip, running
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 
