@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """`make analyze`: cppcheck and GCC's analyzer over the firmware and the code generated for three models.
 
@@ -13,11 +12,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
-
-from generator.render import render  # noqa: E402
-from tests.fuzz.programs import SUBJECTS  # noqa: E402
+from generator.boards import ROOT
+from generator.render import render
+from tests.fuzz.programs import SUBJECTS
 
 MODELS = ("sparse", "conv", "latent")
 CORE = ROOT / "firmware" / "core"
