@@ -607,6 +607,20 @@ void scl_journal_pass_over(uint32_t keep) {
   }
 }
 
+/*
+ * Whether about as many sectors have headers as were taken by their numbers.  A forged number makes the others seem worn,
+ * and worn ones are made up for with room.
+ */
+static int plausible(void) {
+  uint32_t headers = 0;
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    headers += (uint32_t)read_header(s, &h);
+  }
+  const uint32_t taken = scl_journal.sequence < SCL_SECTORS ? scl_journal.sequence : SCL_SECTORS;
+  return headers + SCL_SECTORS / 4u >= taken;
+}
+
 static void erase_all(void) {
   for (uint32_t s = 0; s < SCL_SECTORS; s++) {
     scl_journal.counts.erases++;
@@ -617,8 +631,7 @@ static void erase_all(void) {
 
 /* Takes a sector as any snapshot does: nothing is forgotten until it is complete, and wear stays even. */
 scl_status_t scl_journal_format(void) {
-  /* Numbers, or sectors that seem worn because of the numbers, that no board comes to: the journal of nobody. */
-  if (out_of_numbers() || scl_journal.worn_before > SCL_SECTORS / 4u) {
+  if (out_of_numbers() || !plausible()) {
     erase_all();
   }
   if (scl_journal_free() == 0) {
