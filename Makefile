@@ -20,7 +20,10 @@ VENV := .venv/bin
 export PLATFORMIO_CORE_DIR := $(CURDIR)/.venv/platformio
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
-.PHONY: help setup demo boards bench bench-check powercut test test-slow test-all lint format clean
+# For `make fuzz`: for all programs together, on JOBS cores.
+FUZZ_SECONDS ?= 600
+
+.PHONY: help setup demo boards bench bench-check powercut test test-slow test-all coverage fuzz analyze lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +34,7 @@ help: ## list the targets
 	@echo "  PYTHON=path  the Python (3.11 or newer) that .venv is made with"
 	@echo "  ID=cut       the power cut that powercut shows step by step"
 	@echo "  JOBS=number  tests run at a time (default $(JOBS))"
+	@echo "  FUZZ_SECONDS=number  how long fuzz takes (default $(FUZZ_SECONDS))"
 	@echo "  SPARCL_NO_APT=1   never install system packages"
 
 setup: ## install what the other targets need (they call this)
@@ -74,6 +78,17 @@ test-slow: setup ## run the slow tests only
 
 test-all: setup ## run all tests
 	@$(VENV)/python -m pytest -n $(JOBS)
+
+coverage: setup ## lines and branches of firmware/core that tests execute; fails below 95 and 85 %
+	@$(VENV)/python tools/coverage.py $(JOBS)
+
+fuzz: setup ## feed hostile bytes to frame parser, command handlers and journal (needs clang)
+	@$(VENV)/python tools/setup.py --need clang libclang-rt-dev
+	@$(VENV)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS) --jobs $(JOBS)
+
+analyze: setup ## static analysis of the firmware (needs cppcheck)
+	@$(VENV)/python tools/setup.py --need cppcheck
+	@$(VENV)/python -m tests.analyze
 
 lint: setup ## check style and types
 	@$(VENV)/ruff check .

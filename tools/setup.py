@@ -4,6 +4,7 @@
 
     python3.11 tools/setup.py               what `make setup`, `make demo` and `make test` call
     python3.11 tools/setup.py --pick-board ast1030_evb    print it, or `native` if it cannot be built
+    python3.11 tools/setup.py --need cppcheck             what only some targets use: install it, or say what to type
 
 Makes .venv, installs the project and its Python packages there, installs compilers
 and the emulator with apt when it may (root, or sudo without a password; never with
@@ -23,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,7 @@ LOG_TAIL_LINES = 20
 HOST_PACKAGES = ("gcc", "libc6-dev")
 ARM_PACKAGES = ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi")
 EMULATOR_PACKAGES = ("qemu-system-arm",)
+EXTRA_PACKAGES = ("cppcheck", "clang", "libclang-rt-dev")
 
 NO_NETWORK = re.compile(
     r"NewConnectionError|NameResolutionError|Temporary failure|Network is unreachable"
@@ -69,7 +72,16 @@ def finds_file(compiler: str, name: str) -> bool:
     return os.path.isabs(os.fsdecode(answer.stdout).strip())
 
 
-def missing_packages() -> list[str]:
+def links_fuzzer() -> bool:
+    """Whether clang finds its fuzzing library, which has another name for each kind of computer."""
+    if shutil.which("clang") is None:
+        return False
+    target = b"int LLVMFuzzerTestOneInput(const char *data, unsigned long size) { return data == (void *)size; }"
+    link = ["clang", "-fsanitize=fuzzer,address", "-x", "c", "-", "-o", os.devnull]
+    return subprocess.run(link, input=target, capture_output=True, check=False).returncode == 0
+
+
+def missing_packages(wanted: Sequence[str] = HOST_PACKAGES + ARM_PACKAGES + EMULATOR_PACKAGES) -> list[str]:
     """Debian names of what is not there; looks for the programs, however they were installed."""
     present = {
         "gcc": shutil.which("gcc") is not None,
@@ -78,8 +90,10 @@ def missing_packages() -> list[str]:
         "gcc-arm-none-eabi": shutil.which("arm-none-eabi-gcc") is not None,
         "libnewlib-arm-none-eabi": finds_file("arm-none-eabi-gcc", "libc.a"),
         "qemu-system-arm": shutil.which("qemu-system-arm") is not None,
+        "cppcheck": shutil.which("cppcheck") is not None,
+        "clang": shutil.which("clang") is not None,
+        "libclang-rt-dev": "libclang-rt-dev" not in wanted or links_fuzzer(),
     }
-    wanted = HOST_PACKAGES + ARM_PACKAGES + EMULATOR_PACKAGES
     return [package for package in wanted if not present[package]]
 
 
@@ -129,6 +143,22 @@ def install_system_packages(failed_before: list[str], explicit: bool) -> list[st
     return missing
 
 
+def need(packages: list[str]) -> None:
+    """Install packages that only some targets use, if that is allowed.
+
+    Raises:
+        SetupError: it is not, or it did not work.
+    """
+    missing = missing_packages(packages)
+    prefix = apt_prefix()
+    if missing and prefix is not None:
+        if not apt_install(prefix, missing, LOG):
+            say(f"apt failed, the end of {LOG}:\n" + log_tail(LOG))
+        missing = missing_packages(packages)
+    if missing:
+        raise SetupError(advice(missing))
+
+
 def advice(missing: list[str]) -> str:
     """What to type, and what works without the missing packages."""
     names = " ".join(missing)
@@ -138,6 +168,8 @@ def advice(missing: list[str]) -> str:
         how = "install it with your system's package manager (the names are Debian's)"
     if set(missing) & set(HOST_PACKAGES):
         effect = "without a compiler for this machine neither the demo nor the tests can run"
+    elif set(missing) & set(EXTRA_PACKAGES):
+        effect = "everything else works without"
     elif set(missing) & set(ARM_PACKAGES):
         effect = "until then firmware is built for `native` only"
     else:
@@ -336,6 +368,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Prepare this checkout.")
     parser.add_argument("--explicit", action="store_true", help="try again what failed before")
     parser.add_argument("--pick-board", metavar="BOARD", help="print BOARD, or native")
+    parser.add_argument("--need", metavar="PACKAGE", nargs="+", choices=EXTRA_PACKAGES, help="install them")
     parser.add_argument("--port", default="", help="with --pick-board: where a real board is")
     options = parser.parse_args()
     try:
@@ -343,6 +376,8 @@ def main() -> int:
             raise SetupError("Python 3.11 or newer is needed, this is {}.{}".format(*sys.version_info))
         if options.pick_board:
             print(pick_board(options.pick_board, options.port))
+        elif options.need:
+            need(options.need)
         else:
             set_up(options.explicit)
     except SetupError as error:

@@ -267,11 +267,13 @@ SCL_INLINE uint32_t scl_conv_entry_words(const scl_conv_t c) { return 1u + (c.bl
 SCL_INLINE int32_t *scl_conv_list_entries(const scl_conv_t c, const scl_panel_t *panels, uint32_t line, scl_kind_t kind,
                                           int32_t *list) {
   for (uint32_t p = 0; p < c.n_panels; p++) {
-    const uint8_t *index = panels[p].index;
-    const int16_t *weight = panels[p].weight;
-    const uint32_t end = panels[p].start[line + 1];
-    for (uint32_t k = panels[p].start[line]; k < end; k++) {
-      *list++ = (int32_t)c.at[panels[p].first + index[k]] * (kind == SCL_I16 ? 2 : 1);
+    /* cppcheck-suppress nullPointer ; where there are no panels n_panels is 0 */
+    const scl_panel_t panel = panels[p];
+    const uint8_t *index = panel.index;
+    const int16_t *weight = panel.weight;
+    const uint32_t end = panel.start[line + 1];
+    for (uint32_t k = panel.start[line]; k < end; k++) {
+      *list++ = (int32_t)c.at[panel.first + index[k]] * (kind == SCL_I16 ? 2 : 1);
       SCL_CONV_UNROLL
       for (uint32_t j = 0; j < c.block; j += 2u) {
         const uint32_t upper = j + 1u < c.block ? (uint32_t)weight[k * c.block + j + 1u] : 0;
@@ -667,12 +669,12 @@ SCL_INLINE void scl_conv_backward(const scl_conv_t c, const scl_panel_t *panels,
     int32_t *to = c.n_panels == 0 ? gradient : panels[p].gradient;
     for (uint32_t l = 0; l < scl_conv_count_lines(c); l++) {
       const scl_conv_line_t line = scl_conv_line(c, panels + p, weight, l);
-      int32_t *const next = to + line.learning * c.block;
+      int32_t *const next = prng == NULL ? to + line.learning * c.block : NULL;
       scl_conv_active_t active;
       const int any = scl_conv_actives(c, l, e, scale, space, carries, &active);
       for (uint32_t k = 0; any && k < line.learning; k += taps) {
         const uint32_t at = scl_conv_at(&line, k);
-        for (uint32_t j = 0; j < c.block; j++, to += taps) {
+        for (uint32_t j = 0; j < c.block; j++, to = prng == NULL ? to + taps : NULL) {
           if (!scl_conv_is_active(&active, j)) {
             continue;
           }
@@ -689,6 +691,7 @@ SCL_INLINE void scl_conv_backward(const scl_conv_t c, const scl_panel_t *panels,
             if (prng == NULL) {
               to[t] += scl_shift(change[t], SCL_SACC);
             } else {
+              /* cppcheck-suppress objectIndex ; w points into the layer's weights, not at the line's pointer to them */
               scl_weight_step(&w[t], change[t], r.su, r.wlog, &random);
             }
           }

@@ -6,7 +6,9 @@
 #include "scl_types.h"
 
 /* C leaves >> of a negative value to the implementation; every use goes through here and a test holds it. */
+/* cppcheck-suppress shiftNegativeLHS ; that is what is asserted */
 _Static_assert(-5 >> 1 == -3, "the shift of a negative value has to be arithmetic");
+/* cppcheck-suppress shiftTooManyBitsSigned ; up to 31, and arithmetic as asserted above */
 SCL_INLINE int32_t scl_asr(int32_t v, uint32_t s) { return v >> s; }
 
 /* Round half up.  floor(v / 2^s + 1/2) is the floor plus the bit below the cut, which cannot overflow as v + 2^(s-1) could. */

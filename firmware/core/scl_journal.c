@@ -8,10 +8,11 @@
 #include "scl_port.h"
 
 #define MAGIC 0x4A4C4353u
-#define VERSION 1u
+#define VERSION 2u
 #define KIND_DATA 1u
 #define KIND_STATE 2u
 #define HEADER_BYTES 48u
+#define LARGEST_NUMBER 0x7FFFFFFFu /* of sectors and snapshots: no flash lives to see it, but a forged header can have it */
 #define ATTEMPTS 16u /* times a record that did not read back is written again, each time in another sector */
 #define CHUNK_BYTES 64u /* read at a time, to compare or to copy */
 #define STAGE_BYTES (SCL_FLASH_PROGRAM_UNIT > CHUNK_BYTES ? SCL_FLASH_PROGRAM_UNIT : CHUNK_BYTES)
@@ -26,7 +27,7 @@ scl_journal_t scl_journal;
 
 typedef struct {
   uint32_t sequence, erase_count, snapshot, size, crc, tail_sequence;
-  uint16_t part, parts;
+  uint16_t part, parts, tail_sector;
   uint8_t kind;
   uint8_t ours; /* of this model */
 } header_t;
@@ -45,6 +46,7 @@ static stage_t stage;
 /* The snapshot being written or read. */
 static struct {
   uint32_t crc, size, number;
+  uint32_t covered; /* bytes of the part that is read, all of which its checksum covers */
   uint32_t skip; /* bytes that are in the parts before, when it is written again from a part on */
   uint32_t erase_count;
   uint16_t part, parts, sector, failed;
@@ -135,6 +137,7 @@ static int read_header(uint32_t sector, header_t *h) {
     return 0;
   }
   h->kind = raw[5];
+  h->tail_sector = scl_get_u16(raw + 6);
   h->sequence = scl_get_u32(raw + 8);
   h->erase_count = scl_get_u32(raw + 12);
   h->snapshot = scl_get_u32(raw + 16);
@@ -144,7 +147,7 @@ static int read_header(uint32_t sector, header_t *h) {
   h->crc = scl_get_u32(raw + 28);
   h->tail_sequence = scl_get_u32(raw + 40);
   h->ours = memcmp(raw + 32, model_hash, sizeof model_hash) == 0;
-  return 1;
+  return h->sequence <= LARGEST_NUMBER && h->snapshot < LARGEST_NUMBER;
 }
 
 static scl_status_t write_header(uint32_t sector, const header_t *h) {
@@ -152,6 +155,7 @@ static scl_status_t write_header(uint32_t sector, const header_t *h) {
   scl_put_u32(raw, MAGIC);
   raw[4] = VERSION;
   raw[5] = h->kind;
+  scl_put_u16(raw + 6, h->tail_sector);
   scl_put_u32(raw + 8, h->sequence);
   scl_put_u32(raw + 12, h->erase_count);
   scl_put_u32(raw + 16, h->snapshot);
@@ -170,6 +174,10 @@ static scl_status_t write_header(uint32_t sector, const header_t *h) {
 /* Sectors from the tail to this one. */
 static uint16_t span_to(uint32_t sector) {
   return (uint16_t)((sector + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS + 1u);
+}
+
+static int out_of_numbers(void) {
+  return scl_journal.sequence == LARGEST_NUMBER || scl_journal.next_snapshot > LARGEST_NUMBER;
 }
 
 static uint16_t next_sector(uint32_t sector) { return (uint16_t)(sector + 1u < SCL_SECTORS ? sector + 1u : 0u); }
@@ -199,7 +207,7 @@ static void begin_lap(void) {
 
 /* Erases the next sector of the ring that works; its erase count goes to *erase_count. */
 static scl_status_t take_sector(uint32_t *erase_count) {
-  while (scl_journal.used < SCL_SECTORS) {
+  while (scl_journal.used < SCL_SECTORS && !out_of_numbers()) {
     header_t old;
     const uint16_t sector = scl_journal.used == 0 ? scl_journal.tail : next_sector(scl_journal.head);
     /* Without a valid header (never used, or cut in the middle of an erase) the ring's age tells the count. */
@@ -332,14 +340,11 @@ scl_tail_t scl_journal_tail(void) { return (scl_tail_t){scl_journal.tail, scl_jo
 
 scl_tail_t scl_journal_after(scl_tail_t tail) {
   header_t h;
-  /* Numbers grow along the ring, but not always by one: a board that fell back to its last save skips those it forgot. */
-  do {
-    tail.sector = next_sector(tail.sector);
-    if (read_header(tail.sector, &h) && h.ours && h.sequence > tail.sequence) {
-      return (scl_tail_t){tail.sector, h.sequence};
-    }
-  } while (tail.sector != scl_journal.head);
-  tail.sequence = scl_journal.sequence;
+  tail.sector = next_sector(tail.sector);
+  /* A sector whose header was damaged still holds its records: it is not passed over. */
+  if (read_header(tail.sector, &h) && h.ours && h.sequence > tail.sequence) {
+    tail.sequence = h.sequence;
+  }
   return tail;
 }
 
@@ -368,7 +373,8 @@ static scl_status_t snapshot_close(void) {
                       .parts = snap.parts,
                       .size = snap.size,
                       .crc = snap.crc,
-                      .tail_sequence = snap.tail.sequence};
+                      .tail_sequence = snap.tail.sequence,
+                      .tail_sector = snap.tail.sector};
   scl_status_t status = stage_end();
   if (status == SCL_OK) {
     status = write_header(scl_journal.head, &h);
@@ -557,6 +563,12 @@ static int find_sequence(uint32_t sequence, uint16_t *sector) {
   return 0;
 }
 
+/* Whether the oldest sector that a snapshot needs was not taken again since; one with a damaged header was not. */
+static int tail_is_there(const header_t *h) {
+  header_t tail;
+  return h->tail_sector < SCL_SECTORS && (!read_header(h->tail_sector, &tail) || tail.sequence <= h->tail_sequence);
+}
+
 /* An empty ring begins where the last one ended, for even wear. */
 static void begin_anew(void) {
   scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS);
@@ -576,9 +588,10 @@ scl_status_t scl_journal_mount(uint32_t limit) {
     }
     uint16_t last = 0;
     header_t h;
-    if (complete(number, &last, &h) && find_sequence(h.tail_sequence, &scl_journal.tail)) {
+    if (complete(number, &last, &h) && tail_is_there(&h)) {
       scl_journal.snapshot = h.parts == 1u && h.size == 0 ? 0u : number; /* an empty one: all was forgotten */
       scl_journal.head = last;
+      scl_journal.tail = h.tail_sector;
       scl_journal.tail_sequence = h.tail_sequence;
       scl_journal.used = span_to(last);
       return SCL_OK;
@@ -593,8 +606,33 @@ scl_status_t scl_journal_mount(uint32_t limit) {
   }
 }
 
+/*
+ * Whether about as many sectors have headers as were taken by their numbers.  A forged number makes the others seem worn,
+ * and worn ones are made up for with room.
+ */
+static int plausible(void) {
+  uint32_t headers = 0;
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    headers += (uint32_t)read_header(s, &h);
+  }
+  const uint32_t taken = scl_journal.sequence < SCL_SECTORS ? scl_journal.sequence : SCL_SECTORS;
+  return headers + SCL_SECTORS / 4u >= taken;
+}
+
+static void erase_all(void) {
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    scl_journal.counts.erases++;
+    (void)scl_port_flash_erase(s * SCL_FLASH_SECTOR);
+  }
+  (void)scl_journal_mount(SCL_ANY_SNAPSHOT);
+}
+
 /* Takes a sector as any snapshot does: nothing is forgotten until it is complete, and wear stays even. */
 scl_status_t scl_journal_format(void) {
+  if (out_of_numbers() || !plausible()) {
+    erase_all();
+  }
   if (scl_journal_free() == 0) {
     scl_journal.used = 1; /* what is oldest goes with what is forgotten */
   }
@@ -612,7 +650,12 @@ scl_status_t scl_journal_format(void) {
 static scl_status_t restore_part(void) {
   header_t h;
   snap.size = 0;
-  return find_part(scl_journal.snapshot, snap.part, &snap.sector, &h) ? SCL_OK : SCL_ERR_STORE;
+  if (!find_part(scl_journal.snapshot, snap.part, &snap.sector, &h)) {
+    return SCL_ERR_STORE;
+  }
+  snap.parts = h.parts;
+  snap.covered = h.size;
+  return SCL_OK;
 }
 
 scl_status_t scl_journal_restore_begin(void) {
@@ -631,10 +674,10 @@ scl_status_t scl_journal_restore_read(void *data, uint32_t size) {
         return status;
       }
     }
-    const uint32_t room = SCL_SECTOR_ROOM - snap.size;
+    const uint32_t room = snap.covered - snap.size;
     const uint32_t n = size < room ? size : room;
     const uint32_t at = (uint32_t)snap.sector * SCL_FLASH_SECTOR + SCL_SECTOR_HEADER + snap.size;
-    if (flash_read(at, to, n) != SCL_OK) {
+    if (n == 0 || flash_read(at, to, n) != SCL_OK) {
       return SCL_ERR_STORE;
     }
     snap.size += n;
@@ -642,6 +685,10 @@ scl_status_t scl_journal_restore_read(void *data, uint32_t size) {
     size -= n;
   }
   return SCL_OK;
+}
+
+scl_status_t scl_journal_restore_end(void) {
+  return snap.part + 1u == snap.parts && snap.size == snap.covered ? SCL_OK : SCL_ERR_STORE;
 }
 
 void scl_journal_wear(uint32_t *low, uint32_t *high) {

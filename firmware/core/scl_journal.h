@@ -111,6 +111,9 @@ static inline uint32_t scl_journal_snapshot_sectors(uint32_t size) {
 scl_status_t scl_journal_restore_begin(void);
 scl_status_t scl_journal_restore_read(void *data, uint32_t size);
 
+/* Whether all of it was read. */
+scl_status_t scl_journal_restore_end(void);
+
 /* Smallest and largest erase count of all sectors ever taken. */
 void scl_journal_wear(uint32_t *low, uint32_t *high);
 

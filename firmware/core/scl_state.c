@@ -7,6 +7,9 @@
 #include "scl_crc.h"
 #include "scl_net.h"
 #include "scl_store.h"
+#if SCL_N_MASKED > 0
+#include "scl_panel.h"
+#endif
 
 #define SCALARS 48u
 #define SLOT_BYTES 12u
@@ -199,24 +202,36 @@ static int learner_holds(void) {
   const scl_learner_t *l = &scl_learner;
   const int at_work = l->phase == SCL_PHASE_FILLING || l->phase == SCL_PHASE_TRAINING;
   return l->n <= SCL_TABLE && l->n <= l->n_start && l->filled <= SCL_CAPACITY && l->phase <= SCL_PHASE_TRAINED &&
-         l->mode <= SCL_MODE_STREAMED && l->received <= l->n_start && l->pos <= l->n &&
-         (l->phase != SCL_PHASE_FILLING || l->received < l->n) && (!at_work || (l->pos < l->n && l->epoch < SCL_EPOCHS));
+         l->mode <= SCL_MODE_STREAMED && l->received <= l->n_start && l->pos <= l->n && l->shuffled <= 1u && l->grown <= 1u &&
+         (l->pos == 0 || l->shuffled) && (l->phase != SCL_PHASE_FILLING || l->received < l->n) &&
+         (!at_work || (l->pos < l->n && l->epoch < SCL_EPOCHS));
+}
+
+#if SCL_N_MASKED > 0
+/* Entries from .. end-1 of a line ascend, and none of them is in `used` yet. */
+static int run_holds(const scl_panel_t *p, uint32_t from, uint32_t end, scl_places_t *used) {
+  for (uint32_t k = from; k < end; k++) {
+    const uint32_t place = p->index[k];
+    if (place >= p->places || scl_is_marked(used, place) || (k > from && place < p->index[k - 1u])) {
+      return 0;
+    }
+    scl_mark(used, place);
+  }
+  return 1;
 }
 
 static int panel_holds(const scl_panel_t *p, uint32_t lines) {
   uint32_t learning = 0; /* entries of the gradient mask, for which a batch has sums */
   for (uint32_t l = 0; l < lines; l++) {
-    if (p->start[l] > p->split[l] || p->split[l] > p->start[l + 1]) {
+    scl_places_t used = {{0}};
+    if (p->start[l] > p->split[l] || p->split[l] > p->start[l + 1] || p->start[l + 1] > p->start[lines] ||
+        !run_holds(p, p->start[l], p->split[l], &used) || !run_holds(p, p->split[l], p->start[l + 1], &used)) {
       return 0;
     }
     learning += (uint32_t)p->split[l] - p->start[l];
   }
-  for (uint32_t k = 0; k < p->start[lines]; k++) {
-    if (p->index[k] >= p->places) {
-      return 0;
-    }
-  }
-  return p->start[0] == 0 && learning <= p->grad + p->grow_inter;
+  const uint32_t entries = p->nnz + (scl_learner.grown ? p->grow_inter : 0u);
+  return p->start[0] == 0 && p->start[lines] == entries && learning <= p->grad + p->grow_inter;
 }
 
 static int panels_hold(void) {
@@ -229,6 +244,9 @@ static int panels_hold(void) {
   }
   return 1;
 }
+#else
+static int panels_hold(void) { return 1; }
+#endif
 
 scl_status_t scl_state_load(void) {
   uint8_t scalars[SCALARS];
@@ -240,7 +258,10 @@ scl_status_t scl_state_load(void) {
     unpack(scalars);
     status = learner_holds() ? visit_all(read_part, NULL) : SCL_ERR_STORE;
   }
-  return status != SCL_OK || panels_hold() ? status : SCL_ERR_STORE;
+  if (status == SCL_OK) {
+    status = scl_journal_restore_end();
+  }
+  return status != SCL_OK || (panels_hold() && scl_store_holds()) ? status : SCL_ERR_STORE;
 }
 
 static scl_status_t dump_memory(const void *from, uint32_t available, uint32_t offset, uint8_t *data, uint32_t size) {
@@ -263,8 +284,8 @@ static scl_status_t dump_slots(uint32_t offset, uint8_t *data, uint32_t size) {
   if (offset > available || size > available - offset) {
     return SCL_ERR_RANGE;
   }
+  uint8_t slot[SLOT_BYTES];
   for (uint32_t done = 0; done < size; done++) {
-    uint8_t slot[SLOT_BYTES];
     const uint32_t at = offset + done;
     if (done == 0 || at % SLOT_BYTES == 0) {
       const scl_status_t status = slot_bytes(at / SLOT_BYTES, slot);

@@ -75,6 +75,27 @@ static int in_sector(scl_address_t address, uint32_t sector) {
   return (uint32_t)address * SCL_GRANULE / SCL_FLASH_SECTOR == sector;
 }
 
+/* Whether the ring holds this sector. */
+static int in_ring(uint32_t sector) {
+  return sector < SCL_SECTORS && (sector + SCL_SECTORS - scl_journal.tail) % SCL_SECTORS < scl_journal.used;
+}
+
+int scl_store_holds(void) {
+  live_t lists[LIVE_LISTS];
+  live_lists(lists);
+  for (uint32_t l = 0; l < LIVE_LISTS; l++) {
+    for (uint32_t k = 0; k < lists[l].count; k++) {
+      const uint32_t at = (uint32_t)lists[l].list[k] * SCL_GRANULE;
+      const uint32_t sector = at / SCL_FLASH_SECTOR;
+      if (!in_ring(sector) || at % SCL_FLASH_SECTOR < SCL_SECTOR_HEADER ||
+          at % SCL_FLASH_SECTOR + lists[l].record_bytes > SCL_FLASH_SECTOR) {
+        return 0;
+      }
+    }
+  }
+  return 1;
+}
+
 static int has_live(uint32_t sector) {
   live_t lists[LIVE_LISTS];
   live_lists(lists);
@@ -247,7 +268,7 @@ scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample) {
   sample->task = raw[6];
   sample->label = raw[7];
   sample->x = (const scl_stored_t *)(raw + SCL_RECORD_HEAD);
-  return SCL_OK;
+  return sample->label < SCL_N_CLASSES ? SCL_OK : SCL_ERR_STORE; /* a checksum can be right by intent */
 }
 
 scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address) {

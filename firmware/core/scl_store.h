@@ -57,6 +57,9 @@ scl_status_t scl_store_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD]
 
 uint32_t scl_store_live(void);
 
+/* Whether each record that the learner's tables name lies in a sector of the ring, as a whole. */
+int scl_store_holds(void);
+
 static inline uint32_t scl_record_room(uint32_t bytes) { return SCL_ROUND_UP(bytes, SCL_GRANULE); }
 
 #endif

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from stack_bound import bound
+
 ROOT = Path(__file__).resolve().parents[2]
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
@@ -74,6 +76,7 @@ def compile_flags(board: Mapping[str, Any]) -> list[str]:
         "-fno-common",
         *WARNINGS,
         "-g",
+        *([] if host else ["-fcallgraph-info=su"]),  # for stack_bound.py
         board["build"]["optimise"],
         *board["build"]["cflags"],
         *extra_cflags(),
@@ -130,6 +133,23 @@ def check_image(board: Mapping[str, Any], elf: str) -> str | None:
     return (
         f"{elf} contains {', '.join(found)}: the engine uses neither float nor a heap on a "
         "target. Find the caller with arm-none-eabi-objdump -dr, or in the linker map."
+    )
+
+
+def stack_report(board: Mapping[str, Any], objects: Path) -> tuple[str, bool]:
+    """How much of its stack a firmware can need, and whether that is too much; objects: where the .ci files are."""
+    planned = board["memory"]["stack_bytes"]
+    try:
+        most = bound(path.read_text() for path in sorted(objects.rglob("*.ci")))
+    except ValueError as error:
+        return f"{board['name']}: no bound of the stack is known: {error}", False
+    report = f"{board['name']}: stack at most {most.bytes} of {planned} bytes"
+    if most.bytes <= planned:
+        return report, False
+    return (
+        f"{report}, along {' > '.join(most.path)}. Raise stack_bytes in firmware/boards/{board['name']}/board.toml, "
+        "or learn fewer classes",
+        True,
     )
 
 

@@ -68,6 +68,13 @@ def build(env, suffix):
             os.remove(elf)  # nobody should flash it
             return 1
         print(board_build.size_report(board, elf))
+        if board["core"] != "host":
+            report, too_deep = board_build.stack_report(board, Path(build_dir))
+            if too_deep:
+                sys.stderr.write(f"Error: {report}\n")
+                os.remove(elf)
+                return 1
+            print(report)
         return 0
 
     env.AddPostAction(program, env.VerboseAction(check, "Checking $TARGET"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import struct
 import subprocess
@@ -29,7 +30,13 @@ sys.path.append(str(ROOT / "platforms" / "common"))
 
 import board_build
 
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+COVERAGE = "SCL_COVERAGE" in os.environ
+"""Whether programs count what they execute (tools/coverage.py) instead of looking for faults."""
+SANITIZERS = (
+    ("--coverage", "-fprofile-abs-path", "-DSCL_COVERAGE", "-DSCL_INLINE=static inline")
+    if COVERAGE
+    else ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+)
 POISON = "-DSCL_POISON=0x55"
 """Fills work space before each forward pass, so that reading what was never written shows."""
 SECONDS = 60.0
@@ -80,8 +87,11 @@ def build(
     generated = generate(model, board or board_facts(), folder, key)
     sources = [*sorted(core.glob("*.c")), *sorted(generated.glob("*.c"))]
     image = folder / "firmware"
-    port = ROOT / "firmware/boards/native/port.c"
-    compile_c([f"-I{core}", *flags(generated), POISON, *extra, *sources, port, "-o", image])
+    sources += [ROOT / "firmware/boards/native/port.c"]
+    if COVERAGE:
+        sources += [Path(__file__).with_name("coverage.c")]
+        extra = [*extra, "-Wl,--wrap=execve"]
+    compile_c([f"-I{core}", *flags(generated), POISON, *extra, *sources, "-o", image])
     return image
 
 
@@ -114,7 +124,7 @@ class Process:
         """Power off."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            process.terminate() if COVERAGE else process.kill()
             process.wait(SECONDS)
             assert process.stdout is not None
             process.stdout.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -344,6 +345,8 @@ def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
     start = SCALARS + model.n_classes + 5 * 8
     split = start + position * (lines + 1)
     index = split + position * lines
+    first = next(int(end) for begin, end in itertools.pairwise(panel.start) if end - begin > 1) - 1
+    addresses = SCALARS + model.n_classes + 3 * 8
     return {
         "more entries than fit": put("<H", start + position * lines, panel.capacity + 1),
         "far more": put("<H", start + position * lines, 0xFFFF),
@@ -363,6 +366,13 @@ def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
         "epoch": put("<H", 20, model.learning.epochs),
         "phase": put("<B", 17, 4),
         "mode": put("<B", 18, 2),
+        "an epoch in progress that was not shuffled": put("<B", 34, 0),
+        "grown masks that have not grown": put("<B", 19, 1),
+        "an entry twice": lambda content: content.__setitem__(index + first, content[index + first - 1]),
+        "a record nowhere": put("<H", addresses, 0xFFFF),
+        "a record in a header": put("<H", addresses, 0),
+        "a record across sectors": put("<H", addresses, 4096 // 4 - 1),
+        "a record where nothing is needed": put("<H", addresses, 60 * 4096 // 4 + 20),
     }
 
 
@@ -382,3 +392,88 @@ def test_forged_snapshots(tmp_path: Path) -> None:
             twin.process.flash.write_bytes(forge(intact, change))
             state = twin.power_cut()
             assert (state.restored, state.step) == ((1, steps) if name == "" else (0, 0)), name
+
+
+def test_bytes_that_no_checksum_covers_are_not_restored(tmp_path: Path) -> None:
+    """A snapshot that is shorter, or longer, than the state it begins with."""
+    model = small(method=Method.FINETUNE, capacity=0, epochs=2)
+    with running(model, build(model, tmp_path, board_facts(size=64 * 4096, sector=4096, program_unit=4))) as twin:
+        Teacher(twin, 1).begin((0, 1), 8, streamed=False, seed=1)
+        twin.good(Command.SAVE)
+        intact = twin.process.flash.read_bytes()
+        for change in (0, -1, -200, 1, 16):
+            forged = bytearray(intact)
+            for at in (at for at in range(0, len(intact), 4096) if intact[at + 5] == STATE):
+                size = struct.unpack_from("<I", intact, at + 24)[0] + change
+                struct.pack_into("<I", forged, at + 24, size)
+                struct.pack_into("<I", forged, at + 28, zlib.crc32(intact[at + HEADER : at + HEADER + size]))
+                struct.pack_into("<I", forged, at + 44, zlib.crc32(forged[at : at + 44]))
+            twin.process.flash.write_bytes(forged)
+            assert twin.power_cut().restored == (change == 0), change
+
+
+def test_a_record_of_no_class_is_refused(tmp_path: Path) -> None:
+    """Its checksum is right: a label would be an index into the errors of the last layer."""
+    model = small(method=Method.FINETUNE, capacity=0)
+    with running(model, build(model, tmp_path)) as twin:
+        x, y = random_samples(model, (0, 1), 8, 5)
+        twin.good(Command.TASK_BEGIN, task_begin((0, 1), 8))
+        twin.good(Command.SAMPLES, samples(0, x, y))
+        twin.good(Command.SAVE)
+        flash = bytearray(twin.process.flash.read_bytes())
+        for label, expected in ((4, STORE_ERROR), (255, STORE_ERROR), (int(y[3]), 0)):
+            at = offset_of_sample(twin.process.flash, x[3].tobytes()) - 8
+            flash[at + 7] = label
+            struct.pack_into("<I", flash, at, zlib.crc32(flash[at + 4 : at + 8 + model.n_in]))
+            twin.process.flash.write_bytes(flash)
+            assert status(twin, Command.TRAIN, struct.pack("<HB", 8, 0)) == expected
+
+
+@pytest.mark.parametrize("kind", [1, STATE])
+def test_damaged_sector_headers_lose_nothing(kind: int, tmp_path: Path) -> None:
+    """The records behind one stay where they are, are saved, restored, and moved when their sector's turn comes."""
+    model = small(method=Method.DERPP, capacity=8)
+    board = board_facts(size=64 * SECTOR, sector=SECTOR, program_unit=4)
+    process = Process(build(model, tmp_path, board))
+    process.start()
+    try:
+        twin = Historian(model, process)
+        teacher = Teacher(twin, 2)
+        for number in range(24):
+            teacher.begin([(0, 1), (2, 3)][number % 2], 16, streamed=number % 3 == 0, seed=number)
+            teacher.finish()
+            if number % 3 == 1:  # all sectors of this kind, that of the newest snapshot included
+                flash = process.flash.read_bytes()
+                for at in range(0, len(flash), SECTOR):
+                    if flash[at : at + 4] == b"SCLJ" and flash[at + 5] == kind:
+                        flip(process.flash, at + 9)
+                twin.good(Command.SAVE)
+                twin.fall_back(power=True)
+        assert protocol.statistics(twin.link).sectors == 64
+        twin.close()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(("field", "number"), [(8, 0x7FFFFFFF), (16, 0x7FFFFFFE), (8, 0xFFFFFFFF), (16, 0xFFFFFFFF)])
+def test_numbers_that_no_board_comes_to(field: int, number: int, tmp_path: Path) -> None:
+    """The last sector or snapshot number: a save is refused rather than lost, and a reset to factory begins anew."""
+    model = small()
+    with running(model, build(model, tmp_path, board_facts(size=64 * SECTOR, sector=SECTOR, program_unit=4))) as twin:
+        Teacher(twin, 1).begin((0, 1), 8, streamed=False, seed=1)
+        twin.good(Command.SAVE)
+        forged = bytearray(twin.process.flash.read_bytes())
+        for at in (at for at in range(0, len(forged), SECTOR) if forged[at + 5] == STATE):
+            struct.pack_into("<I", forged, at + field, number)
+            struct.pack_into("<I", forged, at + 44, zlib.crc32(forged[at : at + 44]))
+        twin.process.flash.write_bytes(forged)
+        restored = twin.power_cut().restored
+        assert restored == (number < 1 << 31)
+        assert status(twin, Command.SAVE, b"") == (STORE_FULL if restored else 0)
+        assert status(twin, Command.RESET, b"\x01") == 0
+        twin.device = Device(model, twin.hello().steps_per_request, twin.hello().max_payload)
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), 8, streamed=False, seed=1)
+        teacher.finish()
+        assert twin.power_cut().restored
+        twin.check_dump()

@@ -154,7 +154,16 @@ class FakeBoard:
             + struct.pack("<HHBBHHB", *facts)
             + struct.pack("<HHIIH", *tables)
             + struct.pack("<IBBBBHHHHHH", *place)
-            + struct.pack("<IBB8sBBH", self._snapshots, int(self.restored), self.reset_reason, self.nonce, 0, self.health, self.faults)
+            + struct.pack(
+                "<IBB8sBBH",
+                self._snapshots,
+                int(self.restored),
+                self.reset_reason,
+                self.nonce,
+                0,
+                self.health,
+                self.faults,
+            )
         )
 
     def statistics(self) -> bytes:
