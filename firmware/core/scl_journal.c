@@ -524,11 +524,12 @@ static int complete(uint32_t number, uint16_t *last, header_t *h) {
 
 /*
  * The largest snapshot number below `limit`, 0 if there is none; also learns the largest numbers in use, and how many
- * sectors have no header though all were taken once: worn ones, mostly.
+ * sectors were taken and have no header: worn ones, mostly.
  */
 static uint32_t newest_below(uint32_t limit) {
   uint32_t newest = 0;
   uint16_t bare = 0;
+  uint16_t bare_taken = 0; /* as long as the first lap lasts, up to the newest sector */
   for (uint32_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
     if (!read_header(s, &h)) {
@@ -537,6 +538,7 @@ static uint32_t newest_below(uint32_t limit) {
     }
     if (h.sequence > scl_journal.sequence) {
       scl_journal.sequence = h.sequence;
+      bare_taken = bare;
     }
     if (h.kind != KIND_STATE || !h.ours) {
       continue;
@@ -548,7 +550,12 @@ static uint32_t newest_below(uint32_t limit) {
       newest = h.snapshot;
     }
   }
-  scl_journal.worn_before = scl_journal.sequence >= SCL_SECTORS ? bare : 0;
+  if (scl_journal.sequence >= SCL_SECTORS) {
+    bare_taken = bare;
+  }
+  if (bare_taken > scl_journal.worn_before) {
+    scl_journal.worn_before = bare_taken;
+  }
   return newest;
 }
 
@@ -600,9 +607,12 @@ scl_status_t scl_journal_mount(uint32_t limit) {
   }
 }
 
-    scl_journal.counts.erases++;
-    scl_port_watchdog_feed();
-    (void)scl_port_flash_erase(s * SCL_FLASH_SECTOR);
+void scl_journal_pass_over(uint32_t keep) {
+  uint16_t newest;
+  if (find_sequence(scl_journal.sequence, &newest) && span_to(newest) > scl_journal.used &&
+      span_to(newest) + keep + SCL_SECTORS / 3u <= SCL_SECTORS) {
+    scl_journal.head = newest;
+    scl_journal.used = span_to(newest);
   }
 }
 
@@ -623,6 +633,7 @@ static int plausible(void) {
 static void erase_all(void) {
   for (uint32_t s = 0; s < SCL_SECTORS; s++) {
     scl_journal.counts.erases++;
+    scl_port_watchdog_feed();
     (void)scl_port_flash_erase(s * SCL_FLASH_SECTOR);
   }
   (void)scl_journal_mount(SCL_ANY_SNAPSHOT);

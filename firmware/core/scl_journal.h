@@ -47,8 +47,9 @@ extern scl_journal_t scl_journal;
 scl_status_t scl_journal_mount(uint32_t limit);
 
 /*
- * After mount: goes on behind the newest sector there is, if `keep` are free then, and not behind the snapshot.  What was
- * written after it is forgotten, but its sectors have been erased once more: wear stays even though power often fails.
+ * After mount: goes on behind the newest sector there is, if `keep` are free then and a third of all besides, and not
+ * behind the snapshot.  What was written after it is forgotten, but its sectors have been erased once more: wear stays
+ * even though power often fails.
  */
 void scl_journal_pass_over(uint32_t keep);
 
