@@ -23,8 +23,8 @@ typedef enum {
   SCL_FRAME_MORE,
   SCL_FRAME_COMPLETE,
   SCL_FRAME_DAMAGED,
-  SCL_FRAME_TOO_LONG,
-  SCL_FRAME_QUESTION
+  SCL_FRAME_QUESTION,
+  SCL_FRAME_TOO_LONG
 } scl_frame_event_t;
 
 /* Takes one byte of the line.  After COMPLETE, bytes[0 .. size-1] is a frame without its checksum until the next call. */
