@@ -39,7 +39,7 @@ def main() -> int:
     status = subprocess.run(pytest, cwd=ROOT, env={**os.environ, "SCL_COVERAGE": "1"}, check=False).returncode
     if status != 0:
         return status
-    gcovr = [sys.executable, "-m", "gcovr", "-q", "-r", str(ROOT), "-f", "firmware/core/", "-j", jobs, str(programs)]
+    gcovr = [sys.executable, "-m", "gcovr", "-r", str(ROOT), "-f", "firmware/core/", "-j", jobs, str(programs)]
     gcovr += ["--merge-mode-functions=separate", "--txt", "-", "--txt-summary"]
     gcovr += ["--html-details", str(FOLDER / "index.html")]
     gcovr += [f"--fail-under-line={LINES}", f"--fail-under-branch={BRANCHES}"]

@@ -573,7 +573,7 @@ static int find_sequence(uint32_t sequence, uint16_t *sector) {
 /* Whether the oldest sector that a snapshot needs was not taken again since; one with a damaged header was not. */
 static int tail_is_there(const header_t *h) {
   header_t tail;
-  return h->tail_sector < SCL_SECTORS && (!read_header(h->tail_sector, &tail) || tail.sequence <= h->tail_sequence);
+  return h->tail_sector < SCL_SECTORS && (!read_header(h->tail_sector, &tail) || tail.sequence <= h->sequence);
 }
 
 /* An empty ring begins where the last one ended, for even wear. */
