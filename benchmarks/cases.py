@@ -217,7 +217,6 @@ def _other_networks() -> Iterator[Case]:
             overrides = (
                 f"model.hidden=[{width}]",
                 *_sparse_overrides(sparsity, round(sparsity + 0.2 * (1 - sparsity), 4), 1),
-                *UNIFORM_MASKS,
             )
             yield _Network(scaling(width, sparsity), mnist, overrides).case(MAIN, Mode.PASS)
 

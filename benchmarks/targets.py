@@ -82,7 +82,7 @@ def _lines(found: Found) -> Iterator[Line]:
     fit = growth(list(found.cases.values()))
     linear = None if fit is None else fit.fixed if fit.r_squared >= LINEAR else float("inf")
     yield (
-        "growth against active non-zeros, all layers sparse by |w|: linear, fixed part",
+        "growth against active non-zeros: linear, fixed part",
         "under 12,000",
         linear,
         lambda value: value < 12_000,

@@ -147,7 +147,7 @@ def test_growth_is_a_linear_fit() -> None:
     assert (round(fit.fixed), round(fit.slope), round(fit.r_squared, 6)) == (8_000, 10, 1.0)
     bent = scaling([(100, 1_000), (200, 4_000), (400, 16_000), (800, 64_000)])
     assert verdicts(targets.Found({c.name: c for c in bent}))[
-        "growth against active non-zeros, all layers sparse by |w|: linear, fixed part"
+        "growth against active non-zeros: linear, fixed part"
     ] == ("not linear", "missed")
     assert targets.growth(scaling([(1, 1), (2, 2)])) is None
 
