@@ -74,7 +74,7 @@ def test_select(seed: int, levels: int, share: float) -> None:
 def test_grow_random(seed: int, share: float) -> None:
     """Any number up to all free places; two draws for each."""
     panel = panel_of(seed)
-    count = int(share * (N_IN * panel.constants.places - panel.entries))
+    count = int(share * (panel.n_lines * panel.constants.places - panel.entries))
     prng, twin = Prng(seed), Prng(seed)
     after = grown_random(panel, count, prng)
     twin.draw(2 * count)
@@ -90,7 +90,7 @@ def test_grow_best(seed: int, levels: int, share: float) -> None:
     """The best free places, ties by line, then place."""
     panel = panel_of(seed)
     places = panel.constants.places
-    score = np.random.default_rng(seed).integers(0, levels, size=(N_IN, places))
+    score = np.random.default_rng(seed).integers(0, levels, size=(panel.n_lines, places))
     used = {(i, o) for i, _, o in keys(panel)}
     free = [(-int(score[i, o]), i, o) for i in range(panel.n_lines) for o in range(places) if (i, o) not in used]
     count = int(share * len(free))
