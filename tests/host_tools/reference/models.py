@@ -332,7 +332,9 @@ def _input(channels: int, height: int, width: int, signed: bool, fraction: int |
     return Tensor(channels, height, width, bits if fraction is None else fraction, bits, rectified=False)
 
 
-def _filled(layer: Layer, rng: np.random.Generator, weight: NDArray[np.float64], masks: Masks) -> Layer:
+def _filled(
+    layer: Layer, rng: np.random.Generator, weight: NDArray[np.float64], masks: Masks, both_ways: bool = False
+) -> Layer:
     """The layer with weights (n_in, n_out), in panels if it is sparse."""
     limit = 1 << layer.wlog
     integers = np.zeros((layer.n_in, layer.n_pad), dtype=np.int16)
@@ -342,7 +344,8 @@ def _filled(layer: Layer, rng: np.random.Generator, weight: NDArray[np.float64],
     if not layer.sparse:
         return replace(layer, weight=integers if dense else np.ascontiguousarray(integers.T))
     # The generator chooses by the number of outputs; the weights are as good as a coin, and both ways are tried.
-    layer = replace(layer, by_output=not dense or int(integers.astype(np.int64).sum()) % 2 == 0)
+    heads = layer.n_out <= 16 and int(integers.astype(np.int64).sum()) % 2 == 0
+    layer = replace(layer, by_output=not dense or (heads and both_ways))
     grid = integers.reshape(layer.n_in, -1, layer.block)
     grid = grid.transpose(1, 0, 2) if layer.by_output else grid
     parts = [(first, grid[:, first : first + PANEL_PLACES]) for first in range(0, grid.shape[1], PANEL_PLACES)]
@@ -534,7 +537,7 @@ class _Maker:
         wide = 1 << (layer.fw + layer.fx - 4)
         bias[:n_out] = rng.integers(-wide, wide, size=n_out)
         weight = rng.normal(size=(n_in, n_out)) * self.scale / np.sqrt(n_in * max(self.masks.density, 0.1))
-        return _filled(replace(layer, bias=bias), rng, weight, self.masks)
+        return _filled(replace(layer, bias=bias), rng, weight, self.masks, both_ways=True)
 
     def _steps(self, layer: Layer, s: _Shaped, largest: int, readers: Sequence[_Shaped]) -> Layer:
         """``ke``, ``elog``, ``kg``, ``glog``, ``kc`` and ``active`` of a convolution."""
