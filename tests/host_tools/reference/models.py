@@ -537,7 +537,7 @@ class _Maker:
         wide = 1 << (layer.fw + layer.fx - 4)
         bias[:n_out] = rng.integers(-wide, wide, size=n_out)
         weight = rng.normal(size=(n_in, n_out)) * self.scale / np.sqrt(n_in * max(self.masks.density, 0.1))
-        return _filled(replace(layer, bias=bias), rng, weight, self.masks, both_ways=True)
+        return _filled(replace(layer, bias=bias), rng, weight, self.masks)
 
     def _steps(self, layer: Layer, s: _Shaped, largest: int, readers: Sequence[_Shaped]) -> Layer:
         """``ke``, ``elog``, ``kg``, ``glog``, ``kc`` and ``active`` of a convolution."""
