@@ -72,7 +72,9 @@ SCL_INLINE void scl_sparse_axpy_some(int32_t *acc, const int16_t *w, const uint8
     SCL_UNROLL_ALL
     for (uint32_t k = 0; k < count; k++) {
       int32_t *sums = acc + index[k] * block;
-      SCL_KEEP(sums); /* one address for the whole block */
+      if (block > 1u) {
+        SCL_KEEP(sums); /* one address for the whole block */
+      }
       SCL_UNROLL_ALL
       for (uint32_t j = 0; j < block; j++) {
         sums[j] += w[k * block + j] * x;
