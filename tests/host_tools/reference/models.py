@@ -332,9 +332,7 @@ def _input(channels: int, height: int, width: int, signed: bool, fraction: int |
     return Tensor(channels, height, width, bits if fraction is None else fraction, bits, rectified=False)
 
 
-def _filled(
-    layer: Layer, rng: np.random.Generator, weight: NDArray[np.float64], masks: Masks, both_ways: bool = False
-) -> Layer:
+def _filled(layer: Layer, rng: np.random.Generator, weight: NDArray[np.float64], masks: Masks) -> Layer:
     """The layer with weights (n_in, n_out), in panels if it is sparse."""
     limit = 1 << layer.wlog
     integers = np.zeros((layer.n_in, layer.n_pad), dtype=np.int16)
@@ -345,7 +343,7 @@ def _filled(
         return replace(layer, weight=integers if dense else np.ascontiguousarray(integers.T))
     # The generator chooses by the number of outputs; the weights are as good as a coin, and both ways are tried.
     heads = layer.n_out <= 16 and int(integers.astype(np.int64).sum()) % 2 == 0
-    layer = replace(layer, by_output=not dense or (heads and both_ways))
+    layer = replace(layer, by_output=not dense or heads)
     grid = integers.reshape(layer.n_in, -1, layer.block)
     grid = grid.transpose(1, 0, 2) if layer.by_output else grid
     parts = [(first, grid[:, first : first + PANEL_PLACES]) for first in range(0, grid.shape[1], PANEL_PLACES)]
