@@ -28,7 +28,7 @@ SEAL = 12
 SEAL_CODE = 2048
 """What seals take in flash besides, rounded up."""
 
-CODE_PER_PASS = 900
+CODE_PER_PASS = 1300
 """Code of one panel or dense layer over all passes, in bytes; kernels are specialised for each."""
 
 CODE_PER_CONV = 2300

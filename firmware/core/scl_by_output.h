@@ -33,6 +33,7 @@ SCL_INLINE void scl_by_output_sum_some(scl_outputs_t *sums, const int16_t *w, co
       const uint32_t pair = scl_pair(&w[k & ~1u]);
       sums->of[0] = k % 2u == 0 ? scl_mac_low(sums->of[0], pair, xi) : scl_mac_high(sums->of[0], pair, xi);
     } else {
+      SCL_UNROLL_ALL
       for (uint32_t j = 0; j < block; j++) {
         sums->of[j] += w[k * block + j] * xi;
       }
@@ -74,6 +75,7 @@ SCL_INLINE void scl_by_output_error_some(int32_t *sums, const int16_t *w, const 
   SCL_UNROLL_ALL
   for (uint32_t k = 0; k < count; k++) {
     int32_t sum = sums[index[k]];
+    SCL_UNROLL_ALL
     for (uint32_t j = 0; j < block; j += SCL_PAIRS && block > 1u ? 2u : 1u) {
       const int16_t *wj = &w[k * block + j];
       sum = SCL_PAIRS && block > 1u ? scl_mac_pair(sum, scl_pair(wj), scl_pair(&e[j])) : sum + *wj * e[j];
@@ -110,6 +112,7 @@ SCL_INLINE void scl_by_output_step_some(int16_t *w, const uint8_t *index, const 
     if (block > 1u && scl_step_in_pairs(s)) {
       scl_step_pairs(&w[k * block], g, block, xi, scl_upper_factor(xi, s), s);
     } else {
+      SCL_UNROLL_ALL
       for (uint32_t j = 0; j < block; j++) {
         scl_weight_step(&w[k * block + j], g[j] * xi, s.shift, s.wlog, s.prng);
       }

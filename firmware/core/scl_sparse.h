@@ -70,8 +70,15 @@ SCL_INLINE void scl_sparse_axpy_some(int32_t *acc, const int16_t *w, const uint8
     }
   } else {
     SCL_UNROLL_ALL
-    for (uint32_t v = 0; v < count * block; v++) {
-      acc[index[v / block] * block + v % block] += w[v] * x;
+    for (uint32_t k = 0; k < count; k++) {
+      int32_t *sums = acc + index[k] * block;
+      if (block > 1u) {
+        SCL_KEEP(sums); /* one address for the whole block */
+      }
+      SCL_UNROLL_ALL
+      for (uint32_t j = 0; j < block; j++) {
+        sums[j] += w[k * block + j] * x;
+      }
     }
   }
 }
@@ -94,6 +101,7 @@ SCL_INLINE int32_t scl_sparse_dot_some(int32_t sum, const int16_t *e, const int1
   for (uint32_t k = 0; k < count; k++) {
     const int16_t *ek = e + index[k] * block;
     const int pairs = SCL_PAIRS && block % 2u == 0;
+    SCL_UNROLL_ALL
     for (uint32_t j = 0; j < block; j += pairs ? 2u : 1u) {
       const int16_t *wj = &w[k * block + j];
       sum = pairs ? scl_mac_pair(sum, scl_pair(wj), scl_pair(&ek[j])) : sum + *wj * ek[j];

@@ -284,7 +284,7 @@ def test_random_convolutional(number: int, tmp_path: Path) -> None:
 
 def test_positions_of_32_bits(tmp_path: Path) -> None:
     """A panel with more than 65535 entries."""
-    model = random_model(3, sizes=(300, 256, 3), block=1, density=0.9, p_intra=0.02, epochs=1, capture=1, table=16)
+    model = random_model(2, sizes=(300, 256, 3), block=1, density=0.9, p_intra=0.02, epochs=1, capture=1, table=16)
     assert model.layers[0].panels[0].capacity > 65535
     with running(model, build(model, tmp_path)) as twin:
         teacher = Teacher(twin, 1)

@@ -342,7 +342,8 @@ def _filled(layer: Layer, rng: np.random.Generator, weight: NDArray[np.float64],
     if not layer.sparse:
         return replace(layer, weight=integers if dense else np.ascontiguousarray(integers.T))
     # The generator chooses by the number of outputs; the weights are as good as a coin, and both ways are tried.
-    layer = replace(layer, by_output=not dense or int(integers.astype(np.int64).sum()) % 2 == 0)
+    heads = layer.n_out <= 16 and int(integers.astype(np.int64).sum()) % 2 == 0
+    layer = replace(layer, by_output=not dense or heads)
     grid = integers.reshape(layer.n_in, -1, layer.block)
     grid = grid.transpose(1, 0, 2) if layer.by_output else grid
     parts = [(first, grid[:, first : first + PANEL_PLACES]) for first in range(0, grid.shape[1], PANEL_PLACES)]

@@ -94,7 +94,7 @@ class Net:
     def io(self, p: int, line: int, index: int, j: int) -> tuple[int, int]:
         """Input (kernel position) and output (channel) of a weight."""
         place = self.first[p] + index
-        if self.layer.op is Op.DENSE:
+        if self.layer.op is Op.DENSE and not self.layer.by_output:
             return line, place * self.block + j
         return place, line * self.block + j
 
@@ -487,6 +487,8 @@ class Scalar:
         su = model.fg + c.fx - c.fw
         for entry, j, i, o in net.weights():
             if not entry.chosen or x[i] == 0:
+                continue
+            if c.by_output and not any(g[entry.line * net.block : (entry.line + 1) * net.block]):
                 continue
             assert abs(g[o] * x[i]) <= 2**30
             if model.learning.batch > 1:

@@ -22,7 +22,7 @@ N_IN = 9
 
 
 def panel_of(seed: int, density: float = 0.5) -> PanelMask:
-    """A random panel, 9 lines x 6 places."""
+    """A random panel, by input or by output."""
     model = random_model(seed, sizes=(N_IN, 12, 3), density=density)
     return PanelMask.of(model.layers[0].panels[0])
 
@@ -39,7 +39,7 @@ def check(panel: PanelMask) -> None:
     assert len({(i, o) for i, _, o in keys(panel)}) == panel.entries
     start, split = panel.start(), panel.split()
     assert start[-1] == panel.entries
-    for i in range(N_IN):
+    for i in range(panel.n_lines):
         assert (panel.lines[start[i] : start[i + 1]] == i).all()
         assert panel.chosen[start[i] : split[i]].all()
         assert not panel.chosen[split[i] : start[i + 1]].any()
@@ -74,7 +74,7 @@ def test_select(seed: int, levels: int, share: float) -> None:
 def test_grow_random(seed: int, share: float) -> None:
     """Any number up to all free places; two draws for each."""
     panel = panel_of(seed)
-    count = int(share * (N_IN * panel.constants.places - panel.entries))
+    count = int(share * (panel.n_lines * panel.constants.places - panel.entries))
     prng, twin = Prng(seed), Prng(seed)
     after = grown_random(panel, count, prng)
     twin.draw(2 * count)
@@ -90,9 +90,9 @@ def test_grow_best(seed: int, levels: int, share: float) -> None:
     """The best free places, ties by line, then place."""
     panel = panel_of(seed)
     places = panel.constants.places
-    score = np.random.default_rng(seed).integers(0, levels, size=(N_IN, places))
+    score = np.random.default_rng(seed).integers(0, levels, size=(panel.n_lines, places))
     used = {(i, o) for i, _, o in keys(panel)}
-    free = [(-int(score[i, o]), i, o) for i in range(N_IN) for o in range(places) if (i, o) not in used]
+    free = [(-int(score[i, o]), i, o) for i in range(panel.n_lines) for o in range(places) if (i, o) not in used]
     count = int(share * len(free))
     after = grown_best(panel, count, score)
     new = {(i, o) for i, _, o in keys(after)} - used
