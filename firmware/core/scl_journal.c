@@ -630,19 +630,21 @@ static int plausible(void) {
   return headers + SCL_SECTORS / 4u >= taken;
 }
 
+/* The newest sector goes last: as long as it is there, what it says counts. */
 static void erase_all(void) {
-  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+  const uint32_t newest = scl_journal.head;
+  for (uint32_t k = 1; k <= SCL_SECTORS; k++) {
     scl_journal.counts.erases++;
     scl_port_watchdog_feed();
-    (void)scl_port_flash_erase(s * SCL_FLASH_SECTOR);
+    (void)scl_port_flash_erase((newest + k) % SCL_SECTORS * SCL_FLASH_SECTOR);
   }
   (void)scl_journal_mount(SCL_ANY_SNAPSHOT);
 }
 
 /* Takes a sector as any snapshot does: nothing is forgotten until it is complete, and wear stays even. */
 scl_status_t scl_journal_format(void) {
-  if (out_of_numbers() || !plausible()) {
-    erase_all();
+  if (out_of_numbers()) {
+    erase_all(); /* no board comes to these numbers: someone wrote them */
   }
   if (scl_journal_free() == 0) {
     scl_journal.used = 1; /* what is oldest goes with what is forgotten */
@@ -653,6 +655,9 @@ scl_status_t scl_journal_format(void) {
   }
   while (status == SCL_ERR_STORE && (status = scl_journal_snapshot_again()) == SCL_OK) {
     status = scl_journal_snapshot_end();
+  }
+  if (status == SCL_OK && !plausible()) {
+    erase_all();
   }
   return status;
 }
