@@ -151,7 +151,10 @@ static scl_status_t conclude(void) {
 
 static scl_status_t slice(uint32_t parts, uint32_t words) {
   part_t p = part_at(cursor.part);
-  for (uint32_t k = 0; k < N_PARTS && ((p.kind & parts) == 0 || p.size == 0); k++) {
+  for (uint32_t k = 0; (p.kind & parts) == 0 || p.size == 0; k++) {
+    if (k == N_PARTS) {
+      return SCL_OK; /* there is none, as of masks in a dense network */
+    }
     next_part();
     p = part_at(cursor.part);
   }
