@@ -12,6 +12,7 @@
 #endif
 
 #define SCALARS 48u
+#define PAD 35u /* the only byte of them that says nothing */
 #define SLOT_BYTES 12u
 #define FIRST_NET_REGION 16u
 
@@ -256,7 +257,7 @@ scl_status_t scl_state_load(void) {
   }
   if (status == SCL_OK) {
     unpack(scalars);
-    status = learner_holds() ? visit_all(read_part, NULL) : SCL_ERR_STORE;
+    status = scalars[PAD] == 0 && learner_holds() ? visit_all(read_part, NULL) : SCL_ERR_STORE;
   }
   if (status == SCL_OK) {
     status = scl_journal_restore_end();
