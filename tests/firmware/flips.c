@@ -77,9 +77,9 @@ static void train_damaged(void) {
 int __wrap_scl_engine_main(void) {
   static const uint8_t classes[] = {0, 1};
   static const scl_input_t x[SCL_N_IN] = {1, 2, 3};
-  int restored;
   scl_state_reset();
-  if (scl_store_mount(&restored) != SCL_OK || scl_train_begin(SCL_MODE_RESIDENT, N_SAMPLES, classes, 2) != SCL_OK) {
+  (void)scl_store_recover();
+  if (scl_train_begin(SCL_MODE_RESIDENT, N_SAMPLES, classes, 2) != SCL_OK) {
     return 2;
   }
   scl_integrity_start();

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ SCALARS = 48
 """Bytes of the scalars, which a snapshot begins with (docs/algorithm.md, "State digest")."""
 
 
-def small(seed: int = 5, **learning: Any) -> Model:
+def small(seed: int = 4, **learning: Any) -> Model:
     """A model whose snapshot takes a few sectors."""
     return random_model(seed, sizes=(14, 16, 4), **({"epochs": 1, "capacity": 8, "table": 16} | learning))
 
@@ -299,11 +299,12 @@ def test_torn_snapshot_does_not_count(tmp_path: Path) -> None:
         process.kill()
 
 
-def forge(flash: bytes, change: Callable[[bytearray], None]) -> bytes:
-    """The flash with a snapshot of one part changed, checksums and all."""
+def forge(flash: bytes, change: Callable[[bytearray], None], numbers: Container[int] = range(1 << 31)) -> bytes:
+    """The flash with snapshots of one part changed, checksums and all; ``numbers``: of these snapshots."""
     forged = bytearray(flash)
     sectors = range(0, len(flash), len(flash) // 64)
     states = [at for at in sectors if flash[at : at + 4] == b"SCLJ" and flash[at + 5] == STATE]
+    states = [at for at in states if struct.unpack_from("<I", flash, at + 16)[0] in numbers]
     assert states, "there is a snapshot"
     for at in states:
         size = struct.unpack_from("<I", flash, at + 24)[0]
@@ -367,6 +368,7 @@ def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
         "phase": put("<B", 17, 4),
         "mode": put("<B", 18, 2),
         "an epoch in progress that was not shuffled": put("<B", 34, 0),
+        "the byte that pads": put("<B", 35, 1),
         "grown masks that have not grown": put("<B", 19, 1),
         "an entry twice": lambda content: content.__setitem__(index + first, content[index + first - 1]),
         "a record nowhere": put("<H", addresses, 0xFFFF),
@@ -392,6 +394,28 @@ def test_forged_snapshots(tmp_path: Path) -> None:
             twin.process.flash.write_bytes(forge(intact, change))
             state = twin.power_cut()
             assert (state.restored, state.step) == ((1, steps) if name == "" else (0, 0)), name
+
+
+def test_a_save_that_cannot_be_loaded_leaves_the_one_before(tmp_path: Path) -> None:
+    """Its checksums fit, and no learner wrote it."""
+    model = small(method=Method.FINETUNE, capacity=0, epochs=2)
+    with running(model, build(model, tmp_path, board_facts(size=64 * 4096, sector=4096, program_unit=4))) as twin:
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), 8, streamed=False, seed=1)
+        teacher.advance(3)
+        twin.good(Command.SAVE)
+        before = twin.device.copy()
+        teacher.advance(2)
+        twin.good(Command.SAVE)
+        number = twin.hello().snapshot
+        intact = twin.process.flash.read_bytes()
+        twin.process.flash.write_bytes(forge(intact, put("<H", 20, model.learning.epochs), {number}))
+        state = twin.power_cut()
+        assert (state.restored, state.snapshot) == (1, number - 1)
+        twin.device = before
+        twin.check_dump()
+        teacher.finish()
+        twin.check_dump()
 
 
 def test_bytes_that_no_checksum_covers_are_not_restored(tmp_path: Path) -> None:
@@ -470,7 +494,7 @@ def test_numbers_that_no_board_comes_to(field: int, number: int, tmp_path: Path)
         restored = twin.power_cut().restored
         assert restored == (number < 1 << 31)
         assert status(twin, Command.SAVE, b"") == (STORE_FULL if restored else 0)
-        assert status(twin, Command.RESET, b"\x01") == 0
+        assert status(twin, Command.RESET, protocol.reset_request(twin.hello(), protocol.FACTORY)) == 0
         twin.device = Device(model, twin.hello().steps_per_request, twin.hello().max_payload)
         teacher = Teacher(twin, 1)
         teacher.begin((0, 1), 8, streamed=False, seed=1)
