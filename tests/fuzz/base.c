@@ -53,29 +53,28 @@ uint32_t fuzz_encode(const uint8_t *body, uint32_t size, uint8_t *wire) {
   return at;
 }
 
-int fuzz_decode(const uint8_t *wire, uint32_t size, uint8_t *body, uint32_t room, uint32_t *body_size) {
+fuzz_decoded_t fuzz_decode(const uint8_t *wire, uint32_t size, uint8_t *body, uint32_t room, uint32_t *body_size) {
   uint32_t n = 0;
+  int whole = 1;
   for (uint32_t at = 0; at < size;) {
     const uint32_t code = wire[at++];
-    if (code - 1u > size - at || n + code > room + 5u) {
-      return 0;
-    }
-    for (uint32_t k = 1; k < code; k++) {
-      if (n == room + 4u) {
-        return 0;
-      }
-      body[n++] = wire[at++];
+    whole = code - 1u <= size - at;
+    const uint32_t end = whole ? at + code - 1u : size;
+    while (at < end) {
+      body[n < room + 4u ? n : 0u] = wire[at++];
+      n++;
     }
     if (code != 0xFFu && at < size) {
-      if (n == room + 4u) {
-        return 0;
-      }
-      body[n++] = 0;
+      body[n < room + 4u ? n : 0u] = 0;
+      n++;
     }
   }
-  if (n < HEAD + 4u || get_u32(body + n - 4u) != fuzz_crc(body, n - 4u)) {
-    return 0;
+  if (n > room + 4u) {
+    return FUZZ_TOO_LONG;
+  }
+  if (!whole || n < HEAD + 4u || get_u32(body + n - 4u) != fuzz_crc(body, n - 4u)) {
+    return FUZZ_DAMAGED;
   }
   *body_size = n - 4u;
-  return 1;
+  return FUZZ_GOOD;
 }

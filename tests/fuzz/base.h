@@ -20,7 +20,9 @@ uint32_t fuzz_crc(const uint8_t *data, uint32_t size);
 /* A frame with its checksum and the zero that ends it; returns the bytes on the line. */
 uint32_t fuzz_encode(const uint8_t *body, uint32_t size, uint8_t *wire);
 
-/* What lies between two zeros, without its checksum; 0 when it is no frame or longer than `room`; body: room + 4 bytes. */
-int fuzz_decode(const uint8_t *wire, uint32_t size, uint8_t *body, uint32_t room, uint32_t *body_size);
+typedef enum { FUZZ_DAMAGED, FUZZ_GOOD, FUZZ_TOO_LONG } fuzz_decoded_t;
+
+/* What lies between two zeros, without its checksum, of which at most `room` bytes may be; body: room + 4 bytes. */
+fuzz_decoded_t fuzz_decode(const uint8_t *wire, uint32_t size, uint8_t *body, uint32_t room, uint32_t *body_size);
 
 #endif

@@ -36,7 +36,8 @@ static int next_reply(uint32_t *at, uint32_t *body_size) {
     const uint8_t *end = memchr(said, 0, left);
     FUZZ_CHECK(end != NULL, "a reply that does not end");
     *at += (uint32_t)(end - said) + 1u;
-    FUZZ_CHECK(fuzz_decode(said, (uint32_t)(end - said), body, FUZZ_FRAME, body_size), "a reply that cannot be decoded");
+    FUZZ_CHECK(fuzz_decode(said, (uint32_t)(end - said), body, FUZZ_FRAME, body_size) == FUZZ_GOOD,
+               "a reply that cannot be decoded");
     FUZZ_CHECK(body[0] == REPLY, "a frame of the board that is no reply");
     FUZZ_CHECK(body[3] <= FUZZ_LARGEST_STATUS, "a status nobody knows");
     FUZZ_CHECK(body[3] == 0 || *body_size == HEAD, "a refusal with a payload");

@@ -5,6 +5,7 @@
 
 #include "restored.h"
 #include "scl_learner.h"
+#include "scl_seal.h"
 #include "scl_store.h"
 
 /* docs/protocol.md */
@@ -81,12 +82,29 @@ static void put_x(uint32_t seed) {
   }
 }
 
+/* Asks what a host asks a board that has started: before that it refuses all but this and a reset. */
+static void greet(void) {
+  const fuzz_reply_t *reply = fuzz_request(REQUEST, 0, HELLO, NULL, 0);
+  FUZZ_CHECK(!reply->restarted && reply->status == OK, "no hello");
+}
+
+static void restarted(void) {
+  fuzz_check_restored();
+  greet();
+}
+
+void fuzz_start(void) {
+  fuzz_boot();
+  greet();
+}
+
 static const fuzz_reply_t *again(void) {
-  const fuzz_reply_t *reply = fuzz_request(sent.kind, sent.sequence, sent.command, sent.bytes, sent.size);
-  if (reply->restarted) {
-    fuzz_check_restored();
+  static fuzz_reply_t reply; /* greeting overwrites what fuzz_request returns */
+  reply = *fuzz_request(sent.kind, sent.sequence, sent.command, sent.bytes, sent.size);
+  if (reply.restarted) {
+    restarted();
   }
-  return reply;
+  return &reply;
 }
 
 static const fuzz_reply_t *ask(void) {
@@ -229,6 +247,15 @@ static void spoil(fuzz_input_t *in) {
   }
 }
 
+/* As hello says it. */
+static void put_nonce(void) {
+  uint8_t nonce[8];
+  scl_seal_nonce(nonce);
+  for (uint32_t k = 0; k < sizeof nonce; k++) {
+    put(nonce[k]);
+  }
+}
+
 static void build(fuzz_input_t *in, uint8_t command) {
   static void (*const builders[])(fuzz_input_t *in) = {
       [TASK_BEGIN] = build_task_begin, [SAMPLES] = build_samples, [TRAIN] = build_train,   [STEP] = build_step,
@@ -238,6 +265,7 @@ static void build(fuzz_input_t *in, uint8_t command) {
     put_x(fuzz_u8(in));
   } else if (command == RESET) {
     put(fuzz_u8(in) % 3u);
+    put_nonce();
   } else if (command < sizeof builders / sizeof builders[0] && builders[command] != NULL) {
     builders[command](in);
   }
@@ -310,7 +338,7 @@ static void raw(fuzz_input_t *in) {
   }
   bytes[size] = 0; /* the next request begins anew */
   if (fuzz_send(bytes, size + 1u)) {
-    fuzz_check_restored();
+    restarted();
   } else {
     (void)fuzz_check_said();
   }
@@ -329,7 +357,8 @@ static void question(fuzz_input_t *in) {
 }
 
 static void operate(fuzz_input_t *in) {
-  const uint8_t op = fuzz_u8(in) % OP_COUNT;
+  const uint8_t choice = fuzz_u8(in);
+  const uint8_t op = choice % OP_COUNT;
   switch (op) {
     case 0:
     case OP_RAW:
@@ -360,6 +389,9 @@ static void operate(fuzz_input_t *in) {
     case OP_CUT:
       fuzz_boot();
       fuzz_check_restored();
+      if (choice == OP_CUT) { /* larger ones: a host that does not ask */
+        greet();
+      }
       break;
     case OP_FAULT:
       fault(in);
@@ -399,6 +431,7 @@ static struct {
 static void factory_reset(void) {
   begin(RESET);
   put(1);
+  put_nonce();
   const fuzz_reply_t *reply = ask();
   FUZZ_CHECK(!reply->restarted && reply->status == OK, "factory reset was refused");
 }
@@ -412,7 +445,7 @@ static uint32_t taught(void) {
 
 void fuzz_remember(void) {
   memset(fuzz_flash(), 0xFF, SCL_FLASH_SIZE);
-  fuzz_boot();
+  fuzz_start();
   next_kind = REQUEST;
   fresh.initial = digest();
   fresh.taught = taught();
@@ -426,18 +459,19 @@ static void check_save(void) {
   }
   const uint32_t before = digest();
   fuzz_boot();
-  fuzz_check_restored();
+  restarted();
   FUZZ_CHECK(scl_journal.snapshot != 0, "a save was lost");
   FUZZ_CHECK(digest() == before, "a save came back as another state");
 }
 
 void fuzz_recover(void) {
+  greet();
   check_save();
   factory_reset();
   FUZZ_CHECK(digest() == fresh.initial, "factory reset: not the initial state");
-  fuzz_boot();
+  fuzz_start();
   FUZZ_CHECK(scl_journal.snapshot == 0 && digest() == fresh.initial, "factory reset: something came back");
   FUZZ_CHECK(taught() == fresh.taught, "factory reset: learns something else");
-  fuzz_boot();
+  fuzz_start();
   FUZZ_CHECK(digest() == fresh.taught, "factory reset: what was learnt after it is lost");
 }

@@ -50,8 +50,14 @@ static scl_frame_event_t second_take(second_t *s, uint8_t byte) {
     if (size == 0) {
       return SCL_FRAME_MORE;
     }
-    const int good = fuzz_decode(s->chunk, size, s->body, SCL_FRAME_BYTES - 4u, &s->body_size);
-    return good ? SCL_FRAME_COMPLETE : SCL_FRAME_DAMAGED;
+    switch (fuzz_decode(s->chunk, size, s->body, SCL_FRAME_BYTES - 4u, &s->body_size)) {
+      case FUZZ_GOOD:
+        return SCL_FRAME_COMPLETE;
+      case FUZZ_TOO_LONG:
+        return SCL_FRAME_TOO_LONG;
+      default:
+        return SCL_FRAME_DAMAGED;
+    }
   }
   if (s->size == 1u && s->chunk[0] == '?' && (byte == '\r' || byte == '\n')) {
     s->size = 0;
@@ -87,7 +93,7 @@ static void round_trip(const uint8_t *data, uint32_t size) {
   memcpy(bytes, data, size);
   sent_size = 0;
   scl_frame_send(bytes, size);
-  FUZZ_CHECK(fuzz_decode(sent, sent_size - 1u, body, SCL_FRAME_BYTES - 4u, &body_size), "sent what cannot be read");
+  FUZZ_CHECK(fuzz_decode(sent, sent_size - 1u, body, SCL_FRAME_BYTES - 4u, &body_size) == FUZZ_GOOD, "sent what cannot be read");
   FUZZ_CHECK(body_size == size && memcmp(body, data, size) == 0, "sent something else");
   parse(sent, sent_size);
   parse(wire, fuzz_encode(data, size, wire));

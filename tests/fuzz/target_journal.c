@@ -29,7 +29,7 @@ static void interrupt(uint32_t which, uint8_t mode, uint32_t requests) {
   static const uint8_t save[] = {13};
   fuzz_input_t in = {save, sizeof save};
   memcpy(fuzz_flash(), flashes[TRAINED], SCL_FLASH_SIZE);
-  fuzz_boot();
+  fuzz_start();
   FUZZ_CHECK(!fuzz_learn(8, mode, requests), "no task to interrupt");
   fuzz_operate(&in, 1);
   keep(which);
@@ -41,7 +41,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
   fuzz_remember();
   memset(fuzz_flash(), 0xFF, SCL_FLASH_SIZE);
   keep(BLANK);
-  fuzz_boot();
+  fuzz_start();
   fuzz_learn_all(8, 0);
   keep(TRAINED);
   interrupt(FILLING, 0, 4);
@@ -184,7 +184,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     changes[fuzz_u8(&in) % (sizeof changes / sizeof changes[0])](&in);
   }
   memset(&fuzz_faults, 0, sizeof fuzz_faults);
-  fuzz_boot();
+  fuzz_start();
   fuzz_check_restored();
   fuzz_operate(&in, 32);
   fuzz_recover();

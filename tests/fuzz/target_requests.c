@@ -15,7 +15,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   fuzz_input_t in = {data, (uint32_t)size};
   memset(fuzz_flash(), 0xFF, SCL_FLASH_SIZE);
-  fuzz_boot();
+  fuzz_start();
   fuzz_operate(&in, 64);
   fuzz_recover();
   return 0;
