@@ -158,6 +158,7 @@ def grow_old(name: str, folder: Path, laps: int = 1) -> Veteran:
         flash = emulator.flash_path.read_bytes()
         twin.process.start()
         twin.link = Link(twin.process.url)
+        twin.hello()
         session(twin)
         after = protocol.statistics(twin.link)
         twin.close()

@@ -36,7 +36,8 @@ from tests.host_tools.reference.models import random_model, random_samples, samp
 HERE = Path(__file__).parent
 CORE = ROOT / "firmware" / "core"
 WRAPPED = ("scl_journal_snapshot_begin", "scl_journal_snapshot_end", "scl_journal_format")
-FACTORY = b"\x01"
+FACTORY = bytes([protocol.FACTORY]) + bytes(8)
+"""A reset to factory; powercut.c puts in the nonce."""
 MAPPED_BASE = 0x50000000
 """Where powercut.c maps the flash of a board that reads it in place."""
 LAPS = 2.3
@@ -164,8 +165,8 @@ class Scenario:
         # Two runs of sectors that follow each other, with all kinds of wear.
         bad = (*range(3, 12), 20, 21)
         worn = bytes(s % (WORN - 1) + 1 if geometry.worn and s in bad else 0 for s in range(sectors))
-        ask = Frame(REQUEST, 200, Command.DIGEST, 0, b"").encode()
-        parts = [struct.pack("<II", self.initial, geometry.endurance), worn, sized(ask)]
+        hello, ask = (Frame(REQUEST, 200, command, 0, b"").encode() for command in (Command.HELLO, Command.DIGEST))
+        parts = [struct.pack("<II", self.initial, geometry.endurance), worn, sized(hello), sized(ask)]
         parts.append(struct.pack("<I", len(self.requests)))
         for wire, reply, unknown, digest in self.requests:
             parts += [sized(wire), sized(reply), struct.pack("<II", unknown, digest)]

@@ -13,7 +13,7 @@
  * lies in shared memory.  The flash as it is before an operation is made from the operations of the uninterrupted run.
  *
  * What has to be in flash is known from the calls of the journal: a commit is under way from
- * scl_journal_snapshot_begin, or scl_journal_forget, until that is over (--wrap).
+ * scl_journal_snapshot_begin, or scl_journal_format, until that is over (--wrap).
  */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
@@ -30,6 +30,7 @@
 #include "scl_frame.h"
 #include "scl_journal.h"
 #include "scl_port.h"
+#include "scl_seal.h"
 #include "scl_state.h"
 
 #undef main
@@ -41,7 +42,7 @@ scl_status_t __wrap_scl_journal_snapshot_end(void);
 scl_status_t __real_scl_journal_format(void);
 scl_status_t __wrap_scl_journal_format(void);
 
-enum { MOST_OPERATIONS = 1 << 17, MOST_DATA = 1 << 25, MOST_REQUESTS = 1 << 17, HANG_SECONDS = 20, RESET = 0x0E };
+enum { MOST_OPERATIONS = 1 << 17, MOST_DATA = 1 << 25, MOST_REQUESTS = 1 << 17, HANG_SECONDS = 20, HELLO = 0x01, RESET = 0x0E };
 #define SECTORS (SCL_FLASH_SIZE / SCL_FLASH_SECTOR)
 #define ERASED ((uint8_t)SCL_FLASH_ERASED)
 #define NEVER 0xFFFFFFFFu
@@ -69,8 +70,8 @@ static struct {
   uint32_t initial; /* digest of the initial state */
   uint32_t count, endurance;
   request_t request[MOST_REQUESTS];
-  const uint8_t *ask; /* the frame that asks for the digest */
-  uint32_t ask_size;
+  const uint8_t *hello, *ask; /* the frame that begins a conversation, and the one that asks for the digest */
+  uint32_t hello_size, ask_size;
   uint8_t worn[SECTORS];
 } given;
 
@@ -116,6 +117,7 @@ static struct {
 
 static struct {
   int recording, loud, checked;
+  int encodes; /* what the engine writes is the host's */
   cut_t cut; /* operation 0: none */
   uint32_t operations, at;
   uint64_t random;
@@ -403,9 +405,25 @@ static void send(const uint8_t *bytes, uint32_t size) {
   life.in_used = 0;
 }
 
+/* A reset needs the nonce of this life: it is put into the frame, whose copy becomes what the line carries. */
+static void put_nonce(void) {
+  scl_frame_t frame = {0};
+  for (uint32_t k = 0; k < life.in_size; k++) {
+    (void)scl_frame_take(&frame, life.in[k]);
+  }
+  if (frame.bytes[2] == RESET) {
+    scl_seal_nonce(frame.bytes + SCL_FRAME_HEAD + 1u);
+    life.in_size = 0;
+    life.encodes = 1;
+    scl_frame_send(frame.bytes, frame.size);
+    life.encodes = 0;
+  }
+}
+
 static void send_next(void) {
   if (life.at < given.count) {
     send(given.request[life.at].frame, given.request[life.at].frame_size);
+    put_nonce();
   } else {
     end(ENDED, "state %08x after %u operations", digest_before(given.count), life.operations);
   }
@@ -448,8 +466,17 @@ static void take_reply(void) {
 }
 
 void scl_port_write(const uint8_t *data, uint32_t size) {
+  if (life.encodes) {
+    memcpy(&life.in[life.in_size], data, size);
+    life.in_size += size;
+    return;
+  }
   for (uint32_t k = 0; k < size; k++) {
     if (scl_frame_take(&life.got, data[k]) == SCL_FRAME_COMPLETE && life.got.bytes[0] == 0x81u) {
+      if (life.got.bytes[2] == HELLO) {
+        send(given.ask, given.ask_size);
+        return;
+      }
       if (life.checked) {
         take_reply();
       } else {
@@ -463,7 +490,7 @@ void scl_port_write(const uint8_t *data, uint32_t size) {
 int32_t scl_port_read_byte(void) {
   if (life.in_used == life.in_size) {
     if (life.in_size == 0 && !life.checked) {
-      send(given.ask, given.ask_size);
+      send(given.hello, given.hello_size);
     } else if (++life.silence > 3u) {
       end(STUCK, "request %u is not answered", life.at);
     }
@@ -478,6 +505,21 @@ uint32_t scl_port_ticks(void) { return life.ticks++; }
 scl_reset_reason_t scl_port_reset_reason(void) { return SCL_RESET_POWER_ON; }
 uint32_t scl_port_stack_used(void) { return 0; }
 void scl_port_restart(void) { end(BROKEN, "restarts"); }
+uint32_t scl_port_kept(void) { return 0; }
+void scl_port_watchdog_feed(void) {}
+
+/* Only a board that found its memory damaged keeps anything, and nothing damages it here. */
+void scl_port_keep(uint32_t word) {
+  if (word != 0) {
+    end(BROKEN, "takes its memory for damaged");
+  }
+}
+
+uint32_t scl_port_image(uint32_t range, const void **begin) {
+  (void)range;
+  *begin = NULL;
+  return 0;
+}
 
 /* ---- lives ------------------------------------------------------------------- */
 
@@ -702,6 +744,7 @@ static void load(const char *path) {
   given.endurance = take_u32(&at);
   memcpy(given.worn, at, SECTORS);
   at += SECTORS;
+  given.hello = take_bytes(&at, &given.hello_size);
   given.ask = take_bytes(&at, &given.ask_size);
   given.count = take_u32(&at);
   for (uint32_t k = 0; k < given.count; k++) {

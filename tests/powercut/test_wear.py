@@ -109,7 +109,7 @@ def test_a_worn_out_journal(tmp_path: Path) -> None:
             assert ask(twin, Command.SAVE) == STORE_FULL
             twin.check_dump()
             Teacher(twin, 1).evaluate()
-        assert twin.ask(Command.RESET, harness.FACTORY)[0] == STORE_FULL
+        assert twin.ask(Command.RESET, protocol.reset_request(twin.hello(), protocol.FACTORY))[0] == STORE_FULL
         twin.device = twin.saved.copy()  # a reset that cannot be written changes nothing
         twin.check_dump()
         twin.fall_back(power=True)
@@ -238,8 +238,8 @@ def test_the_state_after_a_store_error(breakable: tuple[Historian, Breaker]) -> 
         twin.good(Command.TASK_BEGIN, task_begin((2, 3), COUNT, 1))
         twin.good(Command.TRAIN, b"\0\0\0")
     with breaker.after(0):
-        assert twin.ask(Command.RESET, harness.FACTORY)[0] == STORE_ERROR
+        assert twin.ask(Command.RESET, protocol.reset_request(twin.hello(), protocol.FACTORY))[0] == STORE_ERROR
     twin.device = twin.saved.copy()
     twin.check_dump()
-    twin.good(Command.RESET, harness.FACTORY)
+    twin.good(Command.RESET, protocol.reset_request(twin.hello(), protocol.FACTORY))
     assert not twin.restart().restored
