@@ -159,6 +159,11 @@ class Hello:
         """Whether the board has learnt and received nothing yet."""
         return not (self.step or self.task or self.phase or self.filled)
 
+    @property
+    def start(self) -> bytes:
+        """The part of the nonce that is another one after each start."""
+        return self.nonce[:4]
+
     def identity(self) -> tuple[object, ...]:
         """What does not change while a firmware runs."""
         return (
@@ -556,7 +561,7 @@ def reset(link: Link, kind: int, patience: float = 20.0) -> Hello:
     except DeviceError as refused:
         # The reply may have been lost, and the board has restarted when the request came again.
         restarted = kind == RESTART and refused.status == WRONG_NONCE
-        if not restarted or hello(link).nonce[:4] == before.nonce[:4]:
+        if not restarted or hello(link).start == before.start:
             raise
     return hello(link) if kind == FACTORY else wait_for_hello(link, patience)
 

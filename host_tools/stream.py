@@ -370,12 +370,10 @@ class _Session:
         protocol.digest(link)
         self.baseline = protocol.statistics(link)
 
-    def _look(self, trained: int = 0) -> None:
-        """Ask where the board stands, ``trained`` steps after it was asked before; _Restarted when it says so."""
+    def _look(self) -> None:
+        """Ask where the board stands; _Restarted when it has started anew since it was asked before."""
         before, self.state = self.state, protocol.hello(self.link)
-        starts = [(state.reset_reason, state.health, state.faults) for state in (before, self.state)]
-        elsewhere = self.state.step != (before.step + trained) & 0xFFFFFFFF
-        if starts[0] != starts[1] or (elsewhere and _fault(self.state) is not None):
+        if self.state.start != before.start:
             raise _Restarted
 
     def run(self) -> None:
@@ -497,17 +495,15 @@ class _Session:
         record = self._epoch_record(index, self.state.epoch)
         epochs = self.model.learning.epochs
         started = time.monotonic()
-        trained = 0
         for reply in self._requests(task):
             if reply.done == 0:
                 raise BoardError("the board does not train any further; `sparcl stream --resume` asks it again")
-            trained += reply.done
             record.steps += reply.done
             record.wrong += reply.wrong
             record.loss += reply.loss
             self.observer.training(task.name, record.epoch, epochs, reply)
         record.seconds += time.monotonic() - started
-        self._look(trained)
+        self._look()
         record.samples_left = self.state.n
         if self.model.learning.ddr:
             record.removed = self._newly_removed(index, len(task.y_train))

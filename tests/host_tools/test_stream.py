@@ -96,8 +96,6 @@ def test_session_on_a_bad_line(
     make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, mode: str, window: int
 ) -> None:
     """It ends as on a good one: no request is executed twice, and every reply is known."""
-    monkeypatch.setattr(link, "SHORTEST_WAIT", 0.05)
-    monkeypatch.setattr(protocol, "_SECONDS", dict.fromkeys(Command, 0.5))
     project = make_project(method={"training": mode}, initial={"train": "base", "base_classes": (6, 7)})
     results = []
     for seed in (None, 1, 2):
@@ -105,6 +103,8 @@ def test_session_on_a_bad_line(
             board.window = window
             if seed is not None:
                 line.hear = line.say = BadFrames(seed, 1 / 10)
+                monkeypatch.setattr(link, "SHORTEST_WAIT", 0.1)
+                monkeypatch.setattr(protocol, "_SECONDS", dict.fromkeys(Command, 1.0))
             results.append(stream.stream(project, line.url))
         requests = [(r.command, r.payload) for r in board.executed]
         executed = requests[[command for command, _ in requests].index(Command.STATISTICS) :]
