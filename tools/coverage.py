@@ -24,6 +24,7 @@ TESTS = (
     "tests/firmware/test_layers.py",
     "tests/firmware/test_hostile.py",
     "tests/firmware/test_window.py",
+    "tests/firmware/test_seal.py",
     "tests/fuzz",
 )
 """Enough of tests/firmware: `make test` runs the others, with sanitizers instead."""
