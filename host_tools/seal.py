@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 import struct
 from collections.abc import Collection
 from dataclasses import replace
+
+from generator.errors import BoardError
 
 from .frame import Frame
 
@@ -20,6 +23,9 @@ SIZE = 4 + TAG
 """Bytes a seal adds to a payload."""
 
 _COUNTER = struct.Struct("<I")
+_LARGEST = 2**32 - 1
+_JUMP = 1 << 20
+"""Counters that a session may pass over at its beginning: thousands of sessions fit between two starts."""
 
 
 class Seal:
@@ -37,15 +43,23 @@ class Seal:
         self._sent: dict[int, int] = {}
         """Counter of the last sealed request of each sequence number."""
 
-    def go_on_from(self, before: Seal) -> None:
-        """Use no counter again that was used since the same start, also of a request that was lost."""
-        if before._context == self._context:
+    def go_on_from(self, before: Seal | None) -> None:
+        """Use no counter again that was used since the same start, also of a request that was lost.
+
+        Where this session used none yet, it begins with a counter that nobody knows before:
+        the sealed replies of an earlier session, behind its hello, do not fit it.
+        """
+        if before is not None and before._context == self._context:
             self._counter = max(self._counter, before._counter)
+        else:
+            self._counter += secrets.randbelow(_JUMP)
 
     def close(self, request: Frame) -> Frame:
         """The request as it goes over the line; each call uses another counter."""
         if request.command not in self._commands:
             return request
+        if self._counter >= _LARGEST:
+            raise BoardError("the board has no counter left for sealed requests: power it off and on")
         self._counter += 1
         self._sent[request.sequence] = self._counter
         body = replace(request, payload=request.payload + _COUNTER.pack(self._counter))

@@ -92,6 +92,13 @@ READS_ANYTHING static uint32_t sum_bytes(uint32_t sum, const uint8_t *byte, uint
   return sum;
 }
 
+/* What the background pass has summed of these parts does not count; in others it goes on. */
+static void begin_part_again(uint32_t parts) {
+  if ((part_at(cursor.part).kind & parts) != 0) {
+    cursor.done = cursor.sum = 0;
+  }
+}
+
 static void seal(uint32_t parts) {
   for (uint32_t k = 0; k < N_PARTS; k++) {
     const part_t p = part_at(k);
@@ -100,7 +107,7 @@ static void seal(uint32_t parts) {
       closed[k] = 1;
     }
   }
-  cursor.done = cursor.sum = 0;
+  begin_part_again(parts);
 }
 
 static void open(uint32_t parts) {
@@ -109,7 +116,7 @@ static void open(uint32_t parts) {
       closed[k] = 0;
     }
   }
-  cursor.done = cursor.sum = 0;
+  begin_part_again(parts);
 }
 
 static int is_closed(uint32_t parts) {
@@ -211,6 +218,8 @@ void scl_integrity_end(uint32_t parts) {
 }
 
 scl_status_t scl_integrity_step(void) { return slice(SCL_PARTS_MASKS | SCL_PARTS_IMAGE, STEP_WORDS); }
+
+scl_status_t scl_integrity_check_state(void) { return check(SCL_PARTS_STATE); }
 
 scl_status_t scl_integrity_check_masks(void) { return check(SCL_PARTS_MASKS); }
 

@@ -48,6 +48,9 @@ void scl_integrity_end(uint32_t parts);
 /* In each training step: compares a few words of what does not change in it. */
 scl_status_t scl_integrity_step(void);
 
+/* Before a snapshot: what the request under way does not change. */
+scl_status_t scl_integrity_check_state(void);
+
 /* Around a mask update. */
 scl_status_t scl_integrity_check_masks(void);
 void scl_integrity_masks_changed(void);

@@ -431,6 +431,9 @@ static scl_status_t do_reset(in_t in, out_t *o) {
     restart_pending = 1; /* after the reply */
     return SCL_OK;
   }
+  if (scl_integrity_begin(0) != SCL_OK) {
+    (void)scl_journal_mount(SCL_ANY_SNAPSHOT); /* the journal's books may be what is damaged: they come from the flash */
+  }
   const scl_status_t status = scl_journal_format();
   restored_state = (uint8_t)scl_store_recover(); /* of a journal that could not be written, its last save */
   return status;
@@ -492,7 +495,10 @@ static scl_status_t run(uint32_t code, in_t in, out_t *out) {
   }
   if (status == SCL_OK) {
     status = command->run(in, out);
-    scl_integrity_end(command->parts);
+    /* One that was not compared before, and then did nothing, leaves the sums as they are. */
+    if ((command->flags & ANYHOW) == 0 || status == SCL_OK || status == SCL_ERR_STORE || status == SCL_ERR_STORE_FULL) {
+      scl_integrity_end(command->parts);
+    }
   }
   damaged = status == SCL_ERR_DAMAGED;
   return status;
@@ -622,7 +628,8 @@ static void execute(void) {
   forget(SCL_FRAME_HEAD + out.size + SCL_SEAL_BYTES + 4u);
   last_request = checksum;
   in_turn = (uint8_t)(sequence + 1u);
-  turns_valid = status == SCL_OK; /* what follows a refused request was sent without knowing of that */
+  /* What follows a refused request was sent without knowing of that; with a key nobody else takes a turn. */
+  turns_valid = status == SCL_OK && (!SCL_KEYED || counter != 0);
   answer(sequence, command, status, out.size, counter);
   if (damaged) {
     scl_integrity_restart();

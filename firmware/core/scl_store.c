@@ -5,6 +5,7 @@
 
 #include "scl_bytes.h"
 #include "scl_crc.h"
+#include "scl_integrity.h"
 #include "scl_learner.h"
 #include "scl_state.h"
 
@@ -191,7 +192,10 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
 }
 
 scl_status_t scl_store_checkpoint(uint32_t bytes) {
-  scl_status_t status = SCL_OK;
+  scl_status_t status = scl_integrity_check_state(); /* a flipped bit would be a good state ever after */
+  if (status != SCL_OK) {
+    return status;
+  }
   /* A checkpoint frees its room only when it is complete; a second one can use it to go further. */
   for (uint32_t round = 0; round < 4u; round++) {
     const uint32_t before = scl_journal.tail_sequence;

@@ -8,16 +8,18 @@ import shutil
 import signal
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from generator import plan
 from generator.boards import Board, Watchdog
 from generator.errors import BoardError
 from host_tools import protocol, report, stream, validate
-from host_tools.link import DAMAGED, SELF_TEST, DeviceError
+from host_tools.link import DAMAGED, SELF_TEST, WRONG_NONCE, DeviceError
 from host_tools.protocol import Command, Phase
 from host_tools.recording import OUT_OF_TURN
 from tests.firmware.memory import Memory
@@ -109,6 +111,57 @@ def idle(twin: Twin) -> None:
     """Until the background pass has taken all sums: requests that only read do as much of it as an idle wait."""
     for _ in range(40):
         protocol.digest(twin.link)
+
+
+def test_a_reset_that_is_refused_hides_nothing(twin: Twin) -> None:
+    """It comes without the nonce; damage of before is found afterwards."""
+    memory(twin).flip("layer0_panel0_weight", 37)
+    assert twin.ask(Command.RESET, b"\x01" + bytes(8))[0] == WRONG_NONCE
+    assert refused(twin, Command.TRAIN, TRAIN) == DAMAGED
+    comes_back(twin)
+
+
+@pytest.mark.parametrize("bit", [31, 12 * 8 + 5])
+def test_a_reset_to_factory_does_not_trust_damaged_books(twin: Twin, bit: int) -> None:
+    """Of the journal: its numbers come from the flash."""
+    request = protocol.reset_request(twin.hello(), protocol.FACTORY)
+    memory(twin).flip("scl_journal", bit)
+    assert twin.ask(Command.RESET, request)[0] == 0
+    assert not twin.restart().restored
+
+
+def test_a_snapshot_is_not_made_of_what_is_damaged(tmp_path: Path) -> None:
+    """Also one that makes room for a replay record, which itself has nothing to do with weights."""
+    model = random_model(5, sizes=(14, 24, 4), epochs=1, capacity=300, table=8)
+    least = plan.plan(model, board_facts(sector=1024, program_unit=4)).store_bytes
+    image = build(model, tmp_path, board_facts(size=least, sector=1024, program_unit=4))
+    x, y = random_samples(model, (0, 1), 1, 7)
+    requests = [(Command.REPLAY, struct.pack("<IHBB", 4000 + k, k, 0, int(y[0])) + x[0].tobytes()) for k in range(300)]
+    requests = [item for pair in zip(requests, [(Command.SAVE, NONE)] * 300, strict=True) for item in pair]
+    with running(model, image, tmp_path) as twin:
+        executed, before = [], 0
+        for command, request in requests:
+            twin.good(command, request)
+            if command == Command.REPLAY and snapshot(twin) != before:
+                break
+            executed.append((command, request))
+            before = snapshot(twin)
+    (tmp_path / "again").mkdir()
+    with running(model, image, tmp_path / "again") as twin:
+        for earlier in executed[:-1]:
+            twin.good(*earlier)
+        board, pid = memory(twin), twin.process.pid
+        board.names()  # looked up before it is urgent: a board that idles would compare everything
+        twin.ask(*executed[-1])
+        os.kill(pid, signal.SIGSTOP)
+        board.flip("layer0_panel0_weight", 37)
+        threading.Timer(0.1, os.kill, (pid, signal.SIGCONT)).start()
+        assert refused(twin, command, request) == DAMAGED
+        assert protocol.wait_for_hello(twin.link).snapshot == before
+
+
+def snapshot(twin: Twin) -> int:
+    return twin.hello().snapshot
 
 
 def test_what_only_reads_does_not_answer_from_a_damaged_state(twin: Twin) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from generator.artefacts import Model
 from generator.boards import ROOT
-from generator.errors import UserError
+from generator.errors import BoardError, UserError
 from host_tools import protocol
 from host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter, decode
 from host_tools.link import DeviceError, Link, LinkError
@@ -299,6 +299,20 @@ def test_every_command_that_changes_something_needs_a_seal(process: Process, com
     assert where(process)[1] == digest
 
 
+def test_nobody_else_takes_a_turn(process: Process, keyed: tuple[Model, Path]) -> None:
+    """A request behind one that was held back is not executed, whatever comes between them without a seal."""
+    state = where(process)[0]
+    x, y = random_samples(keyed[0], (0, 1), 3, 7)
+    records = [struct.pack("<IHBB", 40 + k, k, 0, int(y[k])) + x[k].tobytes() for k in range(3)]
+    kinds = (REQUEST, NEXT, NEXT)
+    first, held, last = sealed(
+        state, *(Frame(kinds[k], 100 + k, Command.REPLAY, 0, record) for k, record in enumerate(records))
+    )
+    found = list(replies(process, first, Frame(REQUEST, 101, Command.HELLO, 0, b""), last, held))
+    assert [reply.status for reply in found] == [0, 0, 11, 11]
+    assert where(process)[0].filled == 1
+
+
 def test_replay_and_reorder_fail(process: Process) -> None:
     """A sealed request counts once, and none after a later one; also not after a restart."""
     state, _ = where(process)
@@ -321,19 +335,68 @@ def test_replay_and_reorder_fail(process: Process) -> None:
     assert fresh != digest
 
 
+def counter_of(nonce: bytes) -> int:
+    """The second number of a nonce."""
+    return int(struct.unpack("<II", nonce)[1])
+
+
 def test_counters_go_on_across_sessions(process: Process) -> None:
     """A second host goes on where the first was; the counters of lost requests are not used again."""
     for _ in range(3):
         with Link(process.url, key=KEY) as line:
             protocol.hello(line)
             protocol.save(line)
-    assert struct.unpack("<II", where(process)[0].nonce)[1] == 3
+    last = counter_of(where(process)[0].nonce)
+    assert last >= 3
     with Link(process.url, key=KEY) as line:
         before = protocol.hello(line)
-        line._sealed(BEGIN)  # made, and lost
+        lost = counter_of(line._sealed(BEGIN).payload[-SIZE - 4 : -8])
         assert protocol.hello(line).nonce == before.nonce
-        (counter,) = struct.unpack("<I", line._sealed(BEGIN).payload[-SIZE:-8])
-        assert counter == 5
+        assert counter_of(line._sealed(BEGIN).payload[-SIZE - 4 : -8]) == lost + 1
+        assert last < lost
+
+
+def test_an_earlier_session_does_not_pass_for_this_one(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the board said, hello included, said again to a host that sends the same."""
+    monkeypatch.setattr("host_tools.link.PATIENCE", 5)
+    said: list[bytes] = []
+
+    def listen(chunk: bytes) -> list[bytes]:
+        said.append(chunk)
+        return [chunk]
+
+    with Proxy(process.url) as proxy, Link(proxy.url, key=KEY) as line:
+        proxy.say = listen
+        first = line._sequence
+        protocol.hello(line)
+        assert protocol.save(line) == 1
+    recorded = [frame for frame in map(decode, said) if frame is not None and not frame.status]
+    assert [frame.command for frame in recorded] == [Command.HELLO, Command.SAVE]
+    hello, save = (frame.encode()[:-1] for frame in recorded)
+    with Proxy(process.url) as proxy, Link(proxy.url, key=KEY) as line:
+        proxy.say = lambda chunk: [save if (decode(chunk) or recorded[0]).command == Command.SAVE else hello]
+        line._sequence = first
+        assert protocol.hello(line).snapshot == 0
+        with pytest.raises(LinkError, match="not sealed with this key"):
+            protocol.save(line)
+
+
+def test_counters_that_are_used_up(process: Process) -> None:
+    """By a hello that somebody forged."""
+
+    nonce = where(process)[0].nonce
+
+    def forge(chunk: bytes) -> list[bytes]:
+        reply = decode(chunk)
+        assert reply is not None
+        payload = reply.payload.replace(nonce, nonce[:4] + b"\xff\xff\xff\xff")
+        return [replace(reply, payload=payload).encode()[:-1]]
+
+    with Proxy(process.url) as proxy, Link(proxy.url, key=KEY) as line:
+        proxy.say = forge
+        protocol.hello(line)
+        with pytest.raises(BoardError, match="power it off and on"):
+            protocol.save(line)
 
 
 def test_forged_replies_are_not_believed(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,15 +453,18 @@ def test_a_long_sealed_reply_takes_the_place_of_others(process: Process, keyed: 
         assert list(protocol.samples(line, protocol.hello(line), y, x))[-1] == 60
         state = protocol.hello(line)
         assert state.steps_per_request == 40
-    digest = Frame(REQUEST, 10, Command.DIGEST, 0, b"")
-    (train,) = sealed(state, Frame(NEXT, 11, Command.TRAIN, 0, struct.pack("<HB", steps, 0)))
-    found = list(replies(process, digest, train, digest))
-    assert [(reply.kind, reply.sequence, reply.command) for reply in found[::2]] == [(REPLY, 10, Command.DIGEST)] * 2
-    assert (found[1].command, found[1].status) == (Command.TRAIN, 0)
-    fits = 4 + 16 + 4 * steps + SIZE + 4 + 4 + 12 + 10 <= 4 + 200 + SIZE + 4
+    predict, train = sealed(
+        state,
+        Frame(REQUEST, 10, Command.PREDICT, 0, x[0].tobytes()),
+        Frame(NEXT, 11, Command.TRAIN, 0, struct.pack("<HB", steps, 0)),
+    )
+    found = list(replies(process, predict, train, predict))
+    assert [(reply.kind, reply.sequence, reply.command) for reply in found[::2]] == [(REPLY, 10, Command.PREDICT)] * 2
+    assert [reply.status for reply in found[:2]] == [0, 0]
+    trained, kept = 4 + 16 + 4 * steps + SIZE + 4, len(found[0].payload) + 4 + 10
+    fits = trained + kept <= 4 + 200 + SIZE + 4
     assert (found[0] == found[2]) == fits
-    (now,) = replies(process, replace(digest, sequence=77))
-    assert found[2].payload in (found[0].payload, now.payload)
+    assert found[2].status == (0 if fits else 16)
 
 
 def test_host_and_board_must_agree_about_the_key(process: Process, twin: Twin) -> None:
