@@ -476,6 +476,7 @@ static int read_part_header(uint32_t sector, uint32_t number, header_t *h) {
 static uint16_t first_sector(uint32_t number) {
   uint32_t sequence = 0xFFFFFFFFu;
   uint16_t first = 0;
+  scl_port_watchdog_feed();
   for (uint16_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
     if (read_part_header(s, number, &h) && h.sequence <= sequence) {
@@ -493,6 +494,7 @@ static uint16_t first_sector(uint32_t number) {
 static int find_part(uint32_t number, uint32_t part, uint16_t *sector, header_t *found) {
   int any = 0;
   uint16_t s = *sector;
+  scl_port_watchdog_feed();
   for (uint32_t k = 0; k < SCL_SECTORS; k++, s = next_sector(s)) {
     header_t h;
     if (!read_part_header(s, number, &h)) {
@@ -530,6 +532,7 @@ static uint32_t newest_below(uint32_t limit) {
   uint32_t newest = 0;
   uint16_t bare = 0;
   uint16_t bare_taken = 0; /* as long as the first lap lasts, up to the newest sector */
+  scl_port_watchdog_feed(); /* a mount looks at all sectors for each snapshot */
   for (uint32_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
     if (!read_header(s, &h)) {
@@ -630,20 +633,31 @@ static int plausible(void) {
   return headers + SCL_SECTORS / 4u >= taken;
 }
 
-/* The newest sector goes last: as long as it is there, what it says counts. */
+static void erase(uint32_t sector) {
+  scl_journal.counts.erases++;
+  scl_port_watchdog_feed();
+  (void)scl_port_flash_erase(sector * SCL_FLASH_SECTOR);
+}
+
+/* The newest sector goes last, and stays where another cannot be erased: as long as it is there, what it says counts. */
 static void erase_all(void) {
   const uint32_t newest = scl_journal.head;
-  for (uint32_t k = 1; k <= SCL_SECTORS; k++) {
-    scl_journal.counts.erases++;
-    scl_port_watchdog_feed();
-    (void)scl_port_flash_erase((newest + k) % SCL_SECTORS * SCL_FLASH_SECTOR);
+  uint32_t left = 0;
+  for (uint32_t k = 1; k < SCL_SECTORS; k++) {
+    const uint32_t sector = (newest + k) % SCL_SECTORS;
+    header_t h;
+    erase(sector);
+    left += (uint32_t)read_header(sector, &h);
+  }
+  if (left == 0) {
+    erase(newest);
   }
   (void)scl_journal_mount(SCL_ANY_SNAPSHOT);
 }
 
 /* Takes a sector as any snapshot does: nothing is forgotten until it is complete, and wear stays even. */
 scl_status_t scl_journal_format(void) {
-  if (out_of_numbers()) {
+  if (out_of_numbers() || scl_journal.next_snapshot == LARGEST_NUMBER) {
     erase_all(); /* no board comes to these numbers: someone wrote them */
   }
   if (scl_journal_free() == 0) {

@@ -199,6 +199,16 @@ scl_status_t scl_state_save(void) {
  * model wrote.  Whatever it holds, nothing is ever read or written beyond a
  * table, a panel or a layer.
  */
+/* Of the present task, whose classes the loss sums over. */
+static int has_class(void) {
+  for (uint32_t c = 0; c < SCL_N_CLASSES; c++) {
+    if (scl_learner.class_task[c] == scl_learner.task) {
+      return 1;
+    }
+  }
+  return 0;
+}
+
 static int learner_holds(void) {
   const scl_learner_t *l = &scl_learner;
   const int at_work = l->phase == SCL_PHASE_FILLING || l->phase == SCL_PHASE_TRAINING;
@@ -262,7 +272,9 @@ scl_status_t scl_state_load(void) {
   if (status == SCL_OK) {
     status = scl_journal_restore_end();
   }
-  return status != SCL_OK || (panels_hold() && scl_store_holds()) ? status : SCL_ERR_STORE;
+  const int holds = status == SCL_OK && panels_hold() && scl_store_holds() &&
+                    (scl_learner.phase == SCL_PHASE_IDLE || has_class());
+  return status != SCL_OK || holds ? status : SCL_ERR_STORE;
 }
 
 static scl_status_t dump_memory(const void *from, uint32_t available, uint32_t offset, uint8_t *data, uint32_t size) {
