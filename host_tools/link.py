@@ -256,12 +256,12 @@ class Link:
         self._slowest: dict[int, float] = {}
         self._splitter = Splitter()
         self._port: Any = None
+        self._was_open = False
         self.open()
 
     def open(self) -> None:
         """(Re)open the line; ends a frame that an earlier session may have left unfinished."""
         self._splitter = Splitter()
-        first = self._port is None
         try:
             # timeout 0: read returns what is there; waiting is done in _receive.
             self._port = serial.serial_for_url(
@@ -269,13 +269,14 @@ class Link:
             )
         except (serial.SerialException, ValueError, OSError) as error:
             missing = isinstance(error, ValueError) or ("://" not in self.url and not Path(self.url).exists())
-            if first and missing:  # later it is a board that was unplugged
+            if missing and not self._was_open:  # later it is a board that was unplugged
                 raise UserError(
                     f"there is no port {self.url}: `pio device list` shows those of boards that are plugged in"
                 ) from error
             raise LinkError(
                 f"cannot open {self.url}: {error}. Is the board plugged in, or its emulator running?"
             ) from error
+        self._was_open = True
         self._write(frame.DELIMITER)
 
     def close(self) -> None:
@@ -304,8 +305,7 @@ class Link:
         """Seal these commands from here on; the line has a key."""
         assert self.key is not None
         before, self._seal = self._seal, Seal(self.key, nonce, model_hash, commands)
-        if before is not None:
-            self._seal.go_on_from(before)
+        self._seal.go_on_from(before)
 
     def request(self, command: int, payload: bytes = b"", timeout: float = 5.0, *, divisible: bool = False) -> bytes:
         """Send a request and return the payload of its reply.

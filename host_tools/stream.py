@@ -393,7 +393,7 @@ class _Session:
         while True:
             try:
                 if lost:
-                    self.state = protocol.hello(self.link)
+                    self._look()
                     protocol.digest(self.link)  # for `validate`, as at the beginning
                     self._forget_undone()
                     self.observer.message(f"the line damages frames: going on with {self.link.room} bytes at a time")
@@ -536,9 +536,12 @@ class _Session:
             ids = self._order()[self.state.pos :]
             yield from protocol.steps(self.link, self.state, ids, task.y_train[ids], task.x_train[ids])
             return
-        epoch = self.state.epoch
+        epoch, left = self.state.epoch, self.state.n - self.state.pos
         while True:
             reply = protocol.train(self.link, self.state.steps_per_request)
+            left -= reply.done
+            if left < 0:
+                raise BoardError("the board trains more samples than its epoch has: `sparcl stream --fresh`")
             yield reply
             if reply.epoch != epoch or reply.phase != Phase.TRAINING:
                 return
@@ -551,7 +554,10 @@ class _Session:
 
     def _table(self, n: int) -> NDArray[np.int64]:
         data = protocol.dump(self.link, 1, 2 * n, self.state.max_payload)
-        return np.frombuffer(data, "<u2").astype(np.int64)
+        ids = np.frombuffer(data, "<u2").astype(np.int64)
+        if (ids >= self.state.n_start).any():
+            raise BoardError("the board's table names samples that the task does not have: `sparcl stream --fresh`")
+        return ids
 
     def _newly_removed(self, index: int, n_start: int) -> list[int]:
         known = {i for e in self.result.epochs if e.task == index for i in e.removed}
@@ -596,7 +602,8 @@ class _Session:
             final.rolling,
             final.step,
         )
-        data = protocol.dump_regions(self.link, self.model, protocol.hello(self.link))
+        self._look()
+        data = protocol.dump_regions(self.link, self.model, self.state)
         save_regions(self.folder / FINAL, self.model, data)
         self.result.complete = True
         self._save()

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import struct
 import time
+import tty
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -459,6 +462,21 @@ def test_nobody_there() -> None:
         Link("/dev/does-not-exist")
     with pytest.raises(UserError, match="there is no port nonsense://"):
         Link("nonsense://")
+
+
+def test_a_port_that_was_there_comes_back(tmp_path: Path) -> None:
+    """A board on USB takes its port with it when it restarts: that is waited for, and no user's mistake."""
+    _, other_end = pty.openpty()
+    tty.setraw(other_end)
+    port = tmp_path / "tty"
+    port.symlink_to(os.ttyname(other_end))
+    with Link(str(port)) as line:
+        line.close()
+        port.unlink()
+        with pytest.raises(LinkError, match="cannot open"):
+            line.open()
+        port.symlink_to(os.ttyname(other_end))
+        line.open()
 
 
 def test_board_that_vanishes(project: Project) -> None:

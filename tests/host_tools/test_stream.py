@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -143,6 +144,50 @@ def test_session_on_a_line_that_carries_short_frames_only(
     assert checked.bit_exact, checked.first
     with FakeBoard(project.model) as board:
         assert stream.stream(project, board.url).state_digest == result.state_digest
+
+
+def test_a_restart_on_a_bad_line_is_noticed(
+    project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog's, while requests do not get through: what came of it is in the report."""
+    ask = link.Link.request
+    restarted = False
+
+    def request(self: link.Link, command: int, *rest: Any, **named: Any) -> bytes:
+        nonlocal restarted
+        if command == Command.TASK_END and not restarted:
+            restarted = True
+            board.power_cycle()
+            board.reset_reason = protocol.WATCHDOG
+            raise link.NoisyLineError("noise")
+        return ask(self, command, *rest, **named)
+
+    monkeypatch.setattr(link.Link, "request", request)
+    result = stream.stream(project, board.url)
+    assert result.complete
+    assert result.resets == [stream.WATCHDOG]
+
+
+@pytest.mark.parametrize(
+    ("mode", "command", "payload", "message"),
+    [
+        ("streamed", Command.DUMP, lambda payload: b"\xff" * len(payload), "names samples"),
+        (
+            "resident",
+            Command.TRAIN,
+            lambda _: struct.pack("<HHHHBBHI400x", 100, 0, 1, 8, 2, 0, 0, 0),
+            "more samples than its",
+        ),
+    ],
+)
+def test_boards_that_make_things_up(
+    make_project: MakeProject, mode: str, command: int, payload: Callable[[bytes], bytes], message: str
+) -> None:
+    project = make_project(method={"training": mode})
+    with FakeBoard(project.model) as board:
+        board.alter = lambda code, reply: payload(reply) if code == command else reply
+        with pytest.raises(BoardError, match=message):
+            stream.stream(project, board.url)
 
 
 # -- refusals -----------------------------------------------------------------------------------------
