@@ -43,7 +43,7 @@ MAX_CLASSES = 255
 WATCH_RATE = 50
 """Samples per second of the watch recordings."""
 
-RESERVED_NAMES = ("current", "emulator")
+RESERVED_NAMES = ("bench", "coverage", "current", "emulator", "fuzz", "powercut")
 """Folders of ``build/`` that are no experiment's (generator/pipeline.py, host_tools/emulator.py)."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -661,12 +661,22 @@ def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -
         raise UserError("\n".join(lines)) from None
 
 
+def resolve(path: Path) -> Path:
+    """The path without links; ``UserError`` for what can be none."""
+    try:
+        path = path.resolve()
+        path.exists()
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
+        raise UserError(f"{str(path)[:200]!r} is no path: {error}") from None
+
+
 def _resolve_paths(config: Config, path: Path) -> Config:
     """Make paths independent of the current directory; a module of data lies beside the experiment file by default."""
     given = {"path": config.data.path, "test_path": config.data.test_path}
     if config.data.set == "function" and config.data.path is None:
         given["path"] = Path()
-    resolved = {key: (path.parent / value).resolve() for key, value in given.items() if value is not None}
+    resolved = {key: resolve(path.parent / value) for key, value in given.items() if value is not None}
     data = config.data.model_copy(update=resolved)
     sections = {"data": data, "model": _resolve_model(config.model, path), "link": _resolve_link(config.link, path)}
     return config.model_copy(update=sections)
@@ -674,16 +684,16 @@ def _resolve_paths(config: Config, path: Path) -> Config:
 
 def _resolve_link(link: LinkSection, path: Path) -> LinkSection:
     kind, _, name = (link.key or "").partition(":")
-    return link.model_copy(update={"key": f"file:{(path.parent / name).resolve()}"}) if kind == "file" else link
+    return link.model_copy(update={"key": f"file:{resolve(path.parent / name)}"}) if kind == "file" else link
 
 
 def _resolve_model(model: ModelSection, path: Path) -> ModelSection:
     """A module beside the experiment file becomes ``/its/path.py:function``."""
     if model.path is not None:
-        return model.model_copy(update={"path": (path.parent / model.path).resolve()})
+        return model.model_copy(update={"path": resolve(path.parent / model.path)})
     if model.function is not None:
         module, _, function = model.function.partition(":")
-        beside = (path.parent / (module.replace(".", "/") + ".py")).resolve()
+        beside = resolve(path.parent / (module.replace(".", "/") + ".py"))
         if beside.is_file():
             return model.model_copy(update={"function": f"{beside}:{function}"})
     return model

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import lzma
 import os
 import re
 import sys
@@ -232,7 +233,7 @@ def _load_file(keras: Any, path: Path) -> Any:
 
 _CODE = frozenset(
     {"Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
-    | {"StringLookup", "IntegerLookup", "TextVectorization"}
+    | {"StringLookup", "IntegerLookup", "IndexLookup", "TextVectorization"}
 )
 """Classes of Keras that run code from the file, or read other files that it names."""
 
@@ -273,6 +274,8 @@ def _description(path: Path) -> Any:
             return json.loads(file.attrs["model_config"])
     except (OSError, KeyError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error):
         return None
+    except (TypeError, AttributeError, RuntimeError, lzma.LZMAError) as error:  # encrypted, packed in another way, ...
+        raise UserError(f"{path}: cannot be read ({error}): write it with Keras's model.save()") from None
 
 
 def _named_classes(tree: Any) -> Iterator[tuple[str, str]]:

@@ -45,7 +45,7 @@ from generator import (
 )
 from generator.artefacts import Dataset, FloatModel, Model
 from generator.boards import ROOT, Board
-from generator.config import Config
+from generator.config import Config, resolve
 from generator.errors import UserError
 from generator.plan import Plan
 
@@ -150,7 +150,7 @@ def _require_no_way_out(*folders: Path) -> None:
     """Raise ``UserError`` where a symbolic link would have us write outside the build folder."""
     inside = build_folder().resolve()
     for path in (path for folder in folders for path in (folder, *folder.rglob("*"))):
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+        if path.is_symlink() and not resolve(path).is_relative_to(inside):
             raise UserError(f"{path} is a link out of {inside}: delete it, nothing is written through it")
 
 
@@ -164,7 +164,7 @@ class _Cache:
     def stage(self, name: str, kind: type[T], inputs: str, make: Callable[[], T], announce: Callable[[], None]) -> T:
         path = self._folder / name
         mark = self._folder / f"{name}.inputs"
-        if not self._force and mark.exists() and mark.read_text(encoding="utf-8") == inputs:
+        if not self._force and mark.exists() and mark.read_bytes() == inputs.encode():
             # What is lost or damaged is made anew.
             with suppress(UserError):
                 return store.load(path, kind)
@@ -213,8 +213,10 @@ def write_sources(project: Project) -> None:
             shutil.rmtree(stray) if stray.is_dir() and not stray.is_symlink() else stray.unlink()
     for name, text in sources.items():
         path = target / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.touch(mode=0o600 if name == render.KEY_FILE else 0o666)
+        secret = name == render.KEY_FILE
+        if not path.exists() or path.read_bytes() != text.encode() or (secret and path.stat().st_mode & 0o077):
+            path.unlink(missing_ok=True)  # with it the permissions it came with
+            path.touch(mode=0o600 if secret else 0o666)
             path.write_text(text, encoding="utf-8")
     _point_current(project)
 

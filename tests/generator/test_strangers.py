@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -215,6 +216,24 @@ def test_model_with_an_endless_description(tmp_path: Path, monkeypatch: pytest.M
         keras_model.load(NeverCalled(), Config.model_validate({"model": {"path": path}}))
 
 
+def test_models_that_cannot_be_read(tmp_path: Path) -> None:
+    """A description that is none, and an archive that is encrypted or packed in an unknown way."""
+    number = tmp_path / "number.h5"
+    with h5py.File(number, "w") as file:
+        file.attrs["model_config"] = 5
+    archive = model_file(tmp_path / "theirs.keras", "{}").read_bytes()
+    local, central = archive.index(b"PK\x03\x04"), archive.index(b"PK\x01\x02")
+    odd = []
+    for name, offset, value in (("encrypted", 6, 1), ("packed", 8, 99)):
+        changed = bytearray(archive)
+        changed[local + offset] = changed[central + offset + 2] = value
+        odd.append(tmp_path / f"{name}.keras")
+        odd[-1].write_bytes(changed)
+    for path in (number, *odd):
+        with pytest.raises(UserError, match=f"{path.name}: cannot be read"):
+            keras_model.load(NeverCalled(), Config.model_validate({"model": {"path": path}}))
+
+
 # -- paths --------------------------------------------------------------------------------------------
 
 NAMES = st.one_of(
@@ -288,6 +307,24 @@ def test_links_out_of_the_build_folder(folder: Path, name: str, relative: bool) 
     assert outside(folder) == before
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        '[data]\nset = "npz"\npath = "a\\u0000b"',
+        '[data]\nset = "npz"\npath = "circle"',
+        '[model]\npath = "a\\u0000b.keras"',
+        '[link]\nkey = "file:circle"',
+        f'[model]\nfunction = "{"a" * 5000}:f"',
+    ],
+    ids=["zero", "circle", "model", "key", "long"],
+)
+def test_paths_that_are_none(folder: Path, section: str) -> None:
+    (folder / "circle").symlink_to("circle")
+    (folder / "odd.toml").write_text(section + "\n")
+    with pytest.raises(UserError):
+        pipeline.generate(folder / "odd.toml", "native")
+
+
 def test_links_inside_are_ours(folder: Path) -> None:
     """``build/current/<board>`` is one."""
     for _ in range(2):
@@ -305,6 +342,10 @@ KEY = "00112233445566778899aabbccddeeff" * 2
 def test_key_is_in_the_firmware_and_nowhere_else(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.setenv("TEST_KEY", KEY + "\n")
     (folder / "board.key").write_text(KEY + "\n")
+    theirs = folder / "build" / "tiny" / "native" / "generated" / "scl_key.h"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    theirs.chmod(0o666)  # in a build folder that came with the experiment
     project = pipeline.generate(folder / "tiny.toml", "native", [f'link.key="{place}"'])
     assert shared_key.load(project.config.link.key) == bytes.fromhex(KEY)
     in_c = ", ".join(f"0x{byte:02x}" for byte in bytes.fromhex(KEY))
