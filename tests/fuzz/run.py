@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,14 +58,15 @@ def fuzz(program: Program, image: Path, seconds: float) -> Result:
     limits = [f"-max_len={LONGEST}", f"-timeout={TIMEOUT}", f"-max_total_time={max(1, round(seconds))}"]
     endless = ["-fork=1", "-ignore_crashes=1", "-ignore_timeouts=1", "-ignore_ooms=1"]
     command = [image, *endless, *limits, f"-artifact_prefix={found}/", corpus, program.corpus]
-    before = set(found.iterdir())
+    started = time.time()
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, cwd=FOLDER)
     (FOLDER / f"{program.name}.log").write_text(done.stderr)
     counted = re.findall(r"^#(\d+): cov: (\d+) ft: (\d+)", done.stderr, re.MULTILINE)
     if not counted:
         raise RuntimeError(f"{program.name} did not run:\n{done.stderr[-3000:]}")
     executions, edges, features = map(int, counted[-1])
-    return Result(program, executions, edges, features, tuple(sorted(set(found.iterdir()) - before)))
+    failed = sorted(path for path in found.iterdir() if path.stat().st_mtime >= started)  # named by their contents
+    return Result(program, executions, edges, features, tuple(failed))
 
 
 def build_all(jobs: int) -> dict[str, Path]:
