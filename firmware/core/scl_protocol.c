@@ -436,6 +436,7 @@ static scl_status_t do_reset(in_t in, out_t *o) {
   }
   const scl_status_t status = scl_journal_format();
   restored_state = (uint8_t)scl_store_recover(); /* of a journal that could not be written, its last save */
+  scl_integrity_end(SCL_PARTS_STATE);
   return status;
 }
 
@@ -447,7 +448,7 @@ typedef struct {
 
 #define LEARNS 1u
 #define FIRST 2u /* may come before the host knows where the board stands */
-#define ANYHOW 4u /* executed although a bit has flipped: it forgets the state */
+#define ANYHOW 4u /* executed although a bit has flipped: it forgets the state, and takes the sums when it has */
 
 /* By command code, docs/protocol.md "Commands". */
 static const command_t commands[] = {{NULL, 0, 0},
@@ -464,7 +465,7 @@ static const command_t commands[] = {{NULL, 0, 0},
                                      {do_dump, 0, 0},
                                      {do_statistics, 0, 0},
                                      {do_save, SCL_PARTS_STATE, LEARNS},
-                                     {do_reset, SCL_PARTS_STATE, FIRST | ANYHOW}};
+                                     {do_reset, 0, FIRST | ANYHOW}};
 
 /* Whether a command may be executed at all. */
 static scl_status_t permitted(const command_t *command) {
@@ -495,10 +496,7 @@ static scl_status_t run(uint32_t code, in_t in, out_t *out) {
   }
   if (status == SCL_OK) {
     status = command->run(in, out);
-    /* One that was not compared before, and then did nothing, leaves the sums as they are. */
-    if ((command->flags & ANYHOW) == 0 || status == SCL_OK || status == SCL_ERR_STORE || status == SCL_ERR_STORE_FULL) {
-      scl_integrity_end(command->parts);
-    }
+    scl_integrity_end(command->parts);
   }
   damaged = status == SCL_ERR_DAMAGED;
   return status;
