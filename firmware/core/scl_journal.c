@@ -205,6 +205,12 @@ static void begin_lap(void) {
   scl_journal.lapped = 1;
 }
 
+static int32_t erase(uint32_t sector) {
+  scl_journal.counts.erases++;
+  scl_port_watchdog_feed();
+  return scl_port_flash_erase(sector * SCL_FLASH_SECTOR);
+}
+
 /* Erases the next sector of the ring that works; its erase count goes to *erase_count. */
 static scl_status_t take_sector(uint32_t *erase_count) {
   while (scl_journal.used < SCL_SECTORS && !out_of_numbers()) {
@@ -217,10 +223,8 @@ static scl_status_t take_sector(uint32_t *erase_count) {
     }
     scl_journal.head = sector;
     scl_journal.used++;
-    scl_journal.counts.erases++;
     *erase_count = count + 1u;
-    scl_port_watchdog_feed();
-    if (scl_port_flash_erase((uint32_t)sector * SCL_FLASH_SECTOR) >= 0) {
+    if (erase(sector) >= 0) {
       scl_journal.sequence++;
       scl_journal.offset = SCL_SECTOR_HEADER;
       return SCL_OK;
@@ -633,12 +637,6 @@ static int plausible(void) {
   return headers + SCL_SECTORS / 4u >= taken;
 }
 
-static void erase(uint32_t sector) {
-  scl_journal.counts.erases++;
-  scl_port_watchdog_feed();
-  (void)scl_port_flash_erase(sector * SCL_FLASH_SECTOR);
-}
-
 /* The newest sector goes last, and stays where another cannot be erased: as long as it is there, what it says counts. */
 static void erase_all(void) {
   const uint32_t newest = scl_journal.head;
@@ -646,11 +644,11 @@ static void erase_all(void) {
   for (uint32_t k = 1; k < SCL_SECTORS; k++) {
     const uint32_t sector = (newest + k) % SCL_SECTORS;
     header_t h;
-    erase(sector);
+    (void)erase(sector);
     left += (uint32_t)read_header(sector, &h);
   }
   if (left == 0) {
-    erase(newest);
+    (void)erase(newest);
   }
   (void)scl_journal_mount(SCL_ANY_SNAPSHOT);
 }

@@ -199,6 +199,15 @@ scl_status_t scl_state_save(void) {
  * model wrote.  Whatever it holds, nothing is ever read or written beyond a
  * table, a panel or a layer.
  */
+static int learner_holds(void) {
+  const scl_learner_t *l = &scl_learner;
+  const int at_work = l->phase == SCL_PHASE_FILLING || l->phase == SCL_PHASE_TRAINING;
+  return l->n <= SCL_TABLE && l->n <= l->n_start && l->filled <= SCL_CAPACITY && l->phase <= SCL_PHASE_TRAINED &&
+         l->mode <= SCL_MODE_STREAMED && l->received <= l->n_start && l->pos <= l->n && l->shuffled <= 1u && l->grown <= 1u &&
+         (l->pos == 0 || l->shuffled) && (l->phase != SCL_PHASE_FILLING || l->received < l->n) &&
+         (!at_work || (l->pos < l->n && l->epoch < SCL_EPOCHS));
+}
+
 /* Of the present task, whose classes the loss sums over. */
 static int has_class(void) {
   for (uint32_t c = 0; c < SCL_N_CLASSES; c++) {
@@ -207,15 +216,6 @@ static int has_class(void) {
     }
   }
   return 0;
-}
-
-static int learner_holds(void) {
-  const scl_learner_t *l = &scl_learner;
-  const int at_work = l->phase == SCL_PHASE_FILLING || l->phase == SCL_PHASE_TRAINING;
-  return l->n <= SCL_TABLE && l->n <= l->n_start && l->filled <= SCL_CAPACITY && l->phase <= SCL_PHASE_TRAINED &&
-         l->mode <= SCL_MODE_STREAMED && l->received <= l->n_start && l->pos <= l->n && l->shuffled <= 1u && l->grown <= 1u &&
-         (l->pos == 0 || l->shuffled) && (l->phase != SCL_PHASE_FILLING || l->received < l->n) &&
-         (!at_work || (l->pos < l->n && l->epoch < SCL_EPOCHS));
 }
 
 #if SCL_N_MASKED > 0
