@@ -82,27 +82,16 @@ static void put_x(uint32_t seed) {
   }
 }
 
-/* Asks what a host asks a board that has started: before that it refuses all but this and a reset. */
-static void greet(void) {
-  const fuzz_reply_t *reply = fuzz_request(REQUEST, 0, HELLO, NULL, 0);
-  FUZZ_CHECK(!reply->restarted && reply->status == OK, "no hello");
-}
-
-static void restarted(void) {
-  fuzz_check_restored();
-  greet();
-}
-
 void fuzz_start(void) {
   fuzz_boot();
-  greet();
+  fuzz_check_restored(); /* asks hello: before that the board refuses all but this and a reset */
 }
 
 static const fuzz_reply_t *again(void) {
-  static fuzz_reply_t reply; /* greeting overwrites what fuzz_request returns */
+  static fuzz_reply_t reply; /* asking hello overwrites what fuzz_request returns */
   reply = *fuzz_request(sent.kind, sent.sequence, sent.command, sent.bytes, sent.size);
   if (reply.restarted) {
-    restarted();
+    fuzz_check_restored();
   }
   return &reply;
 }
@@ -329,6 +318,7 @@ enum {
   OP_QUESTION,
   OP_COUNT
 };
+#define SILENT 0xE0u /* from here on OP_CUT: the host does not ask hello */
 
 static void raw(fuzz_input_t *in) {
   uint8_t bytes[256];
@@ -338,7 +328,7 @@ static void raw(fuzz_input_t *in) {
   }
   bytes[size] = 0; /* the next request begins anew */
   if (fuzz_send(bytes, size + 1u)) {
-    restarted();
+    fuzz_check_restored();
   } else {
     (void)fuzz_check_said();
   }
@@ -388,9 +378,8 @@ static void operate(fuzz_input_t *in) {
     }
     case OP_CUT:
       fuzz_boot();
-      fuzz_check_restored();
-      if (choice == OP_CUT) { /* larger ones: a host that does not ask */
-        greet();
+      if (choice < SILENT) {
+        fuzz_check_restored();
       }
       break;
     case OP_FAULT:
@@ -458,14 +447,13 @@ static void check_save(void) {
     return;
   }
   const uint32_t before = digest();
-  fuzz_boot();
-  restarted();
+  fuzz_start();
   FUZZ_CHECK(scl_journal.snapshot != 0, "a save was lost");
   FUZZ_CHECK(digest() == before, "a save came back as another state");
 }
 
 void fuzz_recover(void) {
-  greet();
+  FUZZ_CHECK(ask_plainly(HELLO)->status == OK, "no hello");
   check_save();
   factory_reset();
   FUZZ_CHECK(digest() == fresh.initial, "factory reset: not the initial state");

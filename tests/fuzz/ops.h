@@ -19,7 +19,7 @@ uint8_t fuzz_u8(fuzz_input_t *in);
 uint16_t fuzz_u16(fuzz_input_t *in);
 uint32_t fuzz_u32(fuzz_input_t *in);
 
-/* Power on, and the host asks hello. */
+/* Power on, and the host asks hello: what was restored is what flash-format.md promises. */
 void fuzz_start(void);
 
 /* Runs the operations to the end of the input, at most `most`; checks what flash-format.md promises after each restart. */
