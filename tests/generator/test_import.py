@@ -383,9 +383,9 @@ def test_classes_that_are_not_keras_s_are_named(keras: Any, tmp_path: Path) -> N
             return 2 * x
 
     model = keras.Sequential([keras.Input((4,)), Twice(), keras.layers.Dense(3)])
-    for ending in (".keras", ".h5"):
+    for ending, where in ((".keras", f" of {__name__}"), (".h5", "")):
         model.save(tmp_path / f"own{ending}")
-        with pytest.raises(UserError, match=r"needs Twice( of \S+)?, which is not Keras's own: use Keras's layers"):
+        with pytest.raises(UserError, match=f"needs Twice{where}, which is not Keras's own: use Keras's layers"):
             keras_model.load(keras, config_for(tmp_path / f"own{ending}"))
     with pytest.raises(UserError, match=r"twice \(.*Twice\): leave it out or use other layers"):
         keras_model.from_keras(model)

@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -218,6 +217,7 @@ def test_model_with_an_endless_description(tmp_path: Path, monkeypatch: pytest.M
 
 def test_models_that_cannot_be_read(tmp_path: Path) -> None:
     """A description that is none, and an archive that is encrypted or packed in an unknown way."""
+    h5py = pytest.importorskip("h5py")
     number = tmp_path / "number.h5"
     with h5py.File(number, "w") as file:
         file.attrs["model_config"] = 5
