@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import board_build  # from platforms/common
 import numpy as np
 import pytest
 
@@ -28,10 +29,6 @@ from host_tools.reference import Device
 from host_tools.stream import RECORDING, Epoch, Observer, StreamResult, stream
 from host_tools.validate import ValidationResult
 from tests.host_tools.fake_board import FakeBoard
-
-sys.path.append(str(ROOT / "platforms" / "common"))
-
-import board_build
 
 pytestmark = pytest.mark.board
 

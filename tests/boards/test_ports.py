@@ -12,24 +12,20 @@ import shutil
 import socket
 import struct
 import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import board_build  # from platforms/common
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
+from host_tools.emulator import Emulator, EmulatorError, free_url
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "platforms" / "common")]
-
-import board_build  # noqa: E402
-
-from host_tools.emulator import Emulator, EmulatorError, free_url  # noqa: E402
-
 BOARDS = ("native", "microbit", "emcraft_sf2", "ast1030_evb", "mps3_an547")
 POWER_ON, PIN, SOFTWARE, WATCHDOG = 1, 2, 3, 4
 WATCHDOG_MS = 500  # instead of board.toml's seconds
