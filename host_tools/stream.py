@@ -136,8 +136,25 @@ def _score(item: Any) -> Score | None:
     return None if item is None else Score(**item)
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a session is going to do.  ``train``, ``test``: samples of each task; ``base_test``: of the base classes."""
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    base_test: int
+    epochs: int
+    ddr: bool
+    streamed: bool
+    ticks_per_instruction: float
+    """Of the board's counter; 0 where it cannot tell."""
+
+
 class Observer:
     """Is told how a session goes; `view` shows it, the base class says nothing."""
+
+    def begins(self, outline: Outline, result: StreamResult) -> None:
+        """The session begins or goes on; ``result`` holds its measurements, at every event the latest ones."""
 
     def message(self, text: str) -> None:
         """Something worth a line."""
@@ -149,7 +166,7 @@ class Observer:
         """A training request was answered; ``epoch`` is the one it belongs to."""
 
     def epoch_done(self, task: str, epochs: int, record: Epoch) -> None:
-        """An epoch is over."""
+        """An epoch is over, and the board's counters have been read."""
 
     def evaluating(self, task: str, done: int, total: int) -> None:
         """``done`` of ``total`` test samples of a task are classified."""
@@ -265,6 +282,7 @@ def _tell_health(state: Hello, observer: Observer) -> None:
 def _go_through(project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
     """Stream to the end; after a fault that the board found itself, go on from the snapshot it went back to."""
     session = _Session(project, link, observer, result)
+    observer.begins(_outline(project), result)
     tried: list[int] = []
     while True:
         tried.append(session.state.step)
@@ -343,6 +361,19 @@ def _new_result(project: Project) -> StreamResult:
     )
 
 
+def _outline(project: Project) -> Outline:
+    dataset, learning = project.dataset, project.model.learning
+    return Outline(
+        train=tuple(len(task.y_train) for task in dataset.tasks),
+        test=tuple(len(task.y_test) for task in dataset.tasks),
+        base_test=len(dataset.base.y_test) if dataset.base is not None else 0,
+        epochs=learning.epochs,
+        ddr=learning.ddr,
+        streamed=learning.streamed,
+        ticks_per_instruction=project.board.timer.ticks_per_instruction,
+    )
+
+
 def _open_recording(project: Project, state: Hello, *, resume: bool) -> Recorder:
     config = project.config.experiment
     header = Header(config.name, project.board.name, project.model.model_hash, config.seed, generator.__version__)
@@ -369,6 +400,7 @@ class _Session:
         # `validate` finds by this digest which of its states a resumed board came back in.
         protocol.digest(link)
         self.baseline = protocol.statistics(link)
+        self._count(self.baseline)
 
     def _look(self) -> None:
         """Ask where the board stands; _Restarted when it has started anew since it was asked before."""
@@ -507,8 +539,8 @@ class _Session:
         record.samples_left = self.state.n
         if self.model.learning.ddr:
             record.removed = self._newly_removed(index, len(task.y_train))
-        self.observer.epoch_done(task.name, epochs, record)
         self._save()
+        self.observer.epoch_done(task.name, epochs, record)
 
     def _epoch_record(self, task: int, epoch: int) -> Epoch:
         """The record of this epoch: the one begun before an interruption, or a new one."""
@@ -608,8 +640,11 @@ class _Session:
         self.result.complete = True
         self._save()
 
+    def _count(self, now: Statistics) -> None:
+        self.result.statistics = _sum_statistics(self.statistics_before, self.baseline, now)
+
     def _save(self) -> None:
-        self.result.statistics = _sum_statistics(self.statistics_before, self.baseline, protocol.statistics(self.link))
+        self._count(protocol.statistics(self.link))
         self.result.wall_seconds = self.seconds_before + time.monotonic() - self.started
         self.result.retries = self.retries_before + self.link.retries
         self.result.save(self.folder / RESULT)

@@ -71,6 +71,23 @@ def test_samples_removed_are_those_of_the_board(project: Project, board: FakeBoa
     assert result.samples_removed > 0
 
 
+def test_counters_are_read_at_the_ends_of_epochs_and_tests_only(project: Project, board: FakeBoard) -> None:
+    """At the start, after the initial test, after each epoch, each task's test, and at the end; they are told of."""
+    told: list[int] = []
+
+    class Reader(stream.Observer):
+        def begins(self, outline: stream.Outline, result: stream.StreamResult) -> None:
+            self.result = result
+            assert result.statistics["sectors"] == 256
+
+        def epoch_done(self, task: str, epochs: int, record: stream.Epoch) -> None:
+            told.append(self.result.statistics["training_steps"])
+
+    result = stream.stream(project, board.url, observer=Reader())
+    assert commands(board).count(Command.STATISTICS) == 1 + 1 + 3 * 2 + 3 + 1
+    assert told == np.cumsum([epoch.steps for epoch in result.epochs]).tolist()
+
+
 def test_final_regions_are_saved_by_name(project: Project, board: FakeBoard) -> None:
     stream.stream(project, board.url)
     with np.load(project.folder / stream.FINAL) as arrays:
