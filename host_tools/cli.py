@@ -74,7 +74,20 @@ Port = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a board that has learnt something.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make the board forget what it has learnt first.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of live progress, for logs.")]
+
+
+def _without_controls(plain: bool) -> bool:
+    if plain:
+        from . import view
+
+        view.without_controls()
+    return plain
+
+
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Lines of text instead of the live view, for logs.", callback=_without_controls),
+]
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,23 @@ def warn(text: str) -> None:
     errors.print(text, markup=False, soft_wrap=True)
 
 
+def without_controls() -> None:
+    """Nothing but text from here on, whatever the output goes to."""
+    global console
+    console = Console(highlight=False, color_system=None)
+
+
+def _moves(*, plain: bool) -> bool:
+    """Whether what has been shown may be drawn over: not in a log, nor on a terminal that cannot."""
+    drawable = console.encoding.startswith("utf") and not console.is_dumb_terminal
+    return not plain and sys.stdout.isatty() and drawable
+
+
 def observer(*, plain: bool) -> Observer:
-    """Live progress on a terminal; lines when asked for or when the output goes elsewhere."""
+    """The live view on a terminal; lines when asked for or when the output goes elsewhere."""
     from .live import LiveView, PlainView
 
-    return PlainView() if plain or not sys.stdout.isatty() else LiveView()
+    return LiveView(console) if _moves(plain=plain) else PlainView()
 
 
 def heading(text: str) -> None:
@@ -52,7 +64,7 @@ def comparing(total: int, *, plain: bool) -> Progress:
         TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
         console=console,
         transient=True,
-        disable=plain or not sys.stdout.isatty(),
+        disable=not _moves(plain=plain),
     )
 
 
