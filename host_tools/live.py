@@ -12,8 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from . import figures, metrics
-from .figures import Forecast, Meter, TaskAccuracy, Work
+from . import live_figures as figures
+from . import metrics
+from .live_figures import Forecast, Meter, TaskAccuracy, Work
 from .protocol import TrainingReply
 from .stream import Epoch, Observer, Outline, Score, StreamResult
 
