@@ -306,7 +306,7 @@ def twin(
 def bench(
     experiment: Annotated[
         Path | None,
-        typer.Argument(metavar="[EXP.toml]", help="Count this experiment's first epoch, by function, and stop."),
+        typer.Argument(metavar="[EXP.toml]", help="Count this experiment's first epoch, by function and layer."),
     ] = None,
     board: Annotated[
         list[str] | None,
@@ -334,7 +334,8 @@ def bench(
       sparcl bench --board ast1030_evb                         everything on one board
       sparcl bench examples/split_mnist.toml -b ast1030_evb    where one experiment spends its instructions
 
-    Writes build/bench/bench.json (docs/bench-schema.md) and build/bench/plot.svg.
+    Writes build/bench/bench.json (docs/bench-schema.md) and build/bench/plot.svg; of an experiment profile.json
+    into its own folder, for the report.
     """
     from benchmarks import baseline, profile
     from benchmarks import bench as benches
@@ -344,7 +345,14 @@ def bench(
 
     if experiment is not None:
         for name in board or [benches.emulated()[0]]:
-            view.console.print(profile.table(_options(experiment, name, overrides, seed).project(), view.say))
+            project = _options(experiment, name, overrides, seed).project()
+            found = profile.measure(project, view.say)
+            view.say(
+                f"{project.config.experiment.name} on {name}: {found.instructions:,.1f} instructions a training step, "
+                f"mean of {found.steps}"
+            )
+            view.console.print(profile.table(found))
+            view.say(f"\n{found.save(project.folder)}: `sparcl report` shows it")
         return
     if overrides:
         raise UserError("--set needs an experiment: the cases of the bench have settings of their own")
