@@ -499,7 +499,7 @@ def _report(project: Project) -> None:
     from . import view
 
     made = reports.build(project)
-    json_path, html_path = reports.write(made, project.folder)
+    json_path, html_path = reports.write(made, project)
     view.console.print(view.summary_table(made))
     view.say(f"\n{json_path}\n{html_path}")
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .view import kib
+
 
 def fill(template: Path, **values: object) -> str:
-    """The text of an HTML or SVG template with ``values``, which are escaped; a value that is missing is an error."""
+    """The text of an HTML or SVG template with ``values``, which are escaped; a value that is missing is an error.
+
+    Filters besides those of Jinja: ``kib`` of bytes, ``number`` without decimals, ``signed``
+    with one and with its sign.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -17,4 +23,9 @@ def fill(template: Path, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"kib": kib, "number": "{:,.0f}".format, "signed": _signed}
     return environment.get_template(template.name).render(**values)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")

@@ -5,19 +5,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from generator.artefacts import Dataset, Model, Task
+from generator.artefacts import Activation, Dataset, Layer, Model, Op, Task, needs_error
 from generator.errors import UserError
 
-from . import markup, metrics
+from . import lessons, metrics, profile
 from .image import ImageSizes, measure
+from .profile import Profile
 from .protocol import PHASE_TICKS, Command, pack_labelled
 from .reference import Device
+from .report_parts import (
+    Accuracy,
+    EpochReport,
+    Instructions,
+    LayerFormat,
+    Limits,
+    MaskOverlap,
+    Part,
+    Percent,
+    Saturation,
+    Store,
+    TaskSamples,
+    Ticks,
+    Wear,
+)
 from .stream import RESULT as STREAM_RESULT
-from .stream import Score, StreamResult
+from .stream import Score, StreamResult, make_plan
 from .validate import RESULT as VALIDATION_RESULT
 from .validate import ValidationResult
 
@@ -27,101 +43,8 @@ if TYPE_CHECKING:
 JSON = "report.json"
 HTML = "report.html"
 
-Percent = float
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Accuracy(_Part):
-    """Test accuracy of the initial model, before the board learns, in percent."""
-
-    imported: Percent | None = Field(description="Of the imported Keras model as it came; null if none was imported")
-    keras: Percent | None = Field(description="Of the pruned initial model in floating point, over all classes")
-    reference: Percent = Field(description="In the fixed-point NumPy reference, over all classes")
-    board: Percent = Field(description="On the board, over all classes")
-    board_task_il: Percent = Field(description="The same, over the task's own classes")
-
-    def columns(self, imported: bool) -> list[Percent | None]:
-        """Side by side for the page: floating point, reference, board."""
-        return [*([self.imported] if imported else []), self.keras, self.reference, self.board]
-
-
-class Ticks(_Part):
-    """Ticks of the board's counter, by phase, over the whole run."""
-
-    unit: str = Field(description="What one tick is")
-    per_instruction: float | None = Field(description="Ticks per instruction, where the board defines it")
-    forward: int
-    backward: int
-    replay_read: int
-    mask_update: int
-    journal_write: int
-    digest: int
-    training: int = Field(description="Whole training steps; the phases above are parts of it, digest is not")
-
-
-class Instructions(_Part):
-    """Instructions per training sample, by phase."""
-
-    forward: float
-    backward: float
-    replay_read: float
-    mask_update: float
-    journal_write: float
-    digest: float
-    training: float = Field(description="Whole training steps")
-
-
-class Store(_Part):
-    """The journal in flash."""
-
-    programs: int
-    erases: int
-    bytes_written: int
-    live_records: int
-    sectors: int
-    sectors_free: int
-    erase_min: int = Field(description="Erase count of the least erased sector")
-    erase_max: int = Field(description="Erase count of the most erased sector")
-    relocated: int
-    checkpoints: int
-    retired_sectors: int
-
-
-class Wear(_Part):
-    """What the run cost the journal's flash."""
-
-    tasks: int = Field(description="Tasks the board learnt")
-    cycles_per_task: float = Field(description="Erases of a sector by one task; wear is even, so any sector")
-    spread: int = Field(description="Erases between the most and the least erased sector")
-    endurance: int = Field(description="Erase cycles that a sector is counted on to last")
-    lifetime_tasks: int | None = Field(description="Tasks until sectors have had that many; null if none was erased")
-
-
-class Saturation(_Part):
-    """Values that did not fit their format."""
-
-    activations: int
-    errors: int
-    guard_shifts: int
-    weights_at_clamp: int
-
-
-class EpochReport(_Part):
-    """One epoch on the board."""
-
-    task: int
-    epoch: int
-    steps: int
-    loss: float = Field(description="Mean cross-entropy of the current samples, in nats")
-    training_accuracy: Percent
-    removed: int = Field(description="Samples DDR removed at its end")
-    seconds: float
-
-
-class Report(_Part):
+class Report(Part):
     """A whole run.  Accuracies are in percent, sizes in bytes."""
 
     format: Literal[1] = 1
@@ -134,6 +57,7 @@ class Report(_Part):
     seed: int
     tool_version: str
     model_hash: str = Field(pattern="^[0-9a-f]{16}$")
+    settings: dict[str, Any] = Field(description="All options of the experiment, by section")
     tasks: list[str]
     scenario: Literal["class", "domain"] = Field(
         description="class: tasks bring classes; domain: all tasks have the same classes, and task-IL equals class-IL"
@@ -161,12 +85,20 @@ class Report(_Part):
     flash_bytes: dict[str, int] = Field(description="By region")
     ram_total: int
     flash_total: int
+    journal_bytes: dict[str, int] = Field(description="By region: what the journal needs at least")
+    limits: Limits
     stack_used: int
     store: Store
     wear: Wear
     saturation: Saturation
+    saturation_of: Saturation = Field(description="How many values there were that could have been counted there")
+    layers: list[LayerFormat] = Field(description="Number formats, frozen layers first")
     ticks: Ticks
     instructions: Instructions | None = Field(description="None where the board's counter cannot tell")
+    profile: Profile | None = Field(description="By layer and function; None until `sparcl bench` counted this model")
+    masks: MaskOverlap | None = Field(description="None without masks, or until `sparcl validate` has agreed")
+    ddr: bool = Field(description="Whether dynamic data removal is on")
+    samples: list[TaskSamples] | None = Field(description="None until `sparcl validate` has agreed")
     passes_per_sample: float = Field(description="Forward passes per training sample, replay included")
     wall_seconds: float = Field(description="Time of the session on the host's clock")
     samples_per_second: float
@@ -180,9 +112,14 @@ class Report(_Part):
         """Whether the initial model came from a file or function of the user's."""
         return any(accuracy.imported is not None for accuracy in self.initial_accuracy.values())
 
+    @property
+    def proof(self) -> str:
+        """Whether the board equals the reference: yes, NO, or not shown."""
+        return "yes" if self.bit_exact else "NO" if self.mismatches else "not shown"
+
     def key_figures(self) -> list[tuple[str, str]]:
         """Names and values a reader wants first."""
-        exact = f"yes ({self.steps_compared} steps)" if self.bit_exact else "NO" if self.mismatches else "not shown"
+        exact = f"{self.proof} ({self.steps_compared} steps)" if self.bit_exact else self.proof
         accuracy = f"{self.class_il:.1f} % class-IL, {self.task_il:.1f} % task-IL"
         if self.scenario == "domain":
             accuracy = f"{self.class_il:.1f} % domain-IL (tasks share classes)"
@@ -226,6 +163,7 @@ def build(project: Project) -> Report:
     matrix, task_matrix = result.matrix(), result.matrix("task_il")
     statistics = result.statistics
     sizes = _sizes(project)
+    masks, samples = _learnt(project) if validation.bit_exact else (None, None)
     return Report(
         experiment=result.experiment,
         board=board,
@@ -236,6 +174,7 @@ def build(project: Project) -> Report:
         seed=result.seed,
         tool_version=result.tool_version,
         model_hash=result.model_hash,
+        settings=project.config.model_dump(mode="json"),
         tasks=result.task_names,
         scenario=_scenario(project.dataset),
         class_il=metrics.average_accuracy(matrix),
@@ -261,6 +200,13 @@ def build(project: Project) -> Report:
         flash_bytes=sizes.flash,
         ram_total=sum(sizes.ram.values()),
         flash_total=sum(sizes.flash.values()),
+        journal_bytes={row.name: row.size for row in project.plan.store},
+        limits=Limits(
+            ram=project.plan.ram_limit,
+            flash=project.plan.flash_limit,
+            journal=project.plan.store_limit,
+            shared=project.plan.shared,
+        ),
         stack_used=statistics["stack_used"],
         store=Store(**{key: statistics[key] for key in Store.model_fields}),
         wear=_wear(project, result),
@@ -270,8 +216,14 @@ def build(project: Project) -> Report:
             guard_shifts=statistics["guard_shifts"],
             weights_at_clamp=statistics["weights_at_clamp"],
         ),
+        saturation_of=_saturation_of(project.model, statistics["passes"]),
+        layers=_layers(project.model),
         ticks=_ticks(project, statistics),
         instructions=_instructions(project, statistics),
+        profile=profile.load(project.folder, result.model_hash),
+        masks=masks,
+        ddr=project.model.learning.ddr,
+        samples=samples,
         passes_per_sample=statistics["passes"] / max(statistics["training_steps"], 1),
         wall_seconds=result.wall_seconds,
         samples_per_second=_rate(result),
@@ -282,27 +234,14 @@ def build(project: Project) -> Report:
     )
 
 
-def write(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Write report.json and report.html into ``folder``; their paths."""
-    json_path, html_path = folder / JSON, folder / HTML
+def write(report: Report, project: Project) -> tuple[Path, Path]:
+    """Write report.json and report.html into the project's folder; their paths."""
+    from . import report_page
+
+    json_path, html_path = project.folder / JSON, project.folder / HTML
     json_path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    html_path.write_text(html(report), encoding="utf-8")
+    html_path.write_text(report_page.html(report, project.dataset), encoding="utf-8")
     return json_path, html_path
-
-
-def html(report: Report) -> str:
-    """The report as one page that needs nothing else."""
-    means = [
-        sum(v for v in row if v is not None) / max(1, sum(v is not None for v in row)) for row in report.accuracy_matrix
-    ]
-    steps = max(len(means) - 1, 1)
-    points = [(40 + 400 * i / steps, 190 - 1.8 * value, value) for i, value in enumerate(means)]
-    memory = [
-        ("RAM", report.ram_total, list(report.ram_bytes.items())),
-        ("flash", report.flash_total, list(report.flash_bytes.items())),
-    ]
-    page = Path(__file__).parent / "templates" / "report.html"
-    return markup.fill(page, r=report, points=points, memory=memory) + "\n"
 
 
 def _validation(folder: Path) -> ValidationResult:
@@ -322,11 +261,63 @@ def _percent(score: Score) -> float:
 
 
 def _non_zeros(project: Project) -> int:
-    return sum(
-        sum(panel.nnz for panel in layer.panels) * layer.block if layer.sparse else layer.n_in * layer.n_out
-        for layer in (*project.model.prefix, *project.model.layers)
-        if layer.weighted
+    return sum(_weights(layer)[1] for layer in (*project.model.prefix, *project.model.layers))
+
+
+def _weights(layer: Layer) -> tuple[int, int]:
+    """Places for weights in a layer, and weights that exist."""
+    places = layer.n_in * layer.n_out if layer.weighted else 0
+    return places, sum(panel.nnz for panel in layer.panels) * layer.block if layer.sparse else places
+
+
+def _layers(model: Model) -> list[LayerFormat]:
+    numbered = [(f"p{k}", layer) for k, layer in enumerate(model.prefix)]
+    numbered += [(f"l{k}", layer) for k, layer in enumerate(model.layers)]
+    return [_layer(f"{number} {layer.name}".strip(), layer) for number, layer in numbered]
+
+
+def _layer(name: str, layer: Layer) -> LayerFormat:
+    places, non_zeros = _weights(layer)
+    return LayerFormat(
+        name=name,
+        kind=str(layer.op),
+        shape=(layer.out.channels, layer.out.height, layer.out.width),
+        sparse=layer.sparse,
+        weights=places,
+        non_zeros=non_zeros,
+        weight_fraction=layer.fw if layer.weighted else None,
+        weight_limit=2.0 ** (layer.wlog - layer.fw) if layer.weighted else None,
+        output_fraction=layer.fa,
+        output_limit=2.0 ** (layer.out.bits - layer.fa),
     )
+
+
+def _saturation_of(model: Model, passes: int) -> Saturation:
+    """What ``passes`` training passes, forward and back, computed (docs/numerics.md, "Forward" and "Backward")."""
+    counted = [layer for layer in model.layers if layer.op in (Op.DENSE, Op.CONV, Op.ADD)]
+    with_error = needs_error(model.layers)
+    errors = [model.tensor(t).values for layer in model.layers if layer.weighted and with_error[t := layer.inputs[0]]]
+    guards = sum((layer.guard > 0) + (layer.l1_err > 0) for layer in model.layers)
+    return Saturation(
+        activations=passes * sum(r.out.values for r in counted if r.activation is not Activation.RELU6),
+        errors=passes * sum(errors),
+        guard_shifts=passes * guards,
+        weights_at_clamp=sum(_weights(layer)[1] for layer in model.layers),
+    )
+
+
+def _learnt(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | None]:
+    """What the reference, which agreed with the board, kept of masks and samples."""
+    path = project.folder / lessons.RESULT
+    if not path.exists():
+        return None, None  # validated by an older version
+    kept, dataset = lessons.load(path), project.dataset
+    plan = make_plan(dataset, project.model, first_on_host=project.config.tasks.first == "host")
+    epochs = project.model.learning.epochs
+    by_task = {number - plan.offset: lesson for number, lesson in kept.items()}
+    names = {index: dataset.tasks[index].name for index in by_task}
+    samples = [lessons.task_samples(dataset, index, lesson, epochs) for index, lesson in by_task.items()]
+    return lessons.mask_overlap(project.model, list(names.values()), list(by_task.values())), samples
 
 
 def _initial(project: Project, result: StreamResult) -> dict[str, Accuracy]:

@@ -24,7 +24,7 @@ from generator import shared_key
 from generator.artefacts import Model, regions
 from generator.errors import BoardError, UserError, ValidationFailed
 
-from . import protocol
+from . import lessons, protocol
 from .link import DAMAGED, ERRORS, STORE_ERRORS, Link
 from .protocol import STATE_CHANGING, Command
 from .recording import Transaction, is_complete, read_header, transactions
@@ -222,7 +222,8 @@ class Replay:
 def validate(project: Project, progress: Progress | None = None) -> tuple[ValidationResult, Suspects | None]:
     """Compare the project's recording with the reference.
 
-    Returns the result and, when a state differs, the requests to bisect.
+    Returns the result and, when a state differs, the requests to bisect.  What the reference says of masks and
+    samples is kept in the project's folder if the board learnt the same.
     Raises UserError when there is no recording of this model.
     """
     path = project.folder / RECORDING
@@ -234,6 +235,10 @@ def validate(project: Project, progress: Progress | None = None) -> tuple[Valida
             comparison.transaction(item, following)
         if progress is not None:
             progress(comparison.result.steps_compared)
+    kept = project.folder / lessons.RESULT
+    kept.unlink(missing_ok=True)
+    if comparison.result.bit_exact:
+        lessons.save(comparison.replay.device.state.lessons, kept)
     return comparison.result, comparison.suspects
 
 

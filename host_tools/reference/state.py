@@ -16,6 +16,7 @@ from generator.artefacts import Model, SingleHead, position_bytes, regions
 from host_tools.reference import network as networks
 from host_tools.reference.fixed import Counters, Ints
 from host_tools.reference.layer import Node
+from host_tools.reference.lesson import Bits, Lesson
 from host_tools.reference.mask import Captured
 from host_tools.reference.prng import MASK, Prng
 from host_tools.reference.replay import Replay, Sample
@@ -57,6 +58,8 @@ class State:
     """Samples of a resident task by id."""
     removed: dict[int, list[int]] = field(default_factory=dict)
     """Ids DDR removed, by task, in the order of removal."""
+    lessons: dict[int, Lesson] = field(default_factory=dict)
+    """What learning each task showed, by task (not part of the digest)."""
     passes: int = 0
     """Forward passes in training (not part of the digest)."""
 
@@ -85,6 +88,8 @@ class State:
             table=self.table.copy(),
             samples=list(self.samples),
             removed={task: list(ids) for task, ids in self.removed.items()},
+            # Those of tasks that have ended do not change any more.
+            lessons={task: x.copy() if task == self.task else x for task, x in self.lessons.items()},
         )
 
     @property
@@ -102,6 +107,14 @@ class State:
         """Whether mask updates take place at all."""
         learning = self.model.learning
         return (learning.tdm or learning.dgm) and any(layer.sparse for layer in self.model.layers)
+
+    def masks(self) -> dict[int, Bits]:
+        """The entries of sparse layers that exist, as ``Lesson`` keeps them."""
+        return {
+            number: np.packbits(np.concatenate([panel.used().reshape(-1) for panel in layer.panels]))
+            for number, layer in self.network.weighted
+            if layer.layer.sparse
+        }
 
     def sample(self, identity: int, task: int, label: int, x: NDArray[np.integer]) -> Sample:
         """The record of a sample that arrives, (n_in,) 8 bit: with its latent, if there is a prefix."""

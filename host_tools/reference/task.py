@@ -12,6 +12,7 @@ import numpy as np
 
 from generator.artefacts import DdrScore, Learning
 from host_tools.reference.fixed import Ints
+from host_tools.reference.lesson import Lesson
 from host_tools.reference.prng import Prng
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def begin(state: State, classes: Sequence[int], n_samples: int, mode: int) -> No
     state.captured.clear()
     state.table = Table(list(range(n_samples)), [0] * n_samples)
     state.samples = []
+    state.lessons[state.task] = Lesson.of(n_samples)
     state.mode = mode
     state.phase = Phase.FILLING if mode == RESIDENT else Phase.TRAINING
 
@@ -94,7 +96,9 @@ def end_epoch(state: State) -> None:
     learning = state.model.learning
     if learning.ddr and state.epoch < learning.ddr_until:
         count = removal_count(learning, state.epoch, state.n_start, state.n)
-        state.removed.setdefault(state.task, []).extend(state.table.remove_least(count))
+        gone = state.table.remove_least(count)
+        state.removed.setdefault(state.task, []).extend(gone)
+        state.lessons[state.task].left[gone] = state.epoch + 1
         if learning.ddr_score is DdrScore.MISCLASSIFICATION:
             state.table.scores = [0] * state.n
     state.epoch += 1
@@ -106,6 +110,7 @@ def end_epoch(state: State) -> None:
 
 def end(state: State) -> None:
     """Task end."""
+    state.lessons[state.task].masks = state.masks()
     state.task += 1
     state.phase = Phase.IDLE
     state.mode = RESIDENT

@@ -205,7 +205,7 @@ def test_with_a_shared_key(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Non
             bench.learn(line)
         line.mend()
         bench.check(bench.learn(line, resume=True))
-    report.write(report.build(bench.project), bench.project.folder)
+    report.write(report.build(bench.project), bench.project)
     kept = [path for path in bench.project.folder.iterdir() if path.is_file() and path.suffix != ".img"]
     assert {"recording.sclr", "report.json", "report.html", "stream.json"} <= {path.name for path in kept}
     for path in kept:

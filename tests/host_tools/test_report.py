@@ -15,7 +15,9 @@ from rich.console import Console
 
 from generator.errors import UserError
 from generator.pipeline import Project
-from host_tools import report, stream, validate, view
+from host_tools import metrics, report, report_page, stream, validate, view
+from host_tools.profile import Profile
+from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 
 ROOT = Path(report.__file__).parent
@@ -35,7 +37,7 @@ def made(project: Project, board: FakeBoard) -> report.Report:
 
 
 def test_json_has_the_promised_keys(made: report.Report, project: Project) -> None:
-    path, _ = report.write(made, project.folder)
+    path, _ = report.write(made, project)
     data = json.loads(path.read_text())
     assert data.keys() >= CONTRACT
     assert report.Report.model_validate(data) == made
@@ -55,7 +57,7 @@ def test_tasks_with_the_same_classes_are_domains(made: report.Report, project: P
     board = report.build(replace(project, dataset=replace(project.dataset, tasks=tasks)))
     assert board.scenario == "domain"
     assert "% domain-IL (tasks share classes)" in dict(board.key_figures())["accuracy on the board"]
-    page = report.html(board)
+    page = report_page.html(board, project.dataset)
     assert "Accuracy (domain-incremental, percent)" in page
     assert not re.search("class-incremental|class-IL|task-IL", page)
 
@@ -71,24 +73,32 @@ def test_schema_documentation_names_every_key() -> None:
     assert set(report.Report.model_fields) <= named
 
 
-def test_html_needs_nothing_else(made: report.Report) -> None:
-    page = report.html(made)
-    assert not re.search(r"""(src|href)\s*=|url\(|@import|<script""", page)
-    assert page.count("<circle") == len(made.tasks)
+def test_html_needs_nothing_else(made: report.Report, project: Project) -> None:
+    page = report_page.html(made, project.dataset)
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'>]*)""", page)
+    assert sources
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
+    assert not re.search(r"https?:|url\(|@import|<script|\son[a-z]+=", page)
     assert made.state_digest in page
-    checker = _Checker()
+    checker = Checker()
     checker.feed(page)
     assert checker.open == []
+    assert checker.targets <= checker.ids
 
 
-class _Checker(HTMLParser):
-    """Every element that is opened is closed."""
+class Checker(HTMLParser):
+    """Every element that is opened is closed, and what is linked to is there."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.ids: set[str] = set()
+        self.targets: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.ids |= {values["id"]} if "id" in values else set()
+        self.targets |= {values["href"].removeprefix("#")} if "href" in values else set()
         if tag != "meta":
             self.open.append(tag)
 
@@ -96,9 +106,11 @@ class _Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_html_escapes_names(made: report.Report) -> None:
-    hostile = made.model_copy(update={"experiment": "<script>alert(1)</script>"})
-    assert "<script" not in report.html(hostile)
+def test_html_escapes_names(made: report.Report, project: Project) -> None:
+    hostile = made.model_copy(update={"experiment": "<script>alert(1)</script>", "tasks": ["<b>", "&", "</svg>"]})
+    page = report_page.html(hostile, project.dataset)
+    assert not re.search("<script|<b>[^<]*<b>", page)
+    assert page.count("</svg>") == report_page.html(made, project.dataset).count("</svg>")
 
 
 def test_table_at_the_end(made: report.Report) -> None:
@@ -114,8 +126,6 @@ def test_instructions_per_sample(made: report.Report, project: Project) -> None:
     # the fake board counts 1000 ticks of `forward` per training step
     timer = project.board.timer.model_copy(update={"ticks_per_instruction": 0.5})
     board = project.board.model_copy(update={"timer": timer})
-    from dataclasses import replace
-
     found = report.build(replace(project, board=board)).instructions
     assert found is not None
     assert found.forward == pytest.approx(2000)
@@ -148,3 +158,120 @@ def test_damaged_measurements(project: Project, text: str) -> None:
     (project.folder / stream.RESULT).write_text(text)
     with pytest.raises(UserError, match=r"stream\.json"):
         report.build(project)
+
+
+def test_what_saturation_is_of(made: report.Report, project: Project) -> None:
+    """Two dense layers: outputs and logits, errors of the hidden ones, weights that exist; passes as the board says."""
+    hidden, last = project.model.layers
+    passes = round(made.passes_per_sample * made.steps)
+    assert passes > made.steps
+    assert made.saturation_of.activations == passes * (hidden.out.values + last.out.values)
+    assert made.saturation_of.errors == passes * hidden.out.values
+    assert made.saturation_of.guard_shifts == passes * 2
+    assert made.saturation_of.weights_at_clamp == made.non_zeros
+
+
+def test_formats_of_layers(made: report.Report, project: Project) -> None:
+    hidden, last = project.model.layers
+    assert [layer.kind for layer in made.layers] == ["dense", "dense"]
+    assert made.layers[0].weight_limit == 2.0**hidden.wlog / 2.0**hidden.fw
+    assert made.layers[0].output_limit == 2.0**hidden.out.bits / 2.0**hidden.fa
+    assert sum(layer.non_zeros for layer in made.layers) == made.non_zeros
+    assert made.layers[0].weights == hidden.n_in * hidden.n_out
+    assert made.layers[1].shape == (last.out.channels, 1, 1)
+
+
+def test_settings_are_those_of_the_experiment(made: report.Report, project: Project) -> None:
+    assert made.settings.keys() == type(project.config).model_fields.keys()
+    assert made.settings["sparsity"]["weights"] == made.sparsity == 0.7
+    assert made.settings["tasks"]["split"] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_profile_is_shown_when_it_is_of_this_model(made: report.Report, project: Project) -> None:
+    assert made.profile is None
+    layers = {"l0": {"forward": 40.0, "backward": 50.0, "error": 5.0}, "l1": {"forward": 3.0}}
+    found = Profile(
+        model_hash=made.model_hash, steps=7, instructions=200.0, layers=layers, functions={"l0_forward": 40}
+    )
+    found.save(project.folder)
+    again = report.build(project)
+    assert again.profile == found
+    rest = report_page.layer_costs(again)[-1]
+    assert (rest.name, rest.total) == ("rest", 200 - 98)
+    assert [cost.total for cost in report_page.layer_costs(again)] == [95, 3, 102]
+    page = report_page.html(again, project.dataset)
+    assert "200 for one training step" in page
+    assert "l0_forward" in page
+    found.model_copy(update={"model_hash": "0" * 16}).save(project.folder)
+    assert report.build(project).profile is None
+
+
+def test_sections_say_what_fills_them(project: Project, board: FakeBoard) -> None:
+    stream.stream(project, board.url)
+    page = report_page.html(report.build(project), project.dataset)
+    assert page.count("sparcl validate tiny.toml --board native</code> fills this section") == 2
+    assert "This board has no counter of instructions" in page
+    assert "data:image" not in page
+    validate.validate(project)[0].save(project.folder / validate.RESULT)
+    made = report.build(project)
+    page = report_page.html(made, project.dataset)
+    assert "fills this section" not in page
+    assert made.samples is not None
+    assert page.count("data:image") == sum(len(t.easiest) + len(t.hardest) for t in made.samples)
+
+
+def test_without_ddr_there_are_hard_samples_only(make_project: MakeProject) -> None:
+    project = make_project(ddr={"enabled": False})
+    with FakeBoard(project.model) as board:
+        stream.stream(project, board.url)
+    validate.validate(project)[0].save(project.folder / validate.RESULT)
+    made = report.build(project)
+    assert made.samples is not None
+    assert [len(t.easiest) for t in made.samples] == [0, 0, 0]
+    page = report_page.html(made, project.dataset)
+    assert "DDR is off in this run" in page
+    assert "Easiest: removed first" not in page
+    assert page.count("Hardest: most mistakes") == 3
+
+
+def test_one_sentence(made: report.Report) -> None:
+    text = report_page.sentence(made)
+    assert text.startswith(f"The board learnt 3 tasks one after another and now answers {made.class_il:.1f} %")
+    assert f"every one of its {made.steps:,} training steps equals" in text
+    assert "DIFFERS" in report_page.sentence(made.model_copy(update={"bit_exact": False, "mismatches": 1}))
+    assert "not been compared" in report_page.sentence(made.model_copy(update={"bit_exact": False}))
+
+
+MATRIX: list[list[float | None]] = [[90.0, None, None], [95.0, 80.0, None], [70.0, 85.0, 60.0]]
+
+
+def test_curves_and_forgetting(made: report.Report) -> None:
+    made = made.model_copy(update={"accuracy_matrix": MATRIX, "base_accuracy": [50.0, None, 40.0]})
+    assert report_page.mean_accuracy(made) == [90.0, 87.5, pytest.approx(71.667, abs=1e-3)]
+    curves = {curve.name: [value for _, _, value in curve.points] for curve in report_page.accuracy_plot(made).curves}
+    assert {name: values for name, values in curves.items() if name != "mean"} == {
+        "0/1": [90, 95, 70],
+        "2/3": [80, 85],
+        "4/5": [60],
+        "base classes": [50, 40],
+    }
+    lost = report_page.forgotten(made)
+    assert [(f.task, f.learnt, f.best, f.end, f.lost) for f in lost] == [
+        ("0/1", 90.0, 95.0, 70.0, 25.0),
+        ("2/3", 80.0, 80.0, 85.0, -5.0),
+    ]
+    assert sum(f.lost for f in lost) / 2 == metrics.forgetting(MATRIX)
+
+
+def test_a_stack_that_hides_the_rest_is_set_aside(made: report.Report) -> None:
+    ram = {"weights and biases": 30, "stack": 5000, "masks": 10}
+    memory = report_page.ram(made.model_copy(update={"ram_bytes": ram, "ram_total": 5040}))
+    assert (memory.total, memory.aside, memory.used) == (5040, 5000, 40)
+    assert [(part.name, part.share) for part in memory.parts] == [("weights and biases", 75), ("masks", 25)]
+    small = report_page.ram(made.model_copy(update={"ram_bytes": ram | {"stack": 40}, "ram_total": 80}))
+    assert [part.name for part in small.parts] == ["stack", "weights and biases", "masks"]
+    assert small.aside == 0
+
+
+def test_every_region_of_the_plan_is_explained(made: report.Report) -> None:
+    assert {*made.ram_bytes, *made.flash_bytes, *made.journal_bytes} <= report_page.REGIONS.keys()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of report.json (docs/report-schema.md)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Percent = float
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Accuracy(Part):
+    """Test accuracy of the initial model, before the board learns, in percent."""
+
+    imported: Percent | None = Field(description="Of the imported Keras model as it came; null if none was imported")
+    keras: Percent | None = Field(description="Of the pruned initial model in floating point, over all classes")
+    reference: Percent = Field(description="In the fixed-point NumPy reference, over all classes")
+    board: Percent = Field(description="On the board, over all classes")
+    board_task_il: Percent = Field(description="The same, over the task's own classes")
+
+    def columns(self, imported: bool) -> list[Percent | None]:
+        """Side by side for the page: floating point, reference, board."""
+        return [*([self.imported] if imported else []), self.keras, self.reference, self.board]
+
+
+class Ticks(Part):
+    """Ticks of the board's counter, by phase, over the whole run."""
+
+    unit: str = Field(description="What one tick is")
+    per_instruction: float | None = Field(description="Ticks per instruction, where the board defines it")
+    forward: int
+    backward: int
+    replay_read: int
+    mask_update: int
+    journal_write: int
+    digest: int
+    training: int = Field(description="Whole training steps; the phases above are parts of it, digest is not")
+
+
+class Instructions(Part):
+    """Instructions per training sample, by phase."""
+
+    forward: float
+    backward: float
+    replay_read: float
+    mask_update: float
+    journal_write: float
+    digest: float
+    training: float = Field(description="Whole training steps")
+
+
+class Store(Part):
+    """The journal in flash."""
+
+    programs: int
+    erases: int
+    bytes_written: int
+    live_records: int
+    sectors: int
+    sectors_free: int
+    erase_min: int = Field(description="Erase count of the least erased sector")
+    erase_max: int = Field(description="Erase count of the most erased sector")
+    relocated: int
+    checkpoints: int
+    retired_sectors: int
+
+
+class Wear(Part):
+    """What the run cost the journal's flash."""
+
+    tasks: int = Field(description="Tasks the board learnt")
+    cycles_per_task: float = Field(description="Erases of a sector by one task; wear is even, so any sector")
+    spread: int = Field(description="Erases between the most and the least erased sector")
+    endurance: int = Field(description="Erase cycles that a sector is counted on to last")
+    lifetime_tasks: int | None = Field(description="Tasks until sectors have had that many; null if none was erased")
+
+
+class Saturation(Part):
+    """Values that did not fit their format."""
+
+    activations: int
+    errors: int
+    guard_shifts: int
+    weights_at_clamp: int
+
+
+class Limits(Part):
+    """What the board has of each memory, in bytes."""
+
+    ram: int
+    flash: int
+    journal: int
+    shared: bool = Field(description="Code lies in the same RAM as data")
+
+
+class EpochReport(Part):
+    """One epoch on the board."""
+
+    task: int
+    epoch: int
+    steps: int
+    loss: float = Field(description="Mean cross-entropy of the current samples, in nats")
+    training_accuracy: Percent
+    removed: int = Field(description="Samples DDR removed at its end")
+    seconds: float
+
+
+class LayerFormat(Part):
+    """One layer in fixed point (docs/numerics.md).  Limits are real numbers: what the format can hold."""
+
+    name: str = Field(description="l0 is the first layer that learns, p0 the first frozen one; then its own name")
+    kind: str = Field(description="dense, conv, max_pool, ...")
+    shape: tuple[int, int, int] = Field(description="Channels, height, width of the output")
+    sparse: bool
+    weights: int = Field(description="Places for weights; 0 in layers without")
+    non_zeros: int = Field(description="Weights that exist")
+    weight_fraction: int | None = Field(description="Fractional bits of a weight; null in layers without")
+    weight_limit: float | None = Field(description="Largest magnitude of a weight")
+    output_fraction: int = Field(description="Fractional bits of an output")
+    output_limit: float = Field(description="Largest magnitude of an output")
+
+
+class LayerOverlap(Part):
+    """Overlap of the masks of one layer, or of all sparse layers, at two moments."""
+
+    name: str
+    density: Percent = Field(description="Weights that exist, of all places, at the end")
+    chance: Percent = Field(description="Overlap of two masks placed by chance, mean over all pairs of moments")
+    matrix: list[list[Percent]] = Field(description="[i][j]: intersection over union of the masks at moments i and j")
+
+
+class MaskOverlap(Part):
+    """How far the masks moved, from the NumPy reference that agreed with the board."""
+
+    moments: list[str] = Field(description="start: as shipped; then the end of each task the board learnt")
+    total: LayerOverlap = Field(description="Over all sparse layers")
+    layers: list[LayerOverlap]
+
+
+class SampleNote(Part):
+    """One training sample."""
+
+    id: int = Field(description="Number within the task")
+    label: str = Field(description="Name of its class")
+    mistakes: int = Field(description="Epochs in which it was misclassified just before it was learnt from")
+    epochs: int = Field(description="Epochs in which it was learnt from")
+    loss: float = Field(description="Mean cross-entropy over them, in nats")
+
+
+class TaskSamples(Part):
+    """The training samples of one task by difficulty, from the NumPy reference that agreed with the board."""
+
+    task: int = Field(description="Index in tasks")
+    samples: int
+    removed: int = Field(description="By DDR")
+    never_wrong: int = Field(description="Samples without a mistake")
+    easiest: list[SampleNote] = Field(description="Removed first by DDR; empty without it")
+    hardest: list[SampleNote] = Field(description="Most mistakes of those that stayed to the end")
