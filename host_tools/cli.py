@@ -233,12 +233,42 @@ def validate(
 
 
 @app.command()
-def report(experiment: Experiment, board: BoardName = "native", overrides: Overrides = None, seed: Seed = None) -> None:
-    """Write report.json and report.html of the last session.
+def report(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="EXP.toml | RUN RUN...", help="Experiment file; with --compare the runs."),
+    ] = None,
+    board: BoardName = "native",
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Set runs side by side: folders with a report.json, or EXPERIMENT/BOARD."),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --compare: the page to write [build/compare.html].")
+    ] = None,
+    overrides: Overrides = None,
+    seed: Seed = None,
+) -> None:
+    """Write report.json and report.html of the last session; with --compare a page that sets runs side by side.
 
     Example: sparcl report examples/split_digits.toml
+
+    \b
+      sparcl report --compare split_digits/native split_digits/microbit
+      sparcl report --compare before/report.json build/split_digits/native --output before-after.html
     """
-    _report(_options(experiment, board, overrides, seed).project())
+    names = what or []
+    if compare:
+        _compare(names, output)
+    elif output is not None:
+        raise UserError("--output is for --compare; report.html lies beside the run")
+    elif len(names) != 1:
+        raise UserError(
+            "name one experiment file: `sparcl report EXP.toml --board B`; "
+            "or runs to set side by side: `sparcl report --compare A B`"
+        )
+    else:
+        _report(_options(Path(names[0]), board, overrides, seed).project())
 
 
 @app.command()
@@ -502,6 +532,34 @@ def _report(project: Project) -> None:
     json_path, html_path = reports.write(made, project)
     view.console.print(view.summary_table(made))
     view.say(f"\n{json_path}\n{html_path}")
+
+
+def _compare(names: list[str], output: Path | None) -> None:
+    if len(names) < 2:
+        raise UserError(
+            "name at least two runs, each a folder with a report.json or EXPERIMENT/BOARD: "
+            "`sparcl report --compare split_digits/native split_digits/microbit`"
+        )
+    from generator.pipeline import build_folder
+
+    from . import compare as comparing
+    from . import view
+
+    runs = comparing.load(names, build_folder())
+    path = output or build_folder() / comparing.HTML
+    try:
+        path.write_text(comparing.html(runs), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): name another file with --output") from error
+    for run in runs:
+        view.say(f"{run.letter}: {run.report.experiment} on {run.report.board} ({run.source})")
+    view.say("")
+    settings = comparing.differing(runs)
+    if settings:
+        view.console.print(comparing.table(runs, settings, "Settings that differ"))
+        view.say("")
+    view.console.print(comparing.table(runs, comparing.figures_side_by_side(runs), "Key figures (against A)"))
+    view.say(f"\n{path}")
 
 
 # -- where the board is -------------------------------------------------------------------------------
