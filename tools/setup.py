@@ -43,7 +43,8 @@ LOG_TAIL_LINES = 20
 HOST_PACKAGES = ("gcc", "libc6-dev")
 ARM_PACKAGES = ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi")
 EMULATOR_PACKAGES = ("qemu-system-arm",)
-EXTRA_PACKAGES = ("cppcheck", "clang", "libclang-rt-dev")
+EXTRA_PACKAGES = ("cppcheck", "clang", "libclang-rt-dev", "chromium")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 NO_NETWORK = re.compile(
     r"NewConnectionError|NameResolutionError|Temporary failure|Network is unreachable"
@@ -92,6 +93,7 @@ def missing_packages(wanted: Sequence[str] = HOST_PACKAGES + ARM_PACKAGES + EMUL
         "qemu-system-arm": shutil.which("qemu-system-arm") is not None,
         "cppcheck": shutil.which("cppcheck") is not None,
         "clang": shutil.which("clang") is not None,
+        "chromium": any(shutil.which(name) for name in BROWSERS),
         "libclang-rt-dev": "libclang-rt-dev" not in wanted or links_fuzzer(),
     }
     return [package for package in wanted if not present[package]]
