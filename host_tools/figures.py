@@ -67,7 +67,7 @@ class Series:
 
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 460.0, 230.0, 36.0, 16.0, 196.0
-_LABELS = 78.0
+_LABELS = 92.0
 """Room for the names of curves at their ends."""
 _LINE = 13.0
 """From one name to the next."""

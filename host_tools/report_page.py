@@ -141,9 +141,10 @@ class Shown:
 
 def sentence(report: Report) -> str:
     """The run in one sentence, for a person who does not know the tool."""
-    count = len(report.tasks)
-    learnt = "one task" if count == 1 else f"{count} tasks one after another"
-    text = f"The board learnt {learnt} and now answers {report.class_il:.1f} % of the test samples correctly"
+    count, own = len(report.tasks), report.wear.tasks
+    learnt = "one task" if own == 1 else f"{own} tasks one after another"
+    shipped = ", shipped with the first task, then" if own < count else ""
+    text = f"The board{shipped} learnt {learnt} and now answers {report.class_il:.1f} % of the test samples correctly"
     if count > 1:
         change = "gained" if report.forgetting < 0 else "forgot"
         text += f"; of earlier tasks it {change} {abs(report.forgetting):.1f} points on average"
@@ -188,14 +189,14 @@ def forgotten(report: Report) -> list[Forgotten]:
 
 def epoch_plot(report: Report, title: str, values: Sequence[float], unit: str, high: float | None = None) -> Plot:
     """One value for each epoch, a curve for each task."""
-    tasks = list(dict.fromkeys(epoch.task for epoch in report.epochs))
+    tasks = list(dict.fromkeys(epoch.task for epoch in report.epochs))  # the first may have been learnt on the host
     series = [
         Series(
             report.tasks[task],
             [value if epoch.task == task else None for epoch, value in zip(report.epochs, values, strict=True)],
-            figures.style(number),
+            figures.style(task),
         )
-        for number, task in enumerate(tasks)
+        for task in tasks
     ]
     groups = [(report.tasks[task], sum(epoch.task == task for epoch in report.epochs)) for task in tasks]
     return figures.plot(title, series, groups, high or max(values, default=1.0), unit, labels=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import profile
 from generator.boards import ROOT
 from host_tools import cli, compare
 from host_tools.report import Report
@@ -20,6 +21,11 @@ pytestmark = [pytest.mark.board, pytest.mark.slow]
 EXPERIMENT = ROOT / "examples" / "split_digits.toml"
 OTHER = ["experiment.name=sparser", "sparsity.weights=0.9", "ddr.enabled=false", "method.epochs=2"]
 WIDTHS = (400, 1200)
+COUNTS = {
+    f"{layer}_{name}": 10_000 * k
+    for layer in ("l0", "l1")
+    for k, name in enumerate(("forward", "backward", "error_of_a_function_with_a_long_name", "error"), 1)
+}
 NONSENSE = re.compile(r"\b(?:nan|inf|None|Undefined|True|False)\b")
 
 
@@ -33,6 +39,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("SPARCL_BUILD", str(folder))
         cli.run(EXPERIMENT, plain=True)
         cli.run(EXPERIMENT, plain=True, overrides=OTHER)
+        # As if this board could be counted on, so that the layers are on the page too.
+        folder_of = folder / "sparser" / "native"
+        model = Report.model_validate_json((folder_of / "report.json").read_bytes()).model_hash
+        profile.reduced(model, COUNTS, 10).save(folder_of)
+        cli.report([str(EXPERIMENT)], overrides=OTHER)
         runs = compare.load(["split_digits/native", "sparser/native"], folder)
         (folder / compare.HTML).write_text(compare.html(runs), encoding="utf-8")
         yield folder
@@ -105,6 +116,17 @@ def test_compare(width: int, build: Path, made: Report, tmp_path: Path) -> None:
     assert len(re.findall(r"\d+\.\d", shown["matrices"])) == 30
     assert "not counted" not in shown["instructions"]
     assert f"{other.store.erases} {other.store.sectors:,}" in shown["wear"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_layers(width: int, build: Path, tmp_path: Path) -> None:
+    seen = browser.look(build / "sparser" / "native" / "report.html", width, tmp_path)
+    check(seen, width)
+    shown = re.sub(r"\s+", " ", seen.sections["instructions"])
+    assert "By layer: 20,000 for one training step" in shown
+    assert "l0 dense1 7,000 l1 output 7,000 everything else 6,000" in shown
+    assert "DDR is off" in seen.sections["ddr"]
+    assert seen.pictures == 5 * 8
 
 
 def test_dark_scheme(build: Path, tmp_path: Path) -> None:

@@ -238,6 +238,9 @@ def test_one_sentence(made: report.Report) -> None:
     text = report_page.sentence(made)
     assert text.startswith(f"The board learnt 3 tasks one after another and now answers {made.class_il:.1f} %")
     assert f"every one of its {made.steps:,} training steps equals" in text
+    wear = made.wear.model_copy(update={"tasks": 2})
+    shipped = report_page.sentence(made.model_copy(update={"wear": wear}))
+    assert shipped.startswith("The board, shipped with the first task, then learnt 2 tasks one after another")
     assert "DIFFERS" in report_page.sentence(made.model_copy(update={"bit_exact": False, "mismatches": 1}))
     assert "not been compared" in report_page.sentence(made.model_copy(update={"bit_exact": False}))
 
