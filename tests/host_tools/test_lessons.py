@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from generator.artefacts import Activation, Layer, Op, Panel, Tensor
 from generator.errors import BoardError, UserError
 from generator.pipeline import Project
-from host_tools import lessons, report, stream, validate
+from host_tools import lessons, report, report_page, stream, validate
 from host_tools.reference.lesson import Lesson
 from host_tools.stream import StreamResult
 from tests.host_tools.conftest import MakeProject
@@ -203,14 +204,29 @@ def test_samples_in_the_report(project: Project, board: FakeBoard) -> None:
         assert {note.epochs for note in t.hardest} == {2}
 
 
-def test_tasks_of_a_board_that_was_shipped_with_one(make_project: MakeProject) -> None:
-    """The board counts from the second task on; names and samples are those of the right one."""
-    project = make_project(tasks={"first": "host"}, initial={"train": "first_task"})
+SHIPPED: dict[str, dict[str, dict[str, Any]]] = {
+    "first task": {"tasks": {"first": "host"}, "initial": {"train": "first_task"}},
+    "first task, no buffer": {
+        "tasks": {"first": "host"},
+        "initial": {"train": "first_task"},
+        "method": {"name": "finetune", "buffer": 0},
+    },
+    "base": {"initial": {"train": "base", "base_classes": (6, 7)}},
+}
+
+
+@pytest.mark.parametrize("what", SHIPPED)
+def test_tasks_of_a_board_that_was_shipped_with_something(what: str, make_project: MakeProject) -> None:
+    """The board may count its tasks otherwise; names and samples are those of the right ones."""
+    project = make_project(**SHIPPED[what])
     with FakeBoard(project.model) as board:
         learnt(project, board)
     made = report.build(project)
     assert made.samples is not None
     assert made.masks is not None
-    assert [t.task for t in made.samples] == [1, 2]
-    assert made.masks.moments == ["start", "2/3", "4/5"]
-    assert [{note.label for note in (*t.easiest, *t.hardest)} for t in made.samples] == [{"2", "3"}, {"4", "5"}]
+    names = ["0/1", "2/3", "4/5"][0 if what == "base" else 1 :]
+    assert made.masks.moments == ["start", *names]
+    assert [made.tasks[t.task] for t in made.samples] == names
+    for t, name in zip(made.samples, names, strict=True):
+        assert {note.label for note in (*t.easiest, *t.hardest)} == set(name.split("/"))
+    assert report_page.html(made, project.dataset).count('<summary class="task">') == len(names)
