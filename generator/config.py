@@ -132,6 +132,11 @@ class DataSection(_Section):
         le=65535,
         description="Test samples of each class (and group); default: 100 for mnist5k, else all there are",
     )
+    evaluate: Literal["test", "validation"] = Field(
+        "test",
+        description="What accuracy is measured on. validation: a fifth of the training samples, held out for it (of "
+        "watch by class, two people); test samples are then not looked at: for choosing settings",
+    )
     window: int | None = Field(
         None,
         ge=2,

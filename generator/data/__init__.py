@@ -16,7 +16,7 @@ from pathlib import Path
 from generator.artefacts import Dataset
 from generator.config import Config
 from generator.data import arrays, images, sets, table, tasks
-from generator.data.raw import Raw, check_size, limit
+from generator.data.raw import Raw, check_size, limit, validation
 from generator.errors import UserError
 
 _READERS: dict[str, Callable[[Config], Raw]] = {
@@ -39,11 +39,18 @@ def load(config: Config) -> Dataset:
     Raises ``UserError`` for data that is missing, broken or of the wrong kind.
     """
     raw = limit(_READERS[config.data.set](config), config.data)
+    if config.data.evaluate == "validation" and not _validates_itself(config):
+        raw = validation(tasks.chosen(config, raw))
     check_size(raw)
     plan = tasks.plan(config, raw)
     tasks.check_samples(config, raw, plan)
     integers, signed, fraction = tasks.to_integers(config, raw, plan.known.where(raw.train))
     return tasks.cut(integers, plan, signed, fraction)
+
+
+def _validates_itself(config: Config) -> bool:
+    """Whether the set holds out people, not samples."""
+    return config.data.set == "watch" and config.tasks.by == "class"
 
 
 def fingerprint(config: Config) -> bytes:

@@ -91,15 +91,24 @@ LACKING = "add samples, or leave it out of the tasks with tasks.split"
 """What to do about a class that has too few."""
 
 
-def hold_out(raw: Raw, data: DataSection, train_count: int | None = None, test_count: int | None = None) -> Raw:
+VALIDATION_SHARE = 0.2
+"""Share of the training samples that takes the place of the test samples (``data.evaluate = "validation"``)."""
+
+
+def validation(raw: Raw) -> Raw:
+    """Without the test samples: in their place the last fifth of the training samples of each class (and group)."""
+    return hold_out(raw, VALIDATION_SHARE)
+
+
+def hold_out(raw: Raw, share: float, train_count: int | None = None, test_count: int | None = None) -> Raw:
     """Splits ``raw.train``: the first samples of each class (and group) for training, the last for testing.
 
-    The test set is ``test_count`` samples of each, or else ``data.test_share`` of them; the training set
+    The test set is ``test_count`` samples of each, or else ``share`` of them; the training set
     is ``train_count``, or else the others.  A single sample of a class in a group is for training.
     """
     train, test = [], []
     for where, stratum in _strata(raw, raw.train):
-        n_test = test_count if test_count is not None else max(1, math.floor(len(where) * data.test_share + 1e-9))
+        n_test = test_count if test_count is not None else max(1, math.floor(len(where) * share + 1e-9))
         n_train = train_count if train_count is not None else len(where) - n_test
         if raw.group_names and len(where) == 1 and train_count is None and test_count is None:
             n_train, n_test = 1, 0

@@ -25,6 +25,9 @@ WATCH_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537
 WATCH_TEST_PEOPLE = (8, 9, 10)
 """People whose recordings are the test set of tasks by class; the other seven are for training."""
 
+WATCH_VALIDATION_PEOPLE = (6, 7)
+"""Of these seven, those who take their place where settings are chosen."""
+
 
 def package_file(package: str, relative: str, extra: str) -> Path:
     """A data file inside an installed package, without importing the package."""
@@ -43,7 +46,7 @@ def mnist5k(config: Config) -> Raw:
     pictures = images.resize(table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), config.data.size or (16, 16))
     everything = ungrouped(pictures, table[:, -1].astype(np.int64))
     raw = Raw("mnist5k", "mnist5k", natural(str(n) for n in range(10)), everything, everything)
-    return hold_out(raw, config.data, config.data.train_per_class or 400, config.data.test_per_class or 100)
+    return hold_out(raw, config.data.test_share, config.data.train_per_class or 400, config.data.test_per_class or 100)
 
 
 def digits(config: Config) -> Raw:
@@ -53,7 +56,7 @@ def digits(config: Config) -> Raw:
     pictures = np.minimum(table[:, :-1].reshape(-1, 8, 8) * 16, 255).astype(np.uint8)
     everything = ungrouped(pictures, table[:, -1].astype(np.int64))
     raw = Raw("digits", "digits", natural(str(n) for n in range(10)), everything, everything)
-    return hold_out(raw, config.data, config.data.train_per_class, config.data.test_per_class)
+    return hold_out(raw, config.data.test_share, config.data.train_per_class, config.data.test_per_class)
 
 
 def watch(config: Config) -> Raw:
@@ -75,8 +78,11 @@ def watch(config: Config) -> Raw:
     if by_group:
         train, test = series.gather_apart(config.data, recordings, "watch")
     else:
-        held = {people.index(str(person)) for person in WATCH_TEST_PEOPLE}
-        train = series.gather(config.data, [r for r in recordings if r.group not in held], "watch")
+        tested, validated = (
+            {people.index(str(person)) for person in held} for held in (WATCH_TEST_PEOPLE, WATCH_VALIDATION_PEOPLE)
+        )
+        held, unseen = (validated, tested) if config.data.evaluate == "validation" else (tested, set())
+        train = series.gather(config.data, [r for r in recordings if r.group not in held | unseen], "watch")
         test = series.gather(config.data, [r for r in recordings if r.group in held], "watch")
 
     def seen(samples: Samples) -> Samples:

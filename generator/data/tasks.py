@@ -142,7 +142,9 @@ def chosen(config: Config, raw: Raw) -> Raw:
 
 def held_out(config: Config, raw: Raw) -> Raw:
     """Test samples from the training samples of the tasks, as many as the experiment file says."""
-    return hold_out(chosen(config, raw), config.data, config.data.train_per_class, config.data.test_per_class)
+    return hold_out(
+        chosen(config, raw), config.data.test_share, config.data.train_per_class, config.data.test_per_class
+    )
 
 
 def check_samples(config: Config, raw: Raw, wanted: Plan) -> None:

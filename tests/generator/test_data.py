@@ -52,6 +52,36 @@ def test_train_and_test_do_not_overlap() -> None:
         assert not any(row.tobytes() in train for row in task.x_test)
 
 
+@pytest.mark.parametrize("name", ["digits", "mnist5k"])
+def test_validation_takes_the_place_of_the_test_and_comes_out_of_the_training_samples(name: str) -> None:
+    for test, validation in zip(
+        load(data={"set": name}).tasks, load(data={"set": name, "evaluate": "validation"}).tasks, strict=True
+    ):
+        kept, held, all_of_them, tested = (
+            {(label, row.tobytes()) for row, label in zip(x, y.tolist(), strict=True)}
+            for x, y in (
+                (validation.x_train, validation.y_train),
+                (validation.x_test, validation.y_test),
+                (test.x_train, test.y_train),
+                (test.x_test, test.y_test),
+            )
+        )
+        assert kept | held == all_of_them
+        assert not kept & held
+        assert not held & tested
+        for label in test.classes:
+            before, left = (int((y == label).sum()) for y in (test.y_train, validation.y_train))
+            assert before - left == before // 5
+
+
+def test_the_watch_is_validated_on_people_that_training_does_not_see() -> None:
+    options = {"data": {"set": "watch"}, "tasks": {"split": (("PEN", "ABD"), ("FEL", "IR"))}}
+    tested = load(**options)
+    validated = load(**{**options, "data": {"set": "watch", "evaluate": "validation"}})
+    for before, after in zip(tested.tasks, validated.tasks, strict=True):
+        assert len(after.y_train) + len(after.y_test) == len(before.y_train)
+
+
 def test_digits() -> None:
     d = load(data={"set": "digits"})
     assert (d.shape, d.signed, d.fraction, len(d.tasks)) == ((8, 8), False, 8, 5)
