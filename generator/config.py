@@ -240,8 +240,8 @@ class InitialSection(_Section):
         description="Scale kept weights to the variance of all weights; default: true, but the sums of a model from "
         "Keras that is not trained keep the mean and deviation they have in each channel",
     )
-    mask: Literal["data", "magnitude"] = Field(
-        "data", description="First mask: by |w| times the norm of its input, or by |w| alone"
+    mask: Literal["data", "magnitude", "random"] = Field(
+        "data", description="First mask: by |w| times the norm of its input, by |w| alone, or at random (the paper's)"
     )
     mask_samples: int = Field(64, ge=1, le=65535, description="Samples the norm of an input is taken from")
 

@@ -152,11 +152,7 @@ def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: 
     Rescaling gives each layer the sum of squares it had when dense, so that its outputs
     keep the variance the initialisation is made for.
     """
-    data_aware = config.initial.mask == "data"
-    saliencies = [
-        prune.saliency(layer.weight, norms if data_aware else None)
-        for layer, norms in zip(layers, _input_norms(layers, samples), strict=True)
-    ]
+    saliencies = _saliencies(config, layers, samples)
     if frozen:
         # The layer sparsity.dense_input speaks of is frozen.
         sparsity = config.sparsity.model_copy(update={"dense_input": False})
@@ -171,6 +167,18 @@ def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: 
             weight *= np.sqrt(np.square(layer.weight).sum() / np.square(weight).sum())
         result.append(replace(layer, weight=weight, mask=mask, sparse=on))
     return tuple(result)
+
+
+def _saliencies(config: Config, layers: Sequence[FloatLayer], samples: Floats) -> list[Floats]:
+    """What decides which weights exist at first (``initial.mask``)."""
+    if config.initial.mask == "random":
+        random = np.random.default_rng(config.experiment.seed)
+        return [random.random(layer.weight.shape) for layer in layers]
+    data_aware = config.initial.mask == "data"
+    return [
+        prune.saliency(layer.weight, norms if data_aware else None)
+        for layer, norms in zip(layers, _input_norms(layers, samples), strict=True)
+    ]
 
 
 CHANNEL_SCALE = 4.0

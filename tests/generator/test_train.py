@@ -101,6 +101,25 @@ def test_data_aware_mask_leaves_dead_inputs_alone() -> None:
         assert (int(mask[:10].sum()) > dead) == (kind == "magnitude")
 
 
+def test_random_masks_do_not_look_at_weights_or_data_and_follow_the_seed() -> None:
+    d = helpers.dataset(n_in=20)
+
+    def masked(seed: int) -> FloatModel:
+        c = helpers.config(initial={"train": "none", "mask": "random", "rescale": False}, experiment={"seed": seed})
+        return helpers.float_model(c, d)
+
+    first, again, other = masked(0), masked(0), masked(1)
+    layer = first.layers[0]
+    assert np.array_equal(layer.mask, again.layers[0].mask)
+    assert not np.array_equal(layer.mask, other.layers[0].mask)
+    assert int(layer.mask.sum()) == prune.entries_kept(0.92, 20, 512)
+    dense = (
+        helpers.float_model(helpers.config(sparsity={"weights": 0.0}, initial={"train": "none"}), d).layers[0].weight
+    )
+    # By magnitude all kept weights would be above the 92nd percentile.
+    assert np.abs(layer.weight[layer.mask]).mean() == pytest.approx(np.abs(dense).mean(), rel=0.1)
+
+
 def test_accuracy_is_reported_per_task_and_for_the_base() -> None:
     c = Config.model_validate(
         {"data": {"set": "digits"}, "initial": {"train": "none"}, "tasks": {"split": ((0, 1), (2, 3, 4))}}
