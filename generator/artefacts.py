@@ -8,6 +8,7 @@ constants of learning those of docs/algorithm.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -384,6 +385,18 @@ class Learning:
     streamed: bool
     lr_q8: tuple[int, ...] = ()
     """Learning rate of each epoch of a task as a share of the first, 8 fractional bits; empty: always the same."""
+    shared_draws: int = 0
+    """Samples drawn from the buffer in a step, each for both terms at once; 0: one for each term."""
+
+    @property
+    def passes(self) -> int:
+        """Passes of a training step at most, the current sample's included."""
+        return 1 + (self.shared_draws or 2)
+
+    @property
+    def distil_share(self) -> int:
+        """Share of distillation in the error of a shared draw, 15 fractional bits."""
+        return math.floor(32768 * self.alpha / (self.alpha + self.beta) + 0.5) if self.shared_draws else 0
 
 
 @dataclass(frozen=True)

@@ -264,18 +264,18 @@ class Twin:
     def _plan(self, samples: Ints, applied: Sequence[bool]) -> NDArray[np.int32]:
         """What each step takes and where it puts its sample: nothing of this depends on what is learnt.
 
-        (steps, 7): sample; slot and sample of the distillation; sample of the replay; whether
-        there is replay; slot the sample goes to; whether a batch ends here.
+        (steps, 4 + 2 draws): sample; whether there is replay; slot the sample goes to; whether a batch
+        ends here; then slot and sample of each draw: one for distillation and one for replay, or the shared ones.
         """
         buffer, learning, random = self._buffer, self._learning, self._random
+        draws = _draws(learning)
         rows = []
         for sample, apply in zip(samples.tolist(), applied, strict=True):
             filled = len(buffer.samples)
-            distil = int(random.integers(filled)) if filled and learning.alpha > 0 else 0
-            replay = int(random.integers(filled)) if filled and learning.beta > 0 else 0
-            drawn = (distil, buffer.samples[distil], buffer.samples[replay], 1) if filled else (0, 0, 0, 0)
+            drawn = [int(random.integers(filled)) if filled and draw.weight else 0 for draw in draws]
+            pairs = [value for slot in drawn for value in ((slot, buffer.samples[slot]) if filled else (0, 0))]
             slot = buffer.capacity if learning.method is Method.FINETUNE else buffer.offer(sample, random)
-            rows.append((sample, *drawn, slot, apply))
+            rows.append((sample, filled > 0, slot, apply, *pairs))
         return np.array(rows, np.int32)
 
     def _update_masks(self, captured: Tensors) -> None:
@@ -459,9 +459,30 @@ def _nodes(float_model: FloatModel) -> tuple[_Node, ...]:
     )
 
 
-@lru_cache(maxsize=4)
+@dataclass(frozen=True)
+class _Draw:
+    """A sample drawn from the buffer in each step.
+
+    ``weight``: coefficient of its loss, of which ``distil`` is the share of distillation and the rest that of
+    the cross-entropy; ``captured``: whether its gradients count in the importance.
+    """
+
+    weight: float
+    distil: float
+    captured: bool
+
+
+def _draws(learning: Learning) -> list[_Draw]:
+    """In the order they are drawn and learnt."""
+    a, b, shared = learning.alpha, learning.beta, learning.shared_draws
+    if shared:
+        return [_Draw((a + b) / shared, a / (a + b), captured=k == 0) for k in range(shared)]
+    return [_Draw(a, 1.0, captured=False), _Draw(b, 0.0, captured=b > 0.0)]
+
+
+@lru_cache(maxsize=32)
 def _engine(nodes: tuple[_Node, ...], sparse: tuple[int, ...], n_classes: int, learning: Learning) -> _Engine:
-    """Compiling takes longer than learning does."""
+    """Compiling takes longer than learning does: a sweep compiles each of its methods once."""
     return _Engine(nodes, sparse, n_classes, learning)
 
 
@@ -581,7 +602,7 @@ class _Engine:
     ) -> dict[str, Tensors]:
         """One training step (docs/algorithm.md, "One training step"); the numbers in comments are its steps."""
         tf, learning, (x, y) = self._tf, self._learning, samples
-        sample, slot, distilled, replayed, filled, target, applied = (row[c] for c in range(7))
+        sample, filled, target, applied = (row[c] for c in range(4))
         filled = tf.cast(filled, tf.float32)
         everything = tf.ones_like(own)
         head = learning.single_head
@@ -603,22 +624,30 @@ class _Engine:
         wrong = tf.cast(tf.argmax(z, output_type=tf.int32) != tf.gather(y, sample), tf.float32)
         for name, value in (("wrong", wrong), ("loss", cost)):  # 3
             state[name] = tf.tensor_scatter_nd_update(state[name], [[k]], [value])
-        if learning.method is not Method.FINETUNE:  # 6
-            if learning.method is Method.DERPP and learning.alpha > 0:
-                stored = tf.gather(state["logits"], slot)
-                learn(distilled, lambda z: tf.reduce_mean(tf.square(z - stored)), rate * learning.alpha * filled)
-            if learning.beta > 0:
-
-                def replay_of(z: Tensors) -> Tensors:
-                    return self._cross_entropy(z, tf.gather(y, replayed), everything)
-
-                if capture:
-                    state["replay"] = self._captured(state, "replay", tf.gather(x, replayed), replay_of, filled)
-                learn(replayed, replay_of, rate * learning.beta * filled)
+        if learning.method is not Method.FINETUNE:
+            for number, draw in enumerate(_draws(learning)):  # 6
+                slot, drawn = row[4 + 2 * number], row[5 + 2 * number]
+                loss = self._replay_loss(draw, tf.gather(state["logits"], slot), tf.gather(y, drawn), everything)
+                if capture and draw.captured:
+                    state["replay"] = self._captured(state, "replay", tf.gather(x, drawn), loss, filled)
+                if draw.weight:
+                    learn(drawn, loss, rate * draw.weight * filled)
             state["logits"] = tf.tensor_scatter_nd_update(state["logits"], [[target]], [z])  # 7
         if learning.batch > 1:  # 10
             self._apply(state, tf.cast(applied, tf.float32), masks)
         return state
+
+    def _replay_loss(
+        self, draw: _Draw, stored: Tensors, label: Tensors, everything: Tensors
+    ) -> Callable[[Tensors], Tensors]:
+        """Of the logits of a replayed sample: the mean of its terms, weighted by their shares."""
+        tf, a, b = self._tf, draw.distil, 1.0 - draw.distil
+
+        def loss(z: Tensors) -> Tensors:
+            distil = a * tf.reduce_mean(tf.square(z - stored)) if a else 0.0
+            return distil + (b * self._cross_entropy(z, label, everything) if b else 0.0)
+
+        return loss
 
     def _gradients(
         self, state: dict[str, Tensors], x: Tensors, loss: Callable[[Tensors], Tensors]

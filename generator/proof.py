@@ -218,7 +218,7 @@ def update_proof(model: Model, name: str, layer: Layer, x: int) -> Iterator[Proo
     """Steps of weights and biases; ``x``: largest input.  Raises ``UserError`` if the shifts are out of range."""
     su = update_shift(layer, model.fg)
     batch = model.learning.batch
-    terms = 1 if batch == 1 else 3 * batch
+    terms = 1 if batch == 1 else model.learning.passes * batch
     sum_shift = su if batch == 1 else su - model.sacc
     if not (1 <= su <= 30 and sum_shift >= 1):
         raise UserError(f"{name}: su = {su}, batch shift {model.sacc}: outside of 1..30")

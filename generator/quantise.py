@@ -74,7 +74,7 @@ def _without_layers(dataset: Dataset, float_model: FloatModel, learning: Learnin
     bits = 7 if dataset.signed else 8
     channels, height, width = float_model.input_shape
     sample = Tensor(channels, height, width, dataset.fraction, bits, rectified=False)
-    sacc = math.ceil(math.log2(3 * learning.batch)) if learning.batch > 1 else 0
+    sacc = math.ceil(math.log2(learning.passes * learning.batch)) if learning.batch > 1 else 0
     return Model(sample, (), dataset.n_classes, dataset.signed, 0, sacc, NO_RATE, NO_RATE, NO_RATE, learning, b"")
 
 
@@ -103,6 +103,8 @@ def _with_rates(config: Config, model: Model, errors: Sequence[float]) -> Model:
     """
     learning = model.learning
     coefficients = (1.0, learning.alpha, learning.beta)
+    if learning.shared_draws:
+        coefficients = (1.0, 0.0, (learning.alpha + learning.beta) / learning.shared_draws)
     rate = config.method.lr / learning.batch
     fg = rates.gradient_fraction(rate * max(coefficients), model.layers, model.sacc)
     current, distil, replay = (rates.learning_rate(rate * c, fg) for c in coefficients)
@@ -237,6 +239,7 @@ def _learning(config: Config, dataset: Dataset, layers: Sequence[FloatLayer]) ->
         ddr_score=ddr.score,
         streamed=m.training == "streamed",
         lr_q8=_lr_q8(m.lr_final, m.epochs),
+        shared_draws=m.shared_draws if m.name is Method.DERPP and m.alpha > 0 and m.beta > 0 else 0,
     )
 
 

@@ -123,6 +123,16 @@ void scl_loss_distil(const int16_t *z, const int16_t *stored, int16_t *e) {
   }
 }
 
+void scl_loss_shared(const int16_t *z, const int16_t *stored, uint32_t label, const uint8_t *class_task, int16_t *e) {
+  int16_t distil[SCL_LOGITS_PAD];
+  scl_loss_distil(z, stored, distil);
+  (void)scl_loss_cross_entropy(z, label, class_task, SCL_ALL_CLASSES, e);
+  for (uint32_t c = 0; c < SCL_LOGITS_PAD; c++) {
+    /* below 2^30: the shares add up to 2^15 */
+    e[c] = (int16_t)scl_shift(distil[c] * SCL_DISTIL_SHARE + e[c] * (32768 - SCL_DISTIL_SHARE), 15);
+  }
+}
+
 uint32_t scl_loss_predict(const int16_t *z) {
   uint32_t best = 0;
   for (uint32_t c = 1; c < SCL_N_CLASSES; c++) {

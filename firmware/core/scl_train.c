@@ -91,6 +91,7 @@ static scl_status_t draw(scl_sample_t *s, int16_t *logits) {
   return status;
 }
 
+#if SCL_SHARED_DRAWS == 0
 static scl_status_t learn_distil(void) {
   scl_sample_t s;
   int16_t stored[SCL_N_CLASSES];
@@ -115,6 +116,36 @@ static scl_status_t learn_replay(int capturing) {
   backward(s.x, SCL_TERM_REPLAY, capture_slot(capturing, &scl_learner.captured_m, SCL_CAPTURE));
   return SCL_OK;
 }
+
+static scl_status_t learn_from_buffer(int capturing) {
+  scl_status_t status = SCL_DISTIL ? learn_distil() : SCL_OK;
+  if (status == SCL_OK && SCL_REPLAY) {
+    status = learn_replay(capturing);
+  }
+  return status;
+}
+#else
+static scl_status_t learn_shared(int capturing) {
+  scl_sample_t s;
+  int16_t stored[SCL_N_CLASSES];
+  const scl_status_t status = draw(&s, stored);
+  if (status != SCL_OK) {
+    return status;
+  }
+  forward(s.x);
+  scl_loss_shared(scl_logits, stored, s.label, scl_learner.class_task, scl_logit_error);
+  backward(s.x, SCL_TERM_REPLAY, capture_slot(capturing, &scl_learner.captured_m, SCL_CAPTURE));
+  return SCL_OK;
+}
+
+static scl_status_t learn_from_buffer(int capturing) {
+  scl_status_t status = SCL_OK;
+  for (uint32_t k = 0; status == SCL_OK && k < SCL_SHARED_DRAWS; k++) {
+    status = learn_shared(capturing && k == 0);
+  }
+  return status;
+}
+#endif
 
 static void seal(uint16_t id) {
   uint8_t bytes[6];
@@ -188,12 +219,7 @@ static scl_status_t learn(const scl_sample_t *sample, scl_address_t address, scl
 
   learn_current(sample, capturing, logits, progress);
   if (REPLAYS && scl_learner.filled > 0) {
-    if (SCL_DISTIL) {
-      status = learn_distil();
-    }
-    if (status == SCL_OK && SCL_REPLAY) {
-      status = learn_replay(capturing);
-    }
+    status = learn_from_buffer(capturing);
   }
   if (REPLAYS && status == SCL_OK) {
     const uint32_t start = clock_start();
@@ -366,6 +392,8 @@ uint32_t scl_train_golden(void) {
     forward(x);
     if (term == SCL_TERM_DISTIL) {
       scl_loss_distil(scl_logits, none, scl_logit_error);
+    } else if (term == SCL_TERM_REPLAY && SCL_SHARED_DRAWS > 0) {
+      scl_loss_shared(scl_logits, none, 0, scl_learner.class_task, scl_logit_error);
     } else {
       (void)scl_loss_cross_entropy(scl_logits, 0, scl_learner.class_task, SCL_ALL_CLASSES, scl_logit_error);
     }

@@ -21,25 +21,25 @@ def sample(model: Model) -> NDArray[np.integer]:
 def digest(model: Model) -> int:
     """State digest after the initial model has learnt the golden sample, as `scl_train_golden` does it.
 
-    Label 0 of task 0, to which all classes belong; one pass for each term of the loss,
-    distillation towards logits of 0; a number below 255 drawn from the PRNG stands for the sample's id.
+    Label 0 of task 0, to which all classes belong; one pass for each term of the loss, or for both terms of
+    the replay where draws are shared; distillation towards logits of 0; a number below 255 drawn from the PRNG
+    stands for the sample's id.
     """
     state = states.State.initial(model)
     state.class_task[:] = 0
     golden = state.sample(0, 0, 0, sample(model))
     last, learning = model.layers[-1], model.learning
-    terms = [(model.current, False)]
+    terms = [(model.current, 0)]  # with the share of distillation in their error, 15 fractional bits
     if learning.method is Method.DERPP and model.distil.multiplier > 0:
-        terms.append((model.distil, True))
+        terms.append((model.distil, 1 << 15))
     if learning.method is not Method.FINETUNE and model.replay.multiplier > 0:
-        terms.append((model.replay, False))
+        terms.append((model.replay, learning.distil_share))
     passes = []
-    for rate, distil in terms:
+    for rate, share in terms:
         trace = train.forward(state, golden)
-        if distil:
-            e = loss.squared_error(trace.z, np.zeros_like(trace.z), last.fa, last.out.values)
-        else:
-            e, _ = loss.cross_entropy(trace.z, state.classes(), 0, last.fa, last.out.values)
+        distil = loss.squared_error(trace.z, np.zeros_like(trace.z), last.fa, last.out.values)
+        replay, _ = loss.cross_entropy(trace.z, state.classes(), 0, last.fa, last.out.values)
+        e = loss.shared(distil, replay, share)
         train.backward(state, trace, e, rate)
         passes.append(trace.z)
     if learning.batch > 1:

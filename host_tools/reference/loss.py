@@ -51,3 +51,8 @@ def squared_error(z: Ints, stored: Ints, fraction: int, size: int) -> Ints:
     error = np.zeros(size, dtype=np.int64)
     error[:classes] = sat16(shift(difference * scale, fraction + 1))
     return error
+
+
+def shared(distil: Ints, replay: Ints, share: int) -> Ints:
+    """Error of both terms of DER++ at once: the errors of each, (size,), weighted by ``share`` / 2**15 and the rest."""
+    return shift(distil * share + replay * ((1 << 15) - share), 15)

@@ -68,13 +68,13 @@ def forward(state: State, sample: Sample) -> network.Trace:
 def _replay(state: State) -> list[Ints]:
     """Step 6: learn from the replay buffer; return the logits of each pass."""
     learning, replay = state.model.learning, state.replay
+    if learning.shared_draws:
+        return [_shared(state, capture=k == 0 and mask.in_window(state)) for k in range(learning.shared_draws)]
     passes = []
     if learning.method is Method.DERPP and learning.alpha > 0:
         slot = replay.pick(state.prng)
         trace = forward(state, slot.sample)
-        assert slot.logits is not None, "DER++ keeps logits"
-        last = state.model.layers[-1]
-        e = loss.squared_error(trace.z, slot.logits, last.fa, last.out.values)
+        e = _squared_error(state, trace, slot)
         backward(state, trace, e, state.model.distil)
         passes.append(trace.z)
     if learning.beta > 0:
@@ -86,6 +86,24 @@ def _replay(state: State) -> list[Ints]:
         backward(state, trace, e, state.model.replay)
         passes.append(trace.z)
     return passes
+
+
+def _shared(state: State, *, capture: bool) -> Ints:
+    """One draw from the buffer, for distillation and cross-entropy at once; its logits."""
+    slot = state.replay.pick(state.prng)
+    trace = forward(state, slot.sample)
+    replay, _ = _cross_entropy(state, trace, slot.sample)
+    e = loss.shared(_squared_error(state, trace, slot), replay, state.model.learning.distil_share)
+    if capture:
+        mask.capture(state, state.captured.replay, trace, e)
+    backward(state, trace, e, state.model.replay)
+    return trace.z
+
+
+def _squared_error(state: State, trace: network.Trace, slot: Slot) -> Ints:
+    assert slot.logits is not None, "DER++ keeps logits"
+    last = state.model.layers[-1]
+    return loss.squared_error(trace.z, slot.logits, last.fa, last.out.values)
 
 
 def _cross_entropy(state: State, trace: network.Trace, sample: Sample, *heads: SingleHead) -> tuple[Ints, int]:

@@ -45,6 +45,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "updates": ((3, 1), (1, 2), (1, 1)),
     "capture": (1, 4),
     "terms": ((0.5, 0.5), (0.5, 0.0), (0.0, 0.5)),
+    "shared_draws": (0, 1, 2),
     "lr_q8": ((), (256, 100)),
     "upload": (False, True),
     "interrupted": (False, True),
@@ -132,7 +133,7 @@ def learning(case: Case) -> dict[str, Any]:
     """The fields of ``Learning`` of a configuration."""
     alpha, beta = case["terms"]
     per_epoch, every = case["updates"]
-    fields = {name: case[name] for name in (*LEARNING, "streamed", "lr_q8")}
+    fields = {name: case[name] for name in (*LEARNING, "streamed", "lr_q8", "shared_draws")}
     return fields | {"alpha": alpha, "beta": beta, "updates_per_epoch": per_epoch, "update_every_epochs": every}
 
 

@@ -184,11 +184,13 @@ def slopes(loss: Any, parameters: list[NDArray[np.float64]]) -> list[NDArray[np.
     return result
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_one_step_is_gradient_descent_on_the_three_losses(batch: int) -> None:
+@pytest.mark.parametrize(("batch", "shared"), [(1, 0), (1, 2), pytest.param(4, 0, marks=pytest.mark.slow)])
+def test_one_step_is_gradient_descent_on_the_losses(batch: int, shared: int) -> None:
     random = np.random.default_rng(0)
     float_model = every_operation(random)
-    settings = Config.model_validate(RECIPE | {"method": {"batch": batch}, "model": {"hidden": (8,)}})
+    settings = Config.model_validate(
+        RECIPE | {"method": {"batch": batch, "shared_draws": shared}, "model": {"hidden": (8,)}}
+    )
     dataset = data.load(settings)
     learning = quantise.quantise(settings, dataset, train.train(settings, dataset)).learning
     learning = dataclasses.replace(learning, single_head=type(learning.single_head).OFF)
@@ -203,7 +205,7 @@ def test_one_step_is_gradient_descent_on_the_three_losses(batch: int) -> None:
     before = logits(float_model, parameters, x)
     np.testing.assert_allclose(engine.logits(weights, biases, x), before, atol=1e-5)
 
-    plan = np.array([[0, 2, 1, 3, 1, 4, 1]], np.int32)
+    plan = np.array([[0, 1, 4, 1, 2, 1, 5, 3]], np.int32)  # draws: slot 2 with sample 1, slot 5 with sample 3
     own = np.ones(5, np.bool_)
     samples = engine.constants((x, y))
     done = engine.train(plan, weights, biases, masks, stored, samples, rate=0.1, own=own, capture=True)
@@ -215,8 +217,17 @@ def test_one_step_is_gradient_descent_on_the_three_losses(batch: int) -> None:
 
         return loss
 
-    def distance(p: list[NDArray[np.float64]]) -> float:
-        return float(np.mean(np.square(logits(float_model, p, x[1:2])[0] - stored[2])))
+    def distance(sample: int, slot: int) -> Any:
+        def loss(p: list[NDArray[np.float64]]) -> float:
+            return float(np.mean(np.square(logits(float_model, p, x[sample : sample + 1])[0] - stored[slot])))
+
+        return loss
+
+    def both(sample: int, slot: int) -> Any:
+        """Their mean, weighted by alpha and beta."""
+        share = learning.alpha / (learning.alpha + learning.beta)
+        first, second = distance(sample, slot), entropy(sample)
+        return lambda p: share * first(p) + (1.0 - share) * second(p)
 
     assert done["loss"][0] == pytest.approx(entropy(0)(parameters), abs=1e-5)
     assert done["wrong"][0] == (before[0].argmax() != y[0])
@@ -224,8 +235,11 @@ def test_one_step_is_gradient_descent_on_the_three_losses(batch: int) -> None:
     kept = [0, 1, 2, 3, 5]
     assert (done["logits"][kept] == stored[kept]).all()
     waiting = [np.zeros_like(a) for a in parameters]
-    terms = ((entropy(0), 1.0, "current"), (distance, learning.alpha, None), (entropy(3), learning.beta, "replay"))
-    for loss, coefficient, captured in terms:
+    terms = [(distance(1, 2), learning.alpha, None), (entropy(3), learning.beta, "replay")]
+    if shared:
+        weight = (learning.alpha + learning.beta) / 2
+        terms = [(both(1, 2), weight, "replay"), (both(3, 5), weight, None)]
+    for loss, coefficient, captured in [(entropy(0), 1.0, "current"), *terms]:
         gradients = slopes(loss, parameters)
         if captured:
             for got, expected in zip(done[captured], gradients[: len(weights)], strict=True):

@@ -171,7 +171,7 @@ def test_an_initial_model_that_is_too_large_is_refused() -> None:
 
 @pytest.mark.parametrize(("rate", "alpha", "batch"), [(0.03, 1.0, 1), (0.03, 0.1, 8), (0.5, 2.0, 1), (0.001, 1.0, 32)])
 def test_learning_rates(rate: float, alpha: float, batch: int) -> None:
-    m = make(method={"lr": rate, "alpha": alpha, "batch": batch})
+    m = make(method={"lr": rate, "alpha": alpha, "beta": 0.5, "batch": batch, "shared_draws": 0})
     for pair, coefficient in ((m.current, 1.0), (m.distil, alpha), (m.replay, 0.5)):
         assert 16384 <= pair.multiplier <= 32767
         got = pair.multiplier / 2.0**pair.shift * 2.0 ** (14 - m.fg)
@@ -183,15 +183,34 @@ def test_learning_rates(rate: float, alpha: float, batch: int) -> None:
     assert m.sacc == {1: 0, 8: 5, 32: 7}[batch]
 
 
+@pytest.mark.parametrize("draws", [1, 2, 4])
+def test_shared_draws_have_one_rate_for_both_terms(draws: int) -> None:
+    """alpha and beta are spread over the draws, and the error says how much of it is whose."""
+    m = make(method={"lr": 0.03, "alpha": 0.5, "beta": 1.5, "batch": 2, "shared_draws": draws})
+    assert m.distil == LearningRate(0, 0)
+    got = m.replay.multiplier / 2.0**m.replay.shift * 2.0 ** (14 - m.fg)
+    assert got == pytest.approx(0.03 * 2.0 / draws / 2, rel=1 / 16384)
+    assert m.learning.distil_share == 8192
+    assert (m.learning.passes, m.sacc) == (1 + draws, {1: 2, 2: 3, 4: 4}[draws])
+
+
 @pytest.mark.parametrize(
-    ("method", "alpha", "beta", "capacity"),
-    [("finetune", 0.0, 0.0, 0), ("er", 0.0, 1.0, 200), ("der++", 1.0, 0.5, 200)],
+    ("method", "alpha", "beta", "shared", "capacity"),
+    [
+        ({"name": "finetune"}, 0.0, 0.0, 0, 0),
+        ({"name": "er"}, 0.0, 1.0, 0, 200),
+        ({"name": "der++"}, 2.0, 1.0, 2, 200),
+        ({"name": "der++", "beta": 0.0}, 2.0, 0.0, 0, 200),
+        ({"name": "der++", "alpha": 0.0}, 0.0, 1.0, 0, 200),
+    ],
 )
-def test_methods(method: str, alpha: float, beta: float, capacity: int) -> None:
-    m = make(method={"name": method})
-    assert (m.learning.method, m.learning.capacity) == (Method(method), capacity)
-    assert (m.learning.alpha, m.learning.beta) == (alpha, beta)
-    assert (m.distil == LearningRate(0, 0), m.replay == LearningRate(0, 0)) == (alpha == 0.0, beta == 0.0)
+def test_methods(method: dict[str, Any], alpha: float, beta: float, shared: int, capacity: int) -> None:
+    """Where there is one replay term there is nothing to share."""
+    m = make(method=method)
+    assert (m.learning.method, m.learning.capacity) == (Method(method["name"]), capacity)
+    assert (m.learning.alpha, m.learning.beta, m.learning.shared_draws) == (alpha, beta, shared)
+    assert (m.distil == LearningRate(0, 0)) == (alpha == 0.0 or shared > 0)
+    assert (m.replay == LearningRate(0, 0)) == (beta == 0.0)
 
 
 def test_learning_constants() -> None:

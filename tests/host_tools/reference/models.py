@@ -311,18 +311,22 @@ def _layer(
 def _constants(seed: int, learning: dict[str, Any]) -> Learning:
     """``LEARNING`` with replacements."""
     constants = replace(LEARNING, **({"seed": seed} | learning))
+    if constants.method is not Method.DERPP or constants.alpha == 0.0 or constants.beta == 0.0:
+        constants = replace(constants, shared_draws=0)  # there are no two terms to share a draw
     return replace(constants, capacity=0) if constants.method is Method.FINETUNE else constants
 
 
 def _rates(constants: Learning, learning_rate: float) -> dict[str, Any]:
     """What a model says of its steps."""
-    batch, der = constants.batch, constants.method is Method.DERPP
+    batch, der, draws = constants.batch, constants.method is Method.DERPP, constants.shared_draws
     return {
         "fg": FG,
-        "sacc": int(np.ceil(np.log2(3 * batch))),
+        "sacc": int(np.ceil(np.log2((1 + (draws or 2)) * batch))),
         "current": rate(learning_rate, batch),
-        "distil": rate(learning_rate * constants.alpha * der, batch),
-        "replay": rate(learning_rate * constants.beta, batch),
+        "distil": rate(0.0 if draws else learning_rate * constants.alpha * der, batch),
+        "replay": rate(learning_rate * (constants.alpha + constants.beta) / draws, batch)
+        if draws
+        else rate(learning_rate * constants.beta, batch),
     }
 
 

@@ -720,7 +720,18 @@ class Scalar:
             self.capture(0, done, self.cross_entropy(zcur, head, sample.label)[0])
         self.backward(done, e, model.current)
         data = list(zcur)
-        if learning.method is not Method.FINETUNE and self.slots:
+        if learning.method is not Method.FINETUNE and self.slots and learning.shared_draws:
+            share = math.floor(32768 * learning.alpha / (learning.alpha + learning.beta) + 0.5)
+            for k in range(learning.shared_draws):
+                other, stored = self.slots[self.below(len(self.slots))]
+                done, z = self.forward(other.x)
+                squared, (entropy, _) = self.squared_error(z, stored), self.cross_entropy(z, every, other.label)
+                e = [shift(a * share + b * (32768 - share), 15) for a, b in zip(squared, entropy, strict=True)]
+                if window and k == 0:
+                    self.capture(1, done, e)
+                self.backward(done, e, model.replay)
+                data += z
+        elif learning.method is not Method.FINETUNE and self.slots:
             if learning.method is Method.DERPP and learning.alpha > 0:
                 other, stored = self.slots[self.below(len(self.slots))]
                 done, z = self.forward(other.x)

@@ -28,6 +28,7 @@ OPTIONS = st.fixed_dictionaries(
         "single_head": st.sampled_from(SingleHead),
         "alpha": st.sampled_from([0.0, 0.5]),
         "beta": st.sampled_from([0.0, 1.0]),
+        "shared_draws": st.sampled_from([0, 0, 1, 3]),
         "tdm": st.booleans(),
         "dgm": st.booleans(),
         "updates_per_epoch": st.sampled_from([1, 2, 5]),
