@@ -39,6 +39,7 @@ PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "split_mnist": ("native", FEW),
     "split_mnist_dense": ("native", FEW),
     "split_mnist_paper": ("native", ("data.train_per_class=16", "data.test_per_class=2", "method.epochs=2")),
+    "split_mnist_released": ("native", ("data.train_per_class=16", "data.test_per_class=2", "method.epochs=2")),
     "watch": ("native", FEW_WINDOWS),
     "watch_by_person": ("native", FEW_WINDOWS),
 }
