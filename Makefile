@@ -20,10 +20,13 @@ VENV := .venv/bin
 export PLATFORMIO_CORE_DIR := $(CURDIR)/.venv/platformio
 export PATH := $(CURDIR)/$(VENV):$(PATH)
 
+# For `make results`:
+SWEEPS ?= $(basename $(notdir $(wildcard examples/sweeps/*.toml)))
+
 # For `make fuzz`: for all programs together, on JOBS cores.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help setup demo boards bench bench-check powercut test test-slow test-all coverage fuzz analyze lint format clean
+.PHONY: help setup demo boards bench bench-check results powercut test test-slow test-all coverage fuzz analyze lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +71,10 @@ bench-check: setup ## the quick part of bench; fails when a figure grew by more 
 
 test: setup ## run the tests, without the slow ones
 	@$(VENV)/python -m pytest -n $(JOBS) -m "not slow"
+
+results: setup ## run the sweeps of examples/sweeps (hours) and renew docs/results.md; what is done is not done again
+	@for sweep in $(SWEEPS); do $(VENV)/sparcl sweep examples/sweeps/$$sweep.toml || exit; done
+	@$(VENV)/python -m benchmarks.sweep.page $(SWEEPS)
 
 powercut: setup ## cut the power at every flash operation, over flash geometries; ID=... shows one cut
 	@$(VENV)/python -m tests.powercut.harness $(ID)

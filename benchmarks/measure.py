@@ -164,13 +164,12 @@ def _instructions(
     case: Case, board: Session, work: Work, predictions: Work | None, before: Statistics, after: Statistics
 ) -> Instructions:
     project, program = board.project, board.program
-    phases = _phases(project.board, before, after)
+    phases = phases_of(project.board, before, after)
     functions = program.by_function(work.counts)
     counted = sum(functions.values()) / work.steps
     updates = _mask_updates(project, work.steps) if phases.mask_update else 0
     step = phases.training - phases.mask_update
-    forward = [i for i in _code(program, work.counts, _FORWARD.match) if i[1]]
-    products = sum(n * macs(i) for i, n in forward)
+    forward, products = _forward(program, work.counts), forward_products(program, work.counts)
     spent, inside = _first_layer_loops(program, work.counts)
     classify = {} if predictions is None else program.by_function(predictions.counts)
     return Instructions(
@@ -197,11 +196,21 @@ def _instructions(
     )
 
 
-def _phases(board: Board, before: Statistics, after: Statistics) -> Phases:
+def phases_of(board: Board, before: Statistics, after: Statistics) -> Phases:
+    """Instructions per training step between two readings of the board's meter."""
     steps = after.training_steps - before.training_steps
     names = Phases.model_fields
     ticks = {name: getattr(after, name) - getattr(before, name) for name in names}
     return Phases(**{name: ticks[name] / board.timer.ticks_per_instruction / steps for name in names})
+
+
+def _forward(program: Program, counts: Counts) -> Executions:
+    return [i for i in _code(program, counts, _FORWARD.match) if i[1]]
+
+
+def forward_products(program: Program, counts: Counts) -> int:
+    """Multiply-accumulates of all forward passes, as executed: what is skipped does not count."""
+    return sum(n * macs(i) for i, n in _forward(program, counts))
 
 
 def _mask_updates(project: Project, steps: int) -> int:

@@ -20,6 +20,7 @@ from host_tools.stream import StreamResult
 from .count import Counter, Counts, Program
 
 if TYPE_CHECKING:
+    from generator.artefacts import Task
     from generator.pipeline import Project
 
 
@@ -71,9 +72,9 @@ def started(project: Project) -> Iterator[Session]:
         emulator.stop()
 
 
-def begin(session: Session, index: int = 0) -> None:
-    """Send the training samples of a task; the board is then ready to train."""
-    link, task = session.link, session.project.dataset.tasks[index]
+def begin(session: Session, task: Task | None = None) -> None:
+    """Send the training samples of a task (default: the first one); the board is then ready to train."""
+    link, task = session.link, task or session.project.dataset.tasks[0]
     protocol.task_begin(link, task.classes, len(task.y_train), streamed=False)
     for _ in protocol.samples(link, protocol.hello(link), task.y_train, task.x_train):
         pass

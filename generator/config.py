@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
+import json
 import keyword
 import re
 import tomllib
@@ -43,7 +44,7 @@ MAX_CLASSES = 255
 WATCH_RATE = 50
 """Samples per second of the watch recordings."""
 
-RESERVED_NAMES = ("bench", "coverage", "current", "emulator", "fuzz", "powercut")
+RESERVED_NAMES = ("bench", "coverage", "current", "emulator", "fuzz", "powercut", "sweeps")
 """Folders of ``build/`` that are no experiment's (generator/pipeline.py, host_tools/emulator.py)."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -659,6 +660,16 @@ def load(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> 
             experiment["seed"] = seed
             places["experiment", "seed"] = "--seed"
     return _resolve_paths(_validate(tree, path, places), path)
+
+
+def to_json(config: Config) -> str:
+    """What was set, with absolute paths: any process makes the same configuration of it."""
+    return config.model_dump_json(by_alias=True, exclude_unset=True)
+
+
+def from_json(text: str) -> Config:
+    """The inverse of ``to_json``; raises pydantic's ``ValidationError`` for anything else."""
+    return Config.model_validate(_tuples(json.loads(text)))
 
 
 def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -> Config:

@@ -84,17 +84,24 @@ def generate(
     progress: Progress | None = None,
     force: bool = False,
 ) -> Project:
-    """Runs all stages whose inputs have changed (``force``: all of them).
+    """Read an experiment file and make its project.
 
     Raises ``UserError`` for a bad experiment file, an unknown board, or a model
     that does not fit the board; nothing is rendered then.
     """
-    say = progress or (lambda _text: None)
     facts = boards.load_board(board)
-    settings = config.load(experiment, overrides, seed)
+    return make(config.load(experiment, overrides, seed), facts, progress, force)
+
+
+def make(settings: Config, facts: Board, progress: Progress | None = None, force: bool = False) -> Project:
+    """Runs all stages whose inputs have changed (``force``: all of them).
+
+    Raises ``UserError`` for data or a model that cannot be used, or does not fit the board.
+    """
+    say = progress or (lambda _text: None)
     shared_key.load(settings.link.key)  # before the work of minutes
     shared = build_folder() / settings.experiment.name
-    folder = shared / board
+    folder = shared / facts.name
     cache = _Cache(shared, force)
 
     try:

@@ -333,6 +333,56 @@ def twin(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="Sweep file; examples/sweeps has some.")],
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds in place of the file's number.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="TEXT", help="Methods with this in their name; may be repeated."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="tcp://HOST:PORT", help="Dask scheduler; default: this computer."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; default: one a core.")
+    ] = None,
+    plain: Plain = False,
+    overrides: Overrides = None,
+) -> None:
+    """Compare methods: every one with several seeds, in fixed point on the native board and in float32.
+
+    Whatever is done is kept until a setting or the code it depends on changes: after Ctrl-C the same command goes on,
+    and more seeds or methods only do what is new. The table has means over the seeds and, counted on an emulated board,
+    instructions, multiply-accumulates and memory. docs/results.md is made by this command.
+
+    \b
+      sparcl sweep examples/sweeps/split_mnist.toml                      everything
+      sparcl sweep examples/sweeps/split_mnist.toml --only SparCL --seeds 3
+      sparcl sweep examples/sweeps/split_mnist.toml --set method.buffer=500
+      sparcl sweep examples/sweeps/split_mnist.toml --set data.evaluate=validation     to choose settings
+      sparcl sweep examples/sweeps/split_mnist.toml --scheduler tcp://10.0.0.1:8786    on a Dask cluster
+
+    Writes build/sweeps/NAME/runs.csv (one row a run) and table.md.
+    """
+    from benchmarks.sweep import plan
+    from benchmarks.sweep import sweep as sweeps
+
+    from . import view
+
+    wanted = plan.load(file, tuple(overrides or ()), seeds, tuple(only or ()))
+    try:
+        outcome = sweeps.run(wanted, scheduler, jobs, plain=plain)
+    except KeyboardInterrupt:
+        view.warn("interrupted; what is done is kept. The same command goes on")
+        raise
+    sweeps.show(outcome)
+    view.say("\n".join(str(path) for path in outcome.save()))
+    if outcome.failed:
+        raise BoardError(sweeps.explain(outcome))
+
+
+@app.command()
 def bench(
     experiment: Annotated[
         Path | None,

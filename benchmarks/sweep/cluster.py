@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many jobs at a time: worker processes of this computer, or a Dask cluster that runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from generator.errors import SparclError, UserError
+
+from . import work
+from .plan import Job
+from .results import Result
+
+CONNECT_SECONDS = 15
+TRIES = 3
+"""Times a job is begun before it is given up, where workers die under it."""
+
+
+def run(
+    jobs: Sequence[Job],
+    scheduler: str | None,
+    processes: int | None,
+    done: Callable[[Job, Result], None],
+    failed: Callable[[Job, SparclError], None],
+) -> None:
+    """Do the jobs, several at a time; ``done`` and ``failed`` are called here, in the order they end.
+
+    ``scheduler``: address of a Dask scheduler, else ``processes`` workers (default: one a processor)
+    are started.  A job whose worker dies is done by another one.  Raises ``UserError`` where no
+    scheduler answers; any other error of a job is raised.
+    """
+    import distributed
+
+    as_completed: Any = distributed.as_completed
+    with _cleared_away(), _client(scheduler, min(processes or os.cpu_count() or 1, len(jobs))) as client:
+        # Jobs have a key of their own, so that a cluster does not take one sweep's for another's.
+        futures: Mapping[Any, Job] = {
+            client.submit(work.execute, job, key=f"{job.key}-{os.getpid()}-{number}", pure=False, priority=-number): job
+            for number, job in enumerate(jobs)
+        }
+        for future in as_completed(futures):
+            job = futures[future]
+            try:
+                done(job, future.result())
+            except SparclError as error:
+                failed(job, error)
+            future.release()
+
+
+@contextmanager
+def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
+    import dask
+    import distributed
+
+    # Their signatures are untyped.
+    client_of: Any = distributed.Client
+    cluster_of: Any = distributed.LocalCluster
+
+    settings = {
+        "distributed.scheduler.allowed-failures": TRIES - 1,
+        "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS}s",
+        # A job holds its worker for seconds in TensorFlow; that is no fault.
+        "distributed.admin.tick.limit": "1h",
+        "distributed.worker.memory.terminate": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.target": False,
+    }
+    with dask.config.set(settings):
+        if scheduler is not None:
+            with _connected(client_of, scheduler) as client:
+                yield client
+            return
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # the end of workers is said here
+        with _interrupts_ignored():
+            cluster = cluster_of(
+                n_workers=processes,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            )
+        with cluster, client_of(cluster) as client:
+            yield client
+
+
+@contextmanager
+def _cleared_away() -> Iterator[None]:
+    """Boards of this computer's workers that were killed do not outlive the sweep."""
+    try:
+        yield
+    finally:
+        work.clear_away()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Processes started in here do not notice Ctrl-C: this one does, and ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _connected(client: Any, address: str) -> Iterator[Any]:
+    try:
+        connected = client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--scheduler {address}: no Dask scheduler answers ({error}); start one with `dask scheduler` and workers "
+            f"with `dask worker {address} --nthreads 1`, in the environment of sparcl"
+        ) from None
+    with connected:
+        yield connected

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a sweep file to jobs: every method, with every seed, in every arithmetic."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from generator import boards, config, data
+from generator.boards import ROOT
+from generator.config import Config
+from generator.errors import UserError
+
+DEPENDS_ON = ("generator", "firmware/core", "firmware/port", "templates", "docs/numerics.md", "docs/algorithm.md")
+"""What a result depends on besides the settings; the documents are the rules that tests hold the code to."""
+
+
+class Kind(StrEnum):
+    """What a job does: learn on the native board, learn in TensorFlow, or count instructions on an emulated board."""
+
+    FIXED = "fixed"
+    FLOAT = "float32"
+    COSTS = "costs"
+
+
+def _listed(value: object) -> object:
+    """TOML has lists; the frozen models hold tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Settings: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class MethodEntry(_Section):
+    """A row of the table: a name, and what it changes in the experiment."""
+
+    name: str = Field(min_length=1, max_length=60, description="Name in the tables")
+    set: Settings = Field((), description='Options as after --set: ["method.name=er", "ddr.enabled=false"]')
+    experiment: str | None = Field(None, description="Another experiment file; default: that of the sweep")
+
+
+class SweepFile(_Section):
+    """A sweep: one experiment, changed in many ways."""
+
+    experiment: str = Field(description="Experiment file, relative to this one")
+    seeds: int = Field(10, ge=1, le=1000, description="Runs of each method, with seeds from the experiment's on")
+    arithmetic: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        ("fixed", "float32"), min_length=1, description="fixed: on the native board; float32: in TensorFlow"
+    )
+    board: str = Field("ast1030_evb", description="Board whose instructions and memory are counted; needs an emulator")
+    methods: Annotated[tuple[MethodEntry, ...], BeforeValidator(_listed)] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: the whole configuration, so that any process can do it.
+
+    ``config``: JSON of a ``Config``; ``key``: hash of it, of its kind, and of the code and data it depends on.
+    """
+
+    method: str
+    seed: int
+    kind: Kind
+    board: str
+    config: str
+    key: str
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        what = f"costs on {self.board}" if self.kind is Kind.COSTS else f"seed {self.seed}, {self.kind}"
+        return f"{self.method}, {what}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """``jobs`` in the order they are done: all methods with the first seed, then with the next."""
+
+    name: str
+    board: str
+    methods: tuple[str, ...]
+    jobs: tuple[Job, ...]
+
+
+def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None, only: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file and check every configuration it leads to.
+
+    ``overrides`` hold for all methods and come after their own; ``only``: methods whose names contain one of these.
+    Raises ``UserError`` for whatever is wrong, before anything runs.
+    """
+    file = _read(path)
+    _check(file, path)
+    if file.board not in (emulated := [b.name for b in boards.boards() if b.emulator and b.emulator.kind == "qemu"]):
+        raise UserError(f"{path}: board = {file.board!r}: an emulator counts the instructions of {', '.join(emulated)}")
+    methods = [m for m in file.methods if not only or any(part in m.name for part in only)]
+    if not methods:
+        raise UserError(f"--only {', '.join(only)}: {path} has the methods {', '.join(m.name for m in file.methods)}")
+    jobs = [job for m in methods for job in _jobs(path, file, m, tuple(overrides), seeds or file.seeds)]
+    return Sweep(path.stem, file.board, tuple(m.name for m in methods), tuple(sorted(jobs, key=_order)))
+
+
+def _order(job: Job) -> tuple[int, bool]:
+    """Seed by seed, so that an interrupted sweep has something to say about every method; costs first."""
+    return (-1 if job.kind is Kind.COSTS else job.seed, job.kind is Kind.FLOAT)
+
+
+def _read(path: Path) -> SweepFile:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such sweep file; examples/sweeps has some") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: TOML syntax: {error}") from None
+    try:
+        return SweepFile.model_validate(tree)
+    except ValidationError as error:
+        lines = [_describe(path, tree, detail) for detail in error.errors(include_url=False)]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _describe(path: Path, tree: dict[str, Any], detail: Any) -> str:
+    """One of pydantic's errors for the user."""
+    *places, last = detail["loc"]
+    where = ".".join(f"{p}" if isinstance(p, str) else f"entry {p + 1}" for p in (*places, last))
+    model = MethodEntry if places and places[0] == "methods" else SweepFile
+    if detail["type"] == "extra_forbidden":
+        hint = " (is it an experiment file? `sparcl run` takes those)" if "methods" not in tree else ""
+        return f"{path}: {where}: unknown key; there are {', '.join(model.model_fields)}{hint}"
+    message = "is missing" if detail["type"] == "missing" else detail["msg"].replace("Input should be", "has to be")
+    field = model.model_fields.get(str(last))
+    meaning = f" ({field.description})" if field is not None and field.description else ""
+    return f"{path}: {where}: {message}{meaning}"
+
+
+def _check(file: SweepFile, path: Path) -> None:
+    for kind in file.arithmetic:
+        if kind not in (Kind.FIXED, Kind.FLOAT):
+            raise UserError(f'{path}: arithmetic = "{kind}": there are "fixed" and "float32"')
+    names = [method.name for method in file.methods]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: two methods are called {name!r}")
+
+
+def _jobs(path: Path, file: SweepFile, method: MethodEntry, overrides: tuple[str, ...], seeds: int) -> Iterable[Job]:
+    experiment = path.parent / (method.experiment or file.experiment)
+    try:
+        first = config.load(experiment, (*method.set, *overrides, "experiment.name=sweep"))
+    except UserError as error:
+        raise UserError(f"{path}: method {method.name!r}:\n{error}") from None
+    used = data.fingerprint(first)
+
+    def job(seed: int, kind: Kind) -> Job:
+        section = first.experiment.model_copy(update={"seed": seed})
+        settings = config.to_json(first.model_copy(update={"experiment": section}))
+        board = file.board if kind is Kind.COSTS else "native"
+        new = Job(method.name, seed, kind, board, settings, "")
+        return replace(new, key=_key(new, used))
+
+    seed = first.experiment.seed
+    yield job(seed, Kind.COSTS)
+    for kind in map(Kind, file.arithmetic):
+        yield from (job(s, kind) for s in range(seed, seed + seeds))
+
+
+def _key(job: Job, used: bytes) -> str:
+    """The same for two methods that are the same but for their names: that is one run."""
+    state = hashlib.sha256(used)
+    for part in (job.kind, job.board, job.config, *(_sources(name) for name in DEPENDS_ON)):
+        state.update(str(part).encode() + b"\0")
+    return state.hexdigest()[:24]
+
+
+@cache
+def _sources(name: str) -> str:
+    """Hash of a file, or of all files in a folder."""
+    path, state = ROOT / name, hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.suffix != ".pyc":
+            state.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return state.hexdigest()
+
+
+def settings(job: Job) -> Config:
+    """The configuration of a job."""
+    return config.from_json(job.config)

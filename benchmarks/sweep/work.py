@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One job of a sweep, in any process: everything it needs is in the job, and all it leaves behind is its result.
+
+A process that is killed in the midst leaves a folder, and perhaps a board that runs; whoever works
+next on this computer finds that nobody holds the folder's lock, and clears both away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from generator import boards, float_twin, pipeline
+from generator import plan as plans
+from generator.artefacts import Task
+from generator.config import Config
+from generator.errors import BoardError
+from generator.pipeline import Project
+from host_tools import firmware, metrics
+from host_tools.emulator import Emulator, EmulatorError
+
+from .. import measure, session
+from .plan import Job, Kind, settings
+from .results import Costs, Result, Wear
+
+if TYPE_CHECKING:
+    from host_tools.stream import StreamResult
+
+COUNTED = 200
+"""Samples of the task that instructions are counted on, in its second epoch."""
+
+_PREFIX = "sparcl-sweep-"
+_one_at_a_time = threading.Lock()
+"""TensorFlow's seed and $SPARCL_BUILD belong to the process."""
+
+
+def execute(job: Job) -> Result:
+    """What the job showed.  Raises UserError for settings that do not work, BoardError when the board fails."""
+    began = time.monotonic()
+    with _one_at_a_time, _folder(), suppress_as_board_error():
+        result = {Kind.FIXED: _fixed, Kind.FLOAT: _float, Kind.COSTS: _costs}[job.kind](job)
+    return result.model_copy(update={"seconds": round(time.monotonic() - began, 2)})
+
+
+@contextmanager
+def suppress_as_board_error() -> Iterator[None]:
+    """An emulator that does not start is a board that failed."""
+    try:
+        yield
+    except EmulatorError as error:
+        raise BoardError(str(error)) from error
+
+
+# ---------------------------------------------------------------- learning
+
+
+def _fixed(job: Job) -> Result:
+    project = pipeline.make(settings(job), boards.load_board(job.board))
+    _prepare(job.board)
+    firmware.build(project)
+    learnt = session.learn(project)
+    return _empty(job).model_copy(
+        update={
+            **_accuracies(learnt.matrix(), learnt.matrix("task_il")),
+            "steps": learnt.steps,
+            "removed": sum(len(epoch.removed) for epoch in learnt.epochs),
+            "state_digest": f"{learnt.state_digest:08x}",
+            "wear": _wear(project, learnt),
+        }
+    )
+
+
+def _wear(project: Project, learnt: StreamResult) -> Wear:
+    counts = learnt.statistics
+    return Wear(
+        erases=counts["erases"],
+        bytes_written=counts["bytes_written"],
+        tasks=len(learnt.task_names) - learnt.first_task,
+        sector_bytes=project.board.store.sector,
+    )
+
+
+def _float(job: Job) -> Result:
+    project = pipeline.make(settings(job), boards.load_board(job.board))
+    learnt = float_twin.run(project.config, project.dataset, project.float_model, project.model)
+    return _empty(job).model_copy(
+        update={**_accuracies(learnt.class_il, learnt.task_il), "removed": sum(learnt.removed)}
+    )
+
+
+def _accuracies(class_il: metrics.Matrix, task_il: metrics.Matrix) -> dict[str, object]:
+    return {
+        "class_il": metrics.average_accuracy(class_il),
+        "task_il": metrics.average_accuracy(task_il),
+        "forgetting": metrics.forgetting(class_il),
+        "backward_transfer": metrics.backward_transfer(class_il),
+        "matrix": [list(row) for row in class_il],
+    }
+
+
+def _empty(job: Job) -> Result:
+    return Result(method=job.method, seed=job.seed, kind=job.kind, key=job.key)
+
+
+# ---------------------------------------------------------------- costs
+
+
+def _costs(job: Job) -> Result:
+    """Memory as planned for the board; instructions and multiply-accumulates of training steps as executed."""
+    config, facts = settings(job), boards.load_board(job.board)
+    try:
+        project = pipeline.make(config, facts)
+    except plans.DoesNotFit as error:
+        return _empty(job).model_copy(update={"costs": Costs(board=job.board, why=str(error).splitlines()[0])})
+    memory, non_zeros = project.plan, measure.non_zeros(project)
+    project = pipeline.make(_to_count(config), facts)
+    _prepare(job.board)
+    firmware.build(project)
+    step, update, macs = _counted(project)
+    costs = Costs(
+        board=job.board,
+        non_zeros=non_zeros,
+        ram=memory.ram_bytes,
+        flash=memory.flash_bytes,
+        journal=memory.store_bytes,
+        step=step,
+        mask_update=update,
+        macs=macs,
+    )
+    return _empty(job).model_copy(update={"costs": costs})
+
+
+def _to_count(config: Config) -> Config:
+    """The same network and method where three epochs are the same: nothing removed, and no weight worth anything."""
+    return config.model_copy(
+        update={
+            "ddr": config.ddr.model_copy(update={"enabled": False}),
+            "initial": config.initial.model_copy(update={"train": "none"}),
+            "method": config.method.model_copy(update={"epochs": 3}),
+            "tasks": config.tasks.model_copy(update={"first": "board"}),
+        }
+    )
+
+
+def _counted(project: Project) -> tuple[float, float, float]:
+    """Instructions of a training step without mask updates, of one mask update, and products of its forward passes."""
+    task = _spread(project.dataset.tasks[0], COUNTED)
+    with session.started(project) as board:
+        session.begin(board, task)
+        session.train(board, len(task.y_train))  # fills the replay buffer
+        before = board.statistics()
+        work = session.train(board, len(task.y_train))
+        after = board.statistics()
+        products = measure.forward_products(board.program, work.counts)
+    phases = measure.phases_of(project.board, before, after)
+    learning = project.model.learning
+    updates = learning.updates_per_epoch if learning.update_every_epochs <= 1 else 0
+    update = phases.mask_update * work.steps / updates if updates and phases.mask_update else 0.0
+    return phases.training - phases.mask_update, update, products / work.steps
+
+
+def _spread(task: Task, count: int) -> Task:
+    """``count`` training samples, from all over the task."""
+    where = sorted({i * len(task.y_train) // count for i in range(count)})
+    return Task(task.name, task.classes, task.x_train[where], task.y_train[where], task.x_test, task.y_test)
+
+
+# ---------------------------------------------------------------- a place to work in
+
+
+@contextmanager
+def _folder() -> Iterator[None]:
+    """A build folder of this job's own, gone at the end."""
+    clear_away()
+    path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    before = os.environ.get("SPARCL_BUILD")
+    with _held(path):
+        os.environ["SPARCL_BUILD"] = str(path / "build")
+        try:
+            yield
+        finally:
+            os.environ.pop("SPARCL_BUILD")
+            if before is not None:
+                os.environ["SPARCL_BUILD"] = before
+            _remove(path)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep the folder's lock, which ends with this process however that ends."""
+    with (path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def clear_away() -> None:
+    """Stop the boards and remove the folders of jobs whose process is gone."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), (path / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    for state in path.rglob("state.json"):
+        with suppress(EmulatorError):
+            Emulator(state.parent, state.parent.name).kill(settle=False)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@cache
+def _prepare(board: str) -> None:
+    """Let PlatformIO take notice of the board's platform, one process at a time."""
+    with (Path(tempfile.gettempdir()) / f"sparcl-prepare-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        session.prepare([board])

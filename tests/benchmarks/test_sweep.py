@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sparcl sweep`: from a file to jobs, what is kept, the tables; real workers, one of them killed; Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from benchmarks.sweep import page, plan, results, sweep, work
+from benchmarks.sweep.plan import Kind
+from benchmarks.sweep.results import Kept, Mean, Result
+from generator.boards import ROOT
+from generator.errors import UserError
+from host_tools.emulator import free_port
+
+SMALL = """
+[data]
+set = "digits"
+
+[tasks]
+split = [[0, 1], [2, 3]]
+
+[model]
+hidden = [16]
+
+[sparsity]
+weights = 0.5
+
+[method]
+epochs = 2
+buffer = 40
+"""
+
+SWEEP = """
+experiment = "small.toml"
+seeds = 2
+
+[[methods]]
+name = "SparCL"
+
+[[methods]]
+name = "finetune, dense"
+set = ["method.name=finetune", "sparsity.weights=0.0", "tdm.enabled=false"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep of two methods, two seeds and two arithmetics over a small experiment."""
+    monkeypatch.setenv("SPARCL_BUILD", str(tmp_path / "build"))
+    (tmp_path / "small.toml").write_text(SMALL)
+    path = tmp_path / "small_sweep.toml"
+    path.write_text(SWEEP)
+    return path
+
+
+# ---------------------------------------------------------------- from the file to jobs
+
+
+def test_every_method_with_every_seed_in_every_arithmetic(file: Path) -> None:
+    found = plan.load(file)
+    assert found.methods == ("SparCL", "finetune, dense")
+    assert len(found.jobs) == 2 * (1 + 2 * 2) == len({job.key for job in found.jobs})
+    last = next(j for j in found.jobs if (j.method, j.seed, j.kind) == ("finetune, dense", 1, Kind.FLOAT))
+    settings = plan.settings(last)
+    assert (settings.method.name, settings.sparsity.weights, settings.experiment.seed) == ("finetune", 0.0, 1)
+    assert settings.tasks.split == ((0, 1), (2, 3)), "what the experiment file says stays"
+
+
+def test_seed_by_seed_so_that_an_interrupted_sweep_has_seen_every_method(file: Path) -> None:
+    learn = [job for job in plan.load(file).jobs if job.kind is not Kind.COSTS]
+    assert [job.seed for job in learn] == [0] * 4 + [1] * 4
+    assert {job.method for job in learn[:2]} == {"SparCL", "finetune, dense"}
+
+
+def test_more_seeds_keep_the_keys_of_those_before(file: Path) -> None:
+    two, three = ({job.key for job in plan.load(file, seeds=n).jobs} for n in (2, 3))
+    assert two < three
+    assert len(three - two) == 4
+
+
+def test_overrides_come_last_and_change_the_keys(file: Path) -> None:
+    before, after = plan.load(file), plan.load(file, ("method.buffer=30", "method.name=er"))
+    assert {plan.settings(job).method.name.value for job in after.jobs} == {"er"}
+    assert {plan.settings(job).method.buffer for job in after.jobs} == {30}
+    assert not {job.key for job in before.jobs} & {job.key for job in after.jobs}
+
+
+def test_a_key_is_that_of_the_settings_the_code_and_the_data(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [job.key for job in plan.load(file).jobs]
+    (file.parent / "small.toml").write_text("# a comment changes nothing\n" + SMALL)
+    assert [job.key for job in plan.load(file).jobs] == before
+    (file.parent / "small.toml").write_text(SMALL.replace("epochs = 2", "epochs = 3"))
+    assert not set(before) & {job.key for job in plan.load(file).jobs}
+    (file.parent / "small.toml").write_text(SMALL)
+    monkeypatch.setattr(plan, "_sources", lambda name: "other code")
+    assert not set(before) & {job.key for job in plan.load(file).jobs}
+
+
+def test_only_some_methods(file: Path) -> None:
+    assert plan.load(file, only=("dense",)).methods == ("finetune, dense",)
+    with pytest.raises(UserError, match=r"--only nothing: .* has the methods SparCL, finetune, dense"):
+        plan.load(file, only=("nothing",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("experiment = 3", "experiment: has to be a valid string"),
+        (SWEEP.replace("seeds = 2", "seeds = 0"), "seeds: has to be greater than or equal to 1"),
+        (SWEEP.replace("seeds = 2", "seed = 2"), "seed: unknown key; there are experiment, seeds, arithmetic"),
+        (SWEEP.replace("seeds = 2", 'arithmetic = ["float64"]'), 'arithmetic = "float64": there are "fixed" and'),
+        (SWEEP.replace("seeds = 2", 'board = "native"'), "board = 'native': an emulator counts the instructions of"),
+        (SWEEP.replace("finetune, dense", "SparCL"), "two methods are called 'SparCL'"),
+        (SWEEP.replace('name = "SparCL"', ""), "methods.entry 1.name: is missing"),
+        (SWEEP.replace("method.name=finetune", "method.nam=finetune"), "method 'finetune, dense':"),
+        (SWEEP.replace("small.toml", "other.toml"), "other.toml: no such experiment file"),
+        (SMALL, "unknown key; there are .* \\(is it an experiment file\\? `sparcl run` takes those\\)"),
+        ("experiment = ", "TOML syntax"),
+    ],
+)
+def test_errors_name_the_file_and_what_is_wrong(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"small_sweep.toml: .*{message}|{message}"):
+        plan.load(file)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.toml: no such sweep file; examples/sweeps has some"):
+        plan.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_examples_are_sweeps(path: Path) -> None:
+    """Every configuration they lead to is one."""
+    assert len(plan.load(path).methods) > 3
+
+
+# ---------------------------------------------------------------- what is kept, and the tables
+
+
+def learnt(method: str, kind: Kind, seed: int, accuracy: float) -> Result:
+    return Result(
+        method=method,
+        seed=seed,
+        kind=kind,
+        key=f"{method}{kind}{seed}",
+        class_il=accuracy,
+        task_il=accuracy + 5,
+        forgetting=2.0,
+        backward_transfer=-2.0,
+        steps=100 if kind is Kind.FIXED else None,
+        removed=3,
+    )
+
+
+def test_results_are_kept_by_key_and_damaged_ones_are_not_there(file: Path, tmp_path: Path) -> None:
+    job = next(j for j in plan.load(file).jobs if j.kind is Kind.FIXED)
+    kept = Kept(tmp_path / "kept")
+    assert kept.get(job) is None
+    kept.put(learnt("another name of the same", Kind.FIXED, 0, 80.0).model_copy(update={"key": job.key}))
+    found = kept.get(job)
+    assert found is not None
+    assert (found.method, found.class_il) == (job.method, 80.0)
+    path = tmp_path / "kept" / f"{job.key}.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert kept.get(job) is None
+
+
+def test_the_tidy_table_has_a_row_for_each_run(tmp_path: Path) -> None:
+    runs = [learnt("a", kind, seed, 80.0 + seed) for kind in (Kind.FIXED, Kind.FLOAT) for seed in (0, 1)]
+    results.write_csv(tmp_path / "runs.csv", runs)
+    with (tmp_path / "runs.csv").open(newline="") as table:
+        found = list(csv.DictReader(table))
+    assert [(row["arithmetic"], row["seed"], row["class_il"]) for row in found] == [
+        ("fixed", "0", "80.000"),
+        ("fixed", "1", "81.000"),
+        ("float32", "0", "80.000"),
+        ("float32", "1", "81.000"),
+    ]
+
+
+def test_means_are_over_seeds_and_the_difference_is_fixed_less_floating_point(file: Path) -> None:
+    wanted = plan.load(file)
+    runs = [learnt("SparCL", Kind.FIXED, seed, value) for seed, value in enumerate((80.0, 82.0, 84.0))]
+    runs += [learnt("SparCL", Kind.FLOAT, seed, value) for seed, value in enumerate((81.0, 84.0))]
+    row, other = results.rows(wanted, runs)
+    assert row.fixed == Mean(82.0, 2.0, 3)
+    assert row.difference == pytest.approx(-0.5)
+    assert row.cells()[1:4] == ["82.0 ± 2.0", "82.5 ± 2.1", "-0.5"]
+    assert set(other.cells()[1:]) == {"–"}, "a method without runs yet is a row of nothing"
+    assert results.markdown([row]).splitlines()[2].startswith("| SparCL | 82.0 ± 2.0 |")
+
+
+def test_the_page_gets_the_table_between_its_marks_and_the_runs_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARCL_BUILD", str(tmp_path / "build"))
+    document, runs = tmp_path / "results.md", tmp_path / "runs"
+    document.write_text("before\n<!-- sweep a -->\nold\n<!-- end -->\nafter\n<!-- sweep b -->\nkept\n<!-- end -->\n")
+    with pytest.raises(UserError, match=r"run `sparcl sweep examples/sweeps/a\.toml` first"):
+        page.update("a", document, runs)
+    done = tmp_path / "build" / "sweeps" / "a"
+    done.mkdir(parents=True)
+    (done / "table.md").write_text("| new |\n")
+    (done / "runs.csv").write_text("method\n")
+    page.update("a", document, runs)
+    page.update("a", document, runs)
+    assert document.read_text() == (
+        "before\n<!-- sweep a -->\n| new |\n<!-- end -->\nafter\n<!-- sweep b -->\nkept\n<!-- end -->\n"
+    )
+    assert (runs / "a.csv").read_text() == "method\n"
+    document.write_text("no place for it")
+    with pytest.raises(UserError, match="has no line <!-- sweep a -->"):
+        page.update("a", document, runs)
+
+
+# ---------------------------------------------------------------- real runs
+
+
+def environment() -> dict[str, str]:
+    """Children find this checkout first."""
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def cluster(count: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A Dask scheduler and workers without nannies, each a program of its own as on other computers."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    port = address.rpartition(":")[2]
+
+    def start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *arguments, "--no-dashboard"]
+        return subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), cwd=ROOT
+        )
+
+    started = [start("scheduler", "--host", "127.0.0.1", "--port", port)]
+    try:
+        started += [start("worker", address, "--nthreads", "1", "--no-nanny") for _ in range(count)]
+        yield address, started[1:]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def sparcl_sweep(file: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, its output line by line."""
+    command = [sys.executable, "-m", "host_tools.cli", "sweep", str(file), "--plain", *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        start_new_session=True,
+    )
+
+
+def folders_held_by(process: subprocess.Popen[bytes]) -> list[str]:
+    """Work folders whose lock the process holds: it is in the midst of a job."""
+    held = []
+    with suppress(OSError):  # files are closed while one looks
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(OSError):
+                held.append(os.readlink(link))
+    return [path for path in held if re.search("sparcl-sweep-.*/lock$", path)]
+
+
+def runs(file: Path) -> dict[str, Result]:
+    folder = file.parent / "build" / "sweeps" / "small_sweep" / "runs"
+    return {p.stem: Result.model_validate_json(p.read_text()) for p in folder.glob("*.json")}
+
+
+@pytest.mark.slow
+@pytest.mark.board
+def test_a_cluster_finishes_the_sweep_when_a_worker_is_killed(file: Path) -> None:
+    """Each job is done, that of the killed worker by another one, and nothing is left of it."""
+    with cluster(3) as (address, workers):
+        process = sparcl_sweep(file, "--scheduler", address)
+        held: list[str] = []
+        while not held and process.poll() is None:
+            held = folders_held_by(workers[0])
+            time.sleep(0.01)
+        workers[0].kill()
+        output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert held, "the worker was in the midst of a job"
+    assert not Path(held[0]).exists()
+    assert len(re.findall(r"^\[\d+/10\] ", output, re.MULTILINE)) == 10, output
+    found = runs(file)
+    assert set(found) == {job.key for job in plan.load(file).jobs}
+    _check_the_figures(list(found.values()))
+    _check_the_table(file, output)
+
+
+def _check_the_figures(found: list[Result]) -> None:
+    by = {(r.method, r.kind, r.seed): r for r in found}
+    for seed in (0, 1):
+        sparcl = by["SparCL", Kind.FIXED, seed]
+        assert sparcl.class_il is not None
+        assert sparcl.class_il > 75.0
+        assert sparcl.wear is not None
+        assert sparcl.wear.erases > 0
+        for kind in (Kind.FIXED, Kind.FLOAT):
+            finetune = by["finetune, dense", kind, seed]
+            assert finetune.forgetting is not None
+            assert finetune.forgetting > 60.0, "without replay the first task is forgotten"
+    sparse, dense = by["SparCL", Kind.COSTS, 0].costs, by["finetune, dense", Kind.COSTS, 0].costs
+    assert sparse is not None
+    assert dense is not None
+    assert dense.macs is not None
+    assert sparse.step is not None
+    assert dense.step is not None
+    assert 0.25 * (64 * 16 + 16 * 4) < dense.macs < 64 * 16 + 16 * 4, "one pass; inputs that are 0 are skipped"
+    assert (dense.mask_update, dense.non_zeros, sparse.non_zeros) == (0.0, 64 * 16 + 16 * 4, 32 * 16 + 16 * 4)
+    assert 1.5 * dense.step < sparse.step, "three passes instead of one"
+
+
+def _check_the_table(file: Path, output: str) -> None:
+    folder = file.parent / "build" / "sweeps" / "small_sweep"
+    assert (folder / "runs.csv").read_text().count("\n") == 1 + 8
+    assert "| finetune, dense |" in (folder / "table.md").read_text()
+    assert "finetune, dense" in output.rpartition("[10/10]")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.board
+def test_after_ctrl_c_no_run_is_done_twice(file: Path) -> None:
+    process = sparcl_sweep(file)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[2/"):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted; what is done is kept" in rest
+    assert "Traceback" not in rest
+    before = {path: path.stat().st_mtime_ns for path in (file.parent / "build").rglob("runs/*.json")}
+    assert 2 <= len(before) < 10
+    assert not left_behind(file)
+
+    process = sparcl_sweep(file)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert f"{len(before)} of 10 runs are done already" in output
+    assert len(re.findall(r"^\[\d+/10\] ", output, re.MULTILINE)) == 10 - len(before)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert set(runs(file)) == {job.key for job in plan.load(file).jobs}
+
+    process = sparcl_sweep(file)
+    output, _ = process.communicate(timeout=60)
+    assert "10 of 10 runs are done already" in output
+    assert "[10/10]" not in output
+
+
+def left_behind(file: Path) -> list[str]:
+    """Boards that still run for jobs of this test's sweep."""
+    listed = subprocess.run(["ps", "ax", "-o", "command"], capture_output=True, text=True, check=True)
+    return [line for line in listed.stdout.splitlines() if "sparcl-sweep-" in line and "flash.elf" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.board
+def test_a_job_learns_what_the_command_run_learns(file: Path) -> None:
+    """In a process with other jobs before it, and bit for bit."""
+    job = next(j for j in plan.load(file).jobs if (j.method, j.seed, j.kind) == ("SparCL", 1, Kind.FIXED))
+    experiment = file.parent / "small.toml"
+    command = [sys.executable, "-m", "host_tools.cli", "run", str(experiment), "--seed", "1", "--plain"]
+    subprocess.run(command, check=True, env=environment(), cwd=ROOT, capture_output=True)
+    report = json.loads((file.parent / "build" / "small" / "native" / "report.json").read_text())
+    for _ in range(2):
+        found = work.execute(job)
+        assert found.state_digest == report["state_digest"]
+        assert found.class_il == report["class_il"]
+    assert found.wear is not None
+    assert found.wear.erases == report["store"]["erases"]
+
+
+def test_what_a_dead_process_left_is_cleared_away_and_what_a_living_one_works_in_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, living = tmp_path / "sparcl-sweep-a", tmp_path / "sparcl-sweep-b"
+    dead.mkdir()
+    (dead / "lock").touch()
+    with work._folder():
+        held = [path for path in tmp_path.glob("sparcl-sweep-*") if path != dead]
+        work.clear_away()
+        assert not dead.exists()
+        assert [path.exists() for path in held] == [True]
+    assert not list(tmp_path.glob("sparcl-sweep-*"))
+    assert not living.exists()
+
+
+def test_no_scheduler_there(file: Path) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=f"--scheduler {address}: no Dask scheduler answers .*`dask scheduler`"):
+        sweep.run(plan.load(file), address, None, plain=True)
