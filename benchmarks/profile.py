@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from host_tools import firmware
-from host_tools.profile import Profile
+from host_tools.report.profile import Profile
 
 from . import session
 from .count import by_layer

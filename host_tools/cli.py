@@ -592,8 +592,8 @@ def _compare(names: list[str], output: Path | None) -> None:
         )
     from generator.pipeline import build_folder
 
-    from . import compare as comparing
     from . import view
+    from .report import compare as comparing
 
     runs = comparing.load(names, build_folder())
     path = output or build_folder() / comparing.HTML

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from host_tools.live_figures import accuracies
+from host_tools.live.figures import accuracies
 from host_tools.stream import StreamResult
 from tests.boards.terminal import Terminal
 from tests.boards.test_end_to_end import Sparcl, new, require

@@ -12,11 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from . import live_figures as figures
-from . import metrics
-from .live_figures import Forecast, Meter, TaskAccuracy, Work
-from .protocol import TrainingReply
-from .stream import Epoch, Observer, Outline, Score, StreamResult
+from .. import metrics
+from ..protocol import TrainingReply
+from ..stream import Epoch, Observer, Outline, Score, StreamResult
+from . import figures
+from .figures import Forecast, Meter, TaskAccuracy, Work
 
 _LEAST_ROWS, _LEAST_COLUMNS = 11, 50
 """Of a terminal, for more than the single bar."""

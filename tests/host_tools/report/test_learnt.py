@@ -13,14 +13,16 @@ import pytest
 from generator.artefacts import Activation, Layer, Op, Panel, Tensor
 from generator.errors import BoardError, UserError
 from generator.pipeline import Project
-from host_tools import lessons, report, report_page, stream, validate
+from host_tools import lessons, report, stream, validate
 from host_tools.reference.lesson import Lesson
+from host_tools.report import learnt
+from host_tools.report import page as report_page
 from host_tools.stream import StreamResult
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 
 
-def learnt(project: Project, board: FakeBoard) -> tuple[StreamResult, dict[int, Lesson]]:
+def learn(project: Project, board: FakeBoard) -> tuple[StreamResult, dict[int, Lesson]]:
     """Stream, validate; what was measured, and what was kept."""
     result = stream.stream(project, board.url)
     validate.validate(project)[0].save(project.folder / validate.RESULT)
@@ -29,7 +31,7 @@ def learnt(project: Project, board: FakeBoard) -> tuple[StreamResult, dict[int, 
 
 def test_samples_are_those_of_the_replies(project: Project, board: FakeBoard) -> None:
     """The board tells mistakes, losses and removed samples by epoch."""
-    result, kept = learnt(project, board)
+    result, kept = learn(project, board)
     assert list(kept) == [0, 1, 2]
     assert sum(lesson.mistakes.sum() for lesson in kept.values()) > 0
     for task, lesson in kept.items():
@@ -43,7 +45,7 @@ def test_samples_are_those_of_the_replies(project: Project, board: FakeBoard) ->
 
 def test_masks_are_those_of_the_board(project: Project, board: FakeBoard) -> None:
     """The board's own regions at the end; and masks move from task to task."""
-    _, kept = learnt(project, board)
+    _, kept = learn(project, board)
     sparse = [(k, layer) for k, layer in project.model.weighted if layer.sparse]
     assert sparse
     with np.load(project.folder / stream.FINAL) as dumped:
@@ -56,7 +58,7 @@ def test_masks_are_those_of_the_board(project: Project, board: FakeBoard) -> Non
                     flags[line, index[begin:end]] = True
                 used.append(flags.reshape(-1))
             assert np.array_equal(np.packbits(np.concatenate(used)), kept[2].masks[number])
-            shipped = lessons.initial_mask(layer)
+            shipped = learnt.initial_mask(layer)
             different = {bytes(shipped), *(bytes(lesson.masks[number]) for lesson in kept.values())}
             assert len(different) == 4
 
@@ -64,7 +66,7 @@ def test_masks_are_those_of_the_board(project: Project, board: FakeBoard) -> Non
 def test_a_board_that_goes_back_takes_its_lessons_back(project: Project) -> None:
     """Steps that were undone by a power cut count once: all is as if there had been none."""
     with FakeBoard(project.model) as board:
-        _, undisturbed = learnt(project, board)
+        _, undisturbed = learn(project, board)
     with FakeBoard(project.model) as board:
 
         def cut(_command: int, data: bytes) -> bytes:
@@ -86,7 +88,7 @@ def test_a_board_that_goes_back_takes_its_lessons_back(project: Project) -> None
 
 
 def test_a_copy_goes_its_own_way(project: Project, board: FakeBoard) -> None:
-    learnt(project, board)
+    learn(project, board)
     state = board.device.state
     state.lessons[state.task] = Lesson.of(3)
     other = state.copy()
@@ -98,7 +100,7 @@ def test_a_copy_goes_its_own_way(project: Project, board: FakeBoard) -> None:
 
 
 def test_nothing_is_kept_of_a_board_that_learnt_something_else(project: Project, board: FakeBoard) -> None:
-    learnt(project, board)
+    learn(project, board)
     board.alter = lambda command, data: data[:-1] + bytes([data[-1] ^ 1]) if command == 4 else data
     stream.stream(project, board.url, fresh=True)
     validate.validate(project)[0].save(project.folder / validate.RESULT)
@@ -109,7 +111,7 @@ def test_nothing_is_kept_of_a_board_that_learnt_something_else(project: Project,
 
 
 def test_what_was_kept_of_an_older_session_is_not_shown(project: Project, board: FakeBoard) -> None:
-    learnt(project, board)
+    learn(project, board)
     assert report.build(project).samples
     stream.stream(project, board.url, fresh=True)
     assert (project.folder / lessons.RESULT).exists()
@@ -118,7 +120,7 @@ def test_what_was_kept_of_an_older_session_is_not_shown(project: Project, board:
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY"])
 def test_damaged(project: Project, board: FakeBoard, content: bytes) -> None:
-    learnt(project, board)
+    learn(project, board)
     (project.folder / lessons.RESULT).write_bytes(content)
     with pytest.raises(UserError, match=r"validation\.npz.*sparcl validate"):
         report.build(project)
@@ -145,11 +147,11 @@ SECOND = sparse(panel([[1, 3], [2]], 4), panel([[1]], 2))
 
 def test_overlap_by_hand() -> None:
     """Of 4 + 4 entries 2 are the same, 6 are different places; chance: 3 x 3 of 8, and 1 x 1 of 2."""
-    masks = [lessons.initial_mask(layer) for layer in (FIRST, SECOND)]
-    both, either, chance = lessons.compare(FIRST, *masks)
+    masks = [learnt.initial_mask(layer) for layer in (FIRST, SECOND)]
+    both, either, chance = learnt.compare(FIRST, *masks)
     assert (both, either) == (2 * 2, 6 * 2)
     assert chance == pytest.approx(2 * (9 / 8 + 1 / 2))
-    shared, by_chance = lessons.overlap([(both, either, chance)])
+    shared, by_chance = learnt.overlap([(both, either, chance)])
     assert shared == pytest.approx(100 * 2 / 6)
     assert by_chance == pytest.approx(100 * 1.625 / (8 - 1.625))
 
@@ -158,22 +160,22 @@ def test_chance_is_what_random_masks_share() -> None:
     rng = np.random.default_rng(0)
     layer = sparse(panel([[0]] * 200, 50))
     first, second = (rng.permutation(10_000) < 2_000 for _ in range(2))
-    shared, chance = lessons.overlap([lessons.compare(layer, np.packbits(first), np.packbits(second))])
+    shared, chance = learnt.overlap([learnt.compare(layer, np.packbits(first), np.packbits(second))])
     assert chance == pytest.approx(100 * 0.2 / 1.8)
     assert shared == pytest.approx(chance, abs=1.0)
 
 
 def test_overlap_of_a_model(project: Project) -> None:
     model = replace(project.model, layers=(replace(FIRST, name="dense1"),))
-    moved = replace(Lesson.of(1), masks={0: lessons.initial_mask(SECOND)})
-    found = lessons.mask_overlap(model, ["a"], [moved])
+    moved = replace(Lesson.of(1), masks={0: learnt.initial_mask(SECOND)})
+    found = learnt.mask_overlap(model, ["a"], [moved])
     assert found is not None
     assert found.moments == ["start", "a"]
     assert found.total.matrix == [[100, pytest.approx(100 / 3)], [pytest.approx(100 / 3), 100]]
     assert found.total.density == pytest.approx(100 * 4 / 10)
     assert found.total.chance == pytest.approx(100 * 1.625 / (8 - 1.625)), "the diagonal is not chance"
     assert [layer.name for layer in found.layers] == ["l0 dense1"]
-    assert lessons.mask_overlap(replace(project.model, layers=()), [], []) is None
+    assert learnt.mask_overlap(replace(project.model, layers=()), [], []) is None
 
 
 def test_easy_and_hard() -> None:
@@ -182,13 +184,13 @@ def test_easy_and_hard() -> None:
         losses=np.array([9, 50, 5, 7, 60, 8, 1], np.int64),
         left=np.array([2, 0, 1, 1, 0, 1, 0], np.uint16),
     )
-    assert lessons.easiest(lesson, 9) == [2, 5, 3, 0], "removed first, then least mistakes, then least loss"
-    assert lessons.hardest(lesson, 2) == [4, 1], "most mistakes, then most loss"
-    assert lessons.hardest(lesson, 9) == [4, 1, 6]
+    assert learnt.easiest(lesson, 9) == [2, 5, 3, 0], "removed first, then least mistakes, then least loss"
+    assert learnt.hardest(lesson, 2) == [4, 1], "most mistakes, then most loss"
+    assert learnt.hardest(lesson, 9) == [4, 1, 6]
 
 
 def test_samples_in_the_report(project: Project, board: FakeBoard) -> None:
-    _, kept = learnt(project, board)
+    _, kept = learn(project, board)
     made = report.build(project).samples
     assert made is not None
     assert [t.task for t in made] == [0, 1, 2]
@@ -196,11 +198,11 @@ def test_samples_in_the_report(project: Project, board: FakeBoard) -> None:
         task, lesson = project.dataset.tasks[t.task], kept[t.task]
         assert t.samples == len(task.y_train) == len(lesson.mistakes)
         assert (t.removed, t.never_wrong) == ((lesson.left > 0).sum(), (lesson.mistakes == 0).sum())
-        assert (len(t.easiest), len(t.hardest)) == (min(t.removed, lessons.SHOWN), lessons.SHOWN)
+        assert (len(t.easiest), len(t.hardest)) == (min(t.removed, learnt.SHOWN), learnt.SHOWN)
         for note in (*t.easiest, *t.hardest):
             assert note.label == project.dataset.class_names[task.y_train[note.id]]
             assert note.mistakes == lesson.mistakes[note.id] <= note.epochs
-        assert [note.epochs for note in t.easiest] == sorted(lesson.left[lesson.left > 0])[: lessons.SHOWN]
+        assert [note.epochs for note in t.easiest] == sorted(lesson.left[lesson.left > 0])[: learnt.SHOWN]
         assert {note.epochs for note in t.hardest} == {2}
 
 
@@ -220,7 +222,7 @@ def test_tasks_of_a_board_that_was_shipped_with_something(what: str, make_projec
     """The board may count its tasks otherwise; names and samples are those of the right ones."""
     project = make_project(**SHIPPED[what])
     with FakeBoard(project.model) as board:
-        learnt(project, board)
+        learn(project, board)
     made = report.build(project)
     assert made.samples is not None
     assert made.masks is not None

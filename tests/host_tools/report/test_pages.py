@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import profile
 from generator.boards import ROOT
-from host_tools import cli, compare
-from host_tools.report import Report
+from host_tools import cli
+from host_tools.report import Report, compare
 from tests import browser
 from tests.boards.test_end_to_end import require
 

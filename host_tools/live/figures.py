@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of the live view, from what a session has measured so far; live.py draws them."""
+"""The figures of the live view, from what a session has measured so far; `view` draws them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from . import metrics
-from .protocol import Phase, TrainingReply
-from .stream import Epoch, Outline, StreamResult
+from .. import metrics
+from ..protocol import Phase, TrainingReply
+from ..stream import Epoch, Outline, StreamResult
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 

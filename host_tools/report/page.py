@@ -6,18 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from generator.artefacts import Dataset
 
-from . import figures, markup
+from .. import markup
+from . import figures
 from .figures import Plot, Series
-
-if TYPE_CHECKING:
-    from .report import Report
-    from .report_parts import SampleNote
+from .schema import Report, SampleNote
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -14,10 +14,12 @@ from rich.table import Table
 
 from generator.errors import UserError
 
-from . import figures, markup, report_page
+from .. import markup
+from . import figures, page
+from .collect import JSON
 from .figures import Plot, Series
-from .report import JSON, Report
-from .report_page import Part
+from .page import Part
+from .schema import Report
 
 HTML = "compare.html"
 MOST = len(string.ascii_uppercase)
@@ -66,7 +68,7 @@ _FIGURES = (
     _Figure("forgetting, points", lambda r: r.forgetting, "{:.1f}", -1),
     _Figure("backward transfer, points", lambda r: r.backward_transfer, "{:.1f}", 1),
     _Figure("weights", lambda r: r.non_zeros, "{:,.0f}", 0),
-    _Figure("RAM, bytes", lambda r: report_page.ram(r).used, "{:,.0f}", -1),
+    _Figure("RAM, bytes", lambda r: page.ram(r).used, "{:,.0f}", -1),
     _Figure("flash, bytes", lambda r: r.flash_total, "{:,.0f}", -1),
     _Figure("journal at least, bytes", lambda r: sum(r.journal_bytes.values()), "{:,.0f}", -1),
     _Figure("stack used, bytes", lambda r: r.stack_used or None, "{:,.0f}", -1),
@@ -168,7 +170,7 @@ def accuracy_plot(runs: Sequence[Run]) -> Plot:
     same = all(run.report.tasks == longest for run in runs)
     names = longest if same else [f"task {number + 1}" for number in range(len(longest))]
     series = [
-        Series(run.letter, report_page.mean_accuracy(run.report), f"{run.style}{'' if k else ' under'}")
+        Series(run.letter, page.mean_accuracy(run.report), f"{run.style}{'' if k else ' under'}")
         for k, run in enumerate(runs)
     ]
     groups = [(name, 1) for name in names]
@@ -186,7 +188,7 @@ class Bars:
 
 def memory_bars(runs: Sequence[Run]) -> list[Bars]:
     """RAM, flash and journal by region."""
-    maps = [report_page.memories(run.report) for run in runs]
+    maps = [page.memories(run.report) for run in runs]
     return [
         _bars(memories[0].name, runs, [{p.name: p.size for p in m.parts} for m in memories], " bytes")
         for memories in zip(*maps, strict=True)
@@ -195,7 +197,7 @@ def memory_bars(runs: Sequence[Run]) -> list[Bars]:
 
 def instruction_bars(runs: Sequence[Run]) -> Bars | None:
     """Instructions of a training sample by phase; None if no board counted."""
-    sizes = [{p.name: p.size for p in report_page.phases(run.report)} for run in runs]
+    sizes = [{p.name: p.size for p in page.phases(run.report)} for run in runs]
     return _bars("Instructions to learn one sample", runs, sizes, "") if any(sizes) else None
 
 
@@ -206,14 +208,14 @@ def _bars(title: str, runs: Sequence[Run], sizes: Sequence[Mapping[str, float]],
     rows = []
     for run, one in zip(runs, sizes, strict=True):
         text = f"{sum(one.values()):,.0f}{unit}" if one else "not counted"
-        rows.append((run.letter, report_page.parts({name: one.get(name, 0) for name in names}, longest), text))
-    return Bars(title, tuple(rows), report_page.parts(dict.fromkeys(names, 0), 0))
+        rows.append((run.letter, page.parts({name: one.get(name, 0) for name in names}, longest), text))
+    return Bars(title, tuple(rows), page.parts(dict.fromkeys(names, 0), 0))
 
 
 def html(runs: Sequence[Run]) -> str:
     """The page that sets them side by side and needs nothing else."""
-    page = markup.fill(
-        report_page.TEMPLATES / "compare.html",
+    text = markup.fill(
+        page.TEMPLATES / "compare.html",
         runs=runs,
         settings=differing(runs),
         rows=figures_side_by_side(runs),
@@ -221,7 +223,7 @@ def html(runs: Sequence[Run]) -> str:
         memory=memory_bars(runs),
         instructions=instruction_bars(runs),
     )
-    return page + "\n"
+    return text + "\n"
 
 
 def table(runs: Sequence[Run], rows: Sequence[Row], title: str) -> Table:

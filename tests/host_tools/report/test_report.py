@@ -8,19 +8,20 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from generator.boards import ROOT
 from generator.errors import UserError
 from generator.pipeline import Project
-from host_tools import metrics, report, report_page, stream, validate, view
-from host_tools.profile import Profile
+from host_tools import metrics, report, stream, validate, view
+from host_tools.report import page as report_page
+from host_tools.report.__main__ import SCHEMA
+from host_tools.report.profile import Profile
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 
-ROOT = Path(report.__file__).parent
 CONTRACT = {
     *("experiment", "board", "method", "sparsity", "seed", "class_il", "task_il", "forgetting"),
     *("backward_transfer", "accuracy_matrix", "bit_exact", "steps_compared", "mismatches"),
@@ -63,12 +64,12 @@ def test_tasks_with_the_same_classes_are_domains(made: report.Report, project: P
 
 
 def test_schema_file_is_that_of_the_code() -> None:
-    stored = json.loads((ROOT / "report_schema.json").read_text())
+    stored = json.loads(SCHEMA.read_text())
     assert stored == report.Report.model_json_schema(), "write it again: python -m host_tools.report"
 
 
 def test_schema_documentation_names_every_key() -> None:
-    text = (ROOT.parent / "docs" / "report-schema.md").read_text()
+    text = (ROOT / "docs" / "report-schema.md").read_text()
     named = set(re.findall(r"`([a-z_]+)`", text))
     assert set(report.Report.model_fields) <= named
 

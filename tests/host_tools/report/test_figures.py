@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from generator.artefacts import Dataset
-from host_tools import figures
-from host_tools.figures import Series
+from host_tools.report import figures
+from host_tools.report.figures import Series
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ import pytest
 
 from generator.errors import UserError
 from generator.pipeline import Project
-from host_tools import compare, report, stream, validate
-from host_tools.report_parts import Instructions
+from host_tools import report, stream, validate
+from host_tools.report import compare
+from host_tools.report.schema import Instructions
 from tests.host_tools.fake_board import FakeBoard
+from tests.host_tools.report.test_report import Checker
 from tests.host_tools.test_cli import run
-from tests.host_tools.test_report import Checker
 
 
 @pytest.fixture

@@ -1,151 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.json and report.html: what a run showed (docs/report-schema.md)."""
+"""Makes the report of a session from what it left in the project's folder, and writes it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from generator.artefacts import Activation, Dataset, Layer, Model, Op, Task, needs_error
 from generator.errors import UserError
 
-from . import lessons, metrics, profile
-from .image import ImageSizes, measure
-from .profile import Profile
-from .protocol import PHASE_TICKS, Command, pack_labelled
-from .reference import Device
-from .report_parts import (
+from .. import lessons, metrics
+from ..image import ImageSizes, measure
+from ..protocol import PHASE_TICKS, Command, pack_labelled
+from ..reference import Device
+from ..stream import RESULT as STREAM_RESULT
+from ..stream import Score, StreamResult, make_plan
+from ..validate import RESULT as VALIDATION_RESULT
+from ..validate import ValidationResult
+from . import learnt, page, profile
+from .schema import (
     Accuracy,
     EpochReport,
     Instructions,
     LayerFormat,
     Limits,
     MaskOverlap,
-    Part,
-    Percent,
+    Report,
     Saturation,
     Store,
     TaskSamples,
     Ticks,
     Wear,
 )
-from .stream import RESULT as STREAM_RESULT
-from .stream import Score, StreamResult, make_plan
-from .validate import RESULT as VALIDATION_RESULT
-from .validate import ValidationResult
 
 if TYPE_CHECKING:
     from generator.pipeline import Project
 
 JSON = "report.json"
 HTML = "report.html"
-
-
-class Report(Part):
-    """A whole run.  Accuracies are in percent, sizes in bytes."""
-
-    format: Literal[1] = 1
-    experiment: str
-    board: str
-    board_title: str
-    method: str
-    sparsity: float = Field(ge=0, le=1, description="Share of absent weights in sparse layers")
-    non_zeros: int = Field(description="Weights that exist")
-    seed: int
-    tool_version: str
-    model_hash: str = Field(pattern="^[0-9a-f]{16}$")
-    settings: dict[str, Any] = Field(description="All options of the experiment, by section")
-    tasks: list[str]
-    scenario: Literal["class", "domain"] = Field(
-        description="class: tasks bring classes; domain: all tasks have the same classes, and task-IL equals class-IL"
-    )
-    class_il: Percent = Field(ge=0, le=100, description="Mean accuracy over tasks at the end, over all classes")
-    task_il: Percent = Field(ge=0, le=100, description="The same, each task over its own classes")
-    forgetting: Percent = Field(description="Class-incremental; docs/report-schema.md defines it")
-    backward_transfer: Percent
-    task_forgetting: Percent = Field(description="Task-incremental")
-    accuracy_matrix: list[list[Percent | None]] = Field(description="[i][j]: after task i, on task j; over all classes")
-    task_accuracy_matrix: list[list[Percent | None]] = Field(description="The same over the task's own classes")
-    initial_accuracy: dict[str, Accuracy]
-    base_accuracy: list[Percent | None] = Field(description="On the base classes after each task; empty without a base")
-    bit_exact: bool = Field(description="The whole run was compared with the reference and nothing differed")
-    steps_compared: int
-    predictions_compared: int
-    digests_compared: int
-    mismatches: int
-    first_mismatch: str | None
-    state_digest: str = Field(pattern="^[0-9a-f]{8}$")
-    rolling_digest: str = Field(pattern="^[0-9a-f]{8}$")
-    steps: int = Field(description="Training samples the board consumed, all epochs")
-    samples_removed: int = Field(description="By DDR, over all tasks")
-    ram_bytes: dict[str, int] = Field(description="By region")
-    flash_bytes: dict[str, int] = Field(description="By region")
-    ram_total: int
-    flash_total: int
-    journal_bytes: dict[str, int] = Field(description="By region: what the journal needs at least")
-    limits: Limits
-    stack_used: int
-    store: Store
-    wear: Wear
-    saturation: Saturation
-    saturation_of: Saturation = Field(description="How many values there were that could have been counted there")
-    layers: list[LayerFormat] = Field(description="Number formats, frozen layers first")
-    ticks: Ticks
-    instructions: Instructions | None = Field(description="None where the board's counter cannot tell")
-    profile: Profile | None = Field(description="By layer and function; None until `sparcl bench` counted this model")
-    masks: MaskOverlap | None = Field(description="None without masks, or until `sparcl validate` has agreed")
-    ddr: bool = Field(description="Whether dynamic data removal is on")
-    samples: list[TaskSamples] | None = Field(description="None until `sparcl validate` has agreed")
-    passes_per_sample: float = Field(description="Forward passes per training sample, replay included")
-    wall_seconds: float = Field(description="Time of the session on the host's clock")
-    samples_per_second: float
-    sessions: int = Field(description="1 + resumptions")
-    retries: int = Field(description="Requests sent again")
-    resets: list[str] = Field(description="Faults after which the board went back to a snapshot; empty: none")
-    epochs: list[EpochReport]
-
-    @property
-    def imported(self) -> bool:
-        """Whether the initial model came from a file or function of the user's."""
-        return any(accuracy.imported is not None for accuracy in self.initial_accuracy.values())
-
-    @property
-    def proof(self) -> str:
-        """Whether the board equals the reference: yes, NO, or not shown."""
-        return "yes" if self.bit_exact else "NO" if self.mismatches else "not shown"
-
-    def key_figures(self) -> list[tuple[str, str]]:
-        """Names and values a reader wants first."""
-        exact = f"{self.proof} ({self.steps_compared} steps)" if self.bit_exact else self.proof
-        accuracy = f"{self.class_il:.1f} % class-IL, {self.task_il:.1f} % task-IL"
-        if self.scenario == "domain":
-            accuracy = f"{self.class_il:.1f} % domain-IL (tasks share classes)"
-        rows = [
-            ("accuracy on the board", accuracy),
-            ("forgetting", f"{self.forgetting:.1f} points, backward transfer {self.backward_transfer:+.1f}"),
-            ("RAM", f"{self.ram_total / 1024:.1f} KiB"),
-            ("flash", f"{self.flash_total / 1024:.1f} KiB"),
-        ]
-        if self.instructions is not None:
-            rows.append(("instructions per sample", f"{self.instructions.training:,.0f}"))
-        rows.append(("flash wear", self._wear()))
-        rows.append(("samples", f"{self.steps} trained, {self.samples_removed} removed by DDR"))
-        if self.resets:
-            causes = (f"{self.resets.count(cause)} x {cause}" for cause in dict.fromkeys(self.resets))
-            rows.append(("faults recovered from", ", ".join(causes)))
-        rows.append(("bit-exact with the NumPy reference", exact))
-        return rows
-
-    def _wear(self) -> str:
-        life = "no end" if self.wear.lifetime_tasks is None else f"{self.wear.lifetime_tasks:,} tasks"
-        retired = f", {self.store.retired_sectors} times a sector failed" if self.store.retired_sectors else ""
-        return (
-            f"{self.store.erases} erases on {self.store.sectors} sectors, spread {self.wear.spread}{retired}; "
-            f"{life} at {self.wear.endurance:,} cycles"
-        )
 
 
 def build(project: Project) -> Report:
@@ -236,11 +128,9 @@ def build(project: Project) -> Report:
 
 def write(report: Report, project: Project) -> tuple[Path, Path]:
     """Write report.json and report.html into the project's folder; their paths."""
-    from . import report_page
-
     json_path, html_path = project.folder / JSON, project.folder / HTML
     json_path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    html_path.write_text(report_page.html(report, project.dataset), encoding="utf-8")
+    html_path.write_text(page.html(report, project.dataset), encoding="utf-8")
     return json_path, html_path
 
 
@@ -316,8 +206,8 @@ def _learnt(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | N
     epochs = project.model.learning.epochs
     by_task = {number - plan.offset: lesson for number, lesson in kept.items()}
     names = {index: dataset.tasks[index].name for index in by_task}
-    samples = [lessons.task_samples(dataset, index, lesson, epochs) for index, lesson in by_task.items()]
-    return lessons.mask_overlap(project.model, list(names.values()), list(by_task.values())), samples
+    samples = [learnt.task_samples(dataset, index, lesson, epochs) for index, lesson in by_task.items()]
+    return learnt.mask_overlap(project.model, list(names.values()), list(by_task.values())), samples
 
 
 def _initial(project: Project, result: StreamResult) -> dict[str, Accuracy]:
@@ -397,14 +287,3 @@ def _epochs(result: StreamResult) -> list[EpochReport]:
         )
         for e in result.epochs
     ]
-
-
-def write_schema() -> Path:
-    """Write report_schema.json, the JSON schema of report.json, from the model above."""
-    path = Path(__file__).parent / "report_schema.json"
-    path.write_text(json.dumps(Report.model_json_schema(), indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-if __name__ == "__main__":
-    print(write_schema())

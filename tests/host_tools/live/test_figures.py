@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from host_tools import live_figures as figures
-from host_tools.live_figures import Forecast, Meter, Work
+from host_tools.live import figures
+from host_tools.live.figures import Forecast, Meter, Work
 from host_tools.protocol import Phase, TrainingReply
 from host_tools.stream import Epoch, Outline, Score, StreamResult
 

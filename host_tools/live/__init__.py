@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user sees while a session goes on."""
+
+from .view import LiveView, PlainView
+
+__all__ = ["LiveView", "PlainView"]
