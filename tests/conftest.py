@@ -7,9 +7,14 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from serial.urlhandler import protocol_socket
 
 from generator.user_module import CONSENT
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 class _Time:

@@ -95,7 +95,7 @@ def test_the_cut_renumbers_and_refuses_two_tensors() -> None:
         layout.split(replace(model, frozen=2))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_no_number_changes(seed: int) -> None:
     _, model = helpers.random_float_model(helpers.config(), seed, frozen=True)

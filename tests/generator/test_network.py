@@ -56,7 +56,7 @@ def convolved(layer: FloatLayer, values: list[tuple[int, np.ndarray]]) -> np.nda
     return total
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_forward_is_the_definition(seed: int) -> None:
     _, model = helpers.random_float_model(helpers.config(), seed)
@@ -69,7 +69,7 @@ def test_forward_is_the_definition(seed: int) -> None:
             assert np.allclose(tensors[number + 1][sample], expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_backward_is_the_derivative(seed: int) -> None:
     """Of every tensor, along a random direction; activations and maxima rarely change within the step."""

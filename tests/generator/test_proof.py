@@ -89,7 +89,7 @@ def check_update(model: Model, layer: Layer, largest: int) -> None:
             assert limit - b in INT32
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     n_in=st.sampled_from([1, 2, 48, 64, 256, 784, 3000]),
     hidden=st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple),
@@ -184,7 +184,7 @@ def random_model(seed: int, *, frozen: bool = False) -> Model:
         raise
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 @given(seed=st.integers(0, 10**6))
 def test_full_scale_corners_of_convolutions_stay_within_int32(seed: int) -> None:
     model = random_model(seed)
@@ -258,7 +258,7 @@ def check_scores(model: Model, layer: Layer, x: int) -> None:
     assert abs(gradient) << max(0, -proof.unit_shift(layer, learning.capture)) < 2**32
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_bounds_on_active_errors_hold(seed: int) -> None:
     """Errors of the float network that are not 0: in one channel of a convolution's output, and those that reach one
@@ -282,7 +282,7 @@ def test_bounds_on_active_errors_hold(seed: int) -> None:
         assert reached.max() <= proof.reaching_errors(model.layers, number) + 1e-9
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_frozen_layers_are_proved_too(seed: int) -> None:
     model = random_model(seed, frozen=True)

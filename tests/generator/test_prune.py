@@ -27,7 +27,7 @@ def masks_of(config: Config, saliencies: Sequence[np.ndarray], op: Op = Op.DENSE
     return prune.masks(config, layers, saliencies)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     n_in=st.integers(1, 30),
     n_out=st.integers(1, 40),

@@ -323,7 +323,7 @@ def random_model(seed: int, *, frozen: bool) -> tuple[FloatModel, Model, np.ndar
         raise
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), frozen=st.booleans())
 def test_logits_are_those_of_the_float_model(seed: int, frozen: bool) -> None:
     """Within what rounding can do, and much closer than that on the whole."""
@@ -334,7 +334,7 @@ def test_logits_are_those_of_the_float_model(seed: int, frozen: bool) -> None:
     assert np.abs(fixed - exact).mean() <= 0.02 * max(1.0, float(np.abs(exact).max()))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), frozen=st.booleans())
 def test_what_docs_numerics_says_about_tensors(seed: int, frozen: bool) -> None:
     _, model, x = random_model(seed, frozen=frozen)

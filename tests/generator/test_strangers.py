@@ -245,7 +245,7 @@ NAMES = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(NAMES)
 def test_name_of_an_experiment_is_one_folder_in_the_build_folder(tmp_path: Path, name: str) -> None:
     """Or an error; in the file or as the file's name."""

@@ -197,7 +197,7 @@ def test_missing_file(tmp_path: Path) -> None:
         read_header(tmp_path / "none")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_random_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     path = _file(tmp_path, GOOD, raw=data)

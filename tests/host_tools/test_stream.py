@@ -488,7 +488,7 @@ def test_bisect_of_a_wrong_initial_model(project: Project, board: FakeBoard) -> 
 # -- recordings of strangers --------------------------------------------------------------------------
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(
     st.lists(
         st.tuples(

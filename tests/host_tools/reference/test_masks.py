@@ -100,7 +100,7 @@ def test_grow_best(seed: int, levels: int, share: float) -> None:
     check(after)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 1000),
     growth=st.sampled_from(Growth),

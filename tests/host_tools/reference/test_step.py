@@ -115,7 +115,7 @@ def run(model: Model, n: int, tasks: int = 2) -> tuple[Device, Scalar]:
     return device, scalar
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), options=OPTIONS)
 def test_random_networks(seed: int, options: dict[str, object]) -> None:
     """Two tasks on nets with two hidden layers and every switch."""
@@ -143,7 +143,7 @@ CONV_OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), options=CONV_OPTIONS)
 def test_random_convolutional_networks(seed: int, options: dict[str, object]) -> None:
     """Two tasks on small nets of layers of every kind."""
