@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,10 @@ def save(lessons: Lessons, path: Path) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
+# zipfile raises RuntimeError for what it takes for encrypted, or compressed in another way.
+_DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
 def load(path: Path) -> dict[int, Lesson]:
     """Read what `save` wrote; UserError when it is not there or damaged."""
     lessons: dict[int, dict[str, NDArray[np.generic]]] = {}
@@ -41,7 +46,7 @@ def load(path: Path) -> dict[int, Lesson]:
                 task, _, name = key.partition(".")
                 lessons.setdefault(int(task.removeprefix("task")), {})[name] = arrays[key]
         return {task: _lesson(parts) for task, parts in sorted(lessons.items())}
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path} cannot be read ({error}): run `sparcl validate` again") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,22 @@ def test_damaged(project: Project, board: FakeBoard, content: bytes) -> None:
     (project.folder / lessons.RESULT).write_bytes(content)
     with pytest.raises(UserError, match=r"validation\.npz.*sparcl validate"):
         report.build(project)
+
+
+def test_any_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
+    path, rng = tmp_path / lessons.RESULT, np.random.default_rng(0)
+    lesson = Lesson(*(np.arange(40, dtype=kind) for kind in (np.uint16, np.int64, np.uint16)))
+    lessons.save({0: lesson}, path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            lessons.load(path)
+        except UserError:
+            refused += 1
+    assert refused > len(whole) / 4
 
 
 # -- figures ------------------------------------------------------------------------------------------
