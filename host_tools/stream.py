@@ -23,6 +23,7 @@ import generator
 from generator import shared_key
 from generator.artefacts import Dataset, Model, Task, regions
 from generator.errors import BoardError, UserError
+from generator.store import digest
 
 from . import metrics, protocol
 from .link import DAMAGED, ERRORS, SELF_TEST, DeviceError, Link, NoisyLineError
@@ -98,6 +99,8 @@ class StreamResult:
     """Why the board went back to a snapshot while it was streamed to: STATE_DAMAGED or WATCHDOG."""
     wall_seconds: float = 0.0
     complete: bool = False
+    data_hash: str = ""
+    """Of the data set, as `data_hash` makes it."""
 
     def matrix(self, measure: str = "class_il") -> list[list[float | None]]:
         """Accuracies in percent; ``measure``: class_il or task_il."""
@@ -134,6 +137,11 @@ class StreamResult:
 
 def _score(item: Any) -> Score | None:
     return None if item is None else Score(**item)
+
+
+def data_hash(dataset: Dataset) -> str:
+    """Tells data sets apart as a model's hash does models: other samples, or tasks in another order."""
+    return digest(dataset)[:8].hex()
 
 
 @dataclass(frozen=True)
@@ -341,6 +349,11 @@ def _open_result(project: Project, state: Hello, *, resume: bool) -> StreamResul
     result = StreamResult.load(path)
     if (result.model_hash, result.board) != (project.model.model_hash.hex(), project.board.name):
         raise UserError(f"{path} is of another model or board: start anew with `sparcl stream --fresh`")
+    if result.data_hash != data_hash(project.dataset):
+        raise UserError(
+            "the data have changed since the session began (or their options, --set): "
+            "put them back, or start anew with `sparcl stream --fresh`"
+        )
     result.complete = False
     return result
 
@@ -358,6 +371,7 @@ def _new_result(project: Project) -> StreamResult:
         first_task=plan.first,
         scores=[[None] * len(tasks) for _ in tasks],
         base=[None] * (len(tasks) if project.dataset.base else 0),
+        data_hash=data_hash(project.dataset),
     )
 
 

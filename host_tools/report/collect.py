@@ -14,7 +14,7 @@ from ..image import ImageSizes, measure
 from ..protocol import PHASE_TICKS, Command, pack_labelled
 from ..reference import Device
 from ..stream import RESULT as STREAM_RESULT
-from ..stream import Score, StreamResult, make_plan
+from ..stream import Score, StreamResult, data_hash, make_plan
 from ..validate import RESULT as VALIDATION_RESULT
 from ..validate import ValidationResult
 from . import learnt, page, profile
@@ -43,14 +43,9 @@ HTML = "report.html"
 def build(project: Project) -> Report:
     """Make the report of the project's last session.
 
-    Raises UserError when there is none, or it was not finished.
+    Raises UserError when there is none, it was not finished, or was with another model or other data.
     """
-    result = StreamResult.load(project.folder / STREAM_RESULT)
-    name, board = project.config.experiment.name, project.board.name
-    if not result.complete:
-        raise UserError(f"the session was not finished: `sparcl stream {name}.toml --board {board} --resume` goes on")
-    if result.model_hash != project.model.model_hash.hex():
-        raise UserError("the last session was with another model: run `sparcl flash` and `sparcl stream` again")
+    result = _session(project)
     validation = _validation(project.folder)
     matrix, task_matrix = result.matrix(), result.matrix("task_il")
     statistics = result.statistics
@@ -58,7 +53,7 @@ def build(project: Project) -> Report:
     masks, samples = _learnt(project) if validation.bit_exact else (None, None)
     return Report(
         experiment=result.experiment,
-        board=board,
+        board=project.board.name,
         board_title=project.board.title,
         method=str(project.model.learning.method),
         sparsity=project.config.sparsity.weights,
@@ -132,6 +127,28 @@ def write(report: Report, project: Project) -> tuple[Path, Path]:
     json_path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     html_path.write_text(page.html(report, project.dataset), encoding="utf-8")
     return json_path, html_path
+
+
+def _session(project: Project) -> StreamResult:
+    """The measurements of the last session, which has to be one of this project, and finished."""
+    result = StreamResult.load(project.folder / STREAM_RESULT)
+    name, board = project.config.experiment.name, project.board.name
+    other = None
+    if result.model_hash != project.model.model_hash.hex():
+        other = "another model"
+    elif result.data_hash != data_hash(project.dataset):
+        other = "other data"
+    if other is not None:
+        raise UserError(
+            f"the last session was with {other}: give the options it had (--seed, --set), "
+            "or run `sparcl flash` and `sparcl stream --fresh` again"
+        )
+    if not result.complete:
+        raise UserError(
+            f"the session was not finished: `sparcl stream {name}.toml --board {board} --resume`, "
+            "with the options it had, goes on"
+        )
+    return result
 
 
 def _validation(folder: Path) -> ValidationResult:
@@ -236,8 +253,8 @@ def _reference_accuracy(model: Model, task: Task) -> float:
 
 
 def _sizes(project: Project) -> ImageSizes:
-    """Sizes as linked, or as planned where nothing has been built (a board that was flashed elsewhere)."""
-    if project.image.exists():
+    """Sizes as linked, or as planned where this model has not been built last (a board that was flashed elsewhere)."""
+    if project.image.exists() and project.model.model_hash.hex().encode() in project.image.read_bytes():
         return measure(project.image, project.plan)
     plan = project.plan
     return ImageSizes({row.name: row.size for row in plan.ram}, {row.name: row.size for row in plan.flash})

@@ -261,6 +261,13 @@ def test_resume_without_recording_is_refused(project: Project, board: FakeBoard)
         stream.stream(project, board.url, resume=True)
 
 
+def test_resume_with_other_data_is_refused(project: Project, board: FakeBoard) -> None:
+    stream.stream(project, board.url)
+    tasks = tuple(replace(task, x_test=task.x_test[1:], y_test=task.y_test[1:]) for task in project.dataset.tasks)
+    with pytest.raises(UserError, match=r"the data have changed since the session began.*--fresh"):
+        stream.stream(replace(project, dataset=replace(project.dataset, tasks=tasks)), board.url, resume=True)
+
+
 def test_resume_of_a_finished_session_only_measures(project: Project, board: FakeBoard) -> None:
     first = stream.stream(project, board.url)
     steps = board.device.training_steps

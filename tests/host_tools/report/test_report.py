@@ -6,8 +6,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -55,7 +57,10 @@ def test_tasks_with_the_same_classes_are_domains(made: report.Report, project: P
     assert made.scenario == "class"
     assert "class-IL" in dict(made.key_figures())["accuracy on the board"]
     tasks = tuple(replace(task, classes=(0, 1)) for task in project.dataset.tasks)
-    board = report.build(replace(project, dataset=replace(project.dataset, tasks=tasks)))
+    domains = replace(project, dataset=replace(project.dataset, tasks=tasks))
+    result = stream.StreamResult.load(project.folder / stream.RESULT)
+    replace(result, data_hash=stream.data_hash(domains.dataset)).save(project.folder / stream.RESULT)
+    board = report.build(domains)
     assert board.scenario == "domain"
     assert "% domain-IL (tasks share classes)" in dict(board.key_figures())["accuracy on the board"]
     page = report_page.html(board, project.dataset)
@@ -152,6 +157,35 @@ def test_unfinished_session(project: Project, board: FakeBoard) -> None:
     result.save(project.folder / stream.RESULT)
     with pytest.raises(UserError, match="--resume"):
         report.build(project)
+
+
+def test_session_with_another_model_is_not_gone_on_with(project: Project, board: FakeBoard) -> None:
+    result = stream.stream(project, board.url)
+    result.complete = False
+    result.model_hash = "0" * 16
+    result.save(project.folder / stream.RESULT)
+    with pytest.raises(UserError, match=r"another model: give the options it had \(--seed, --set\)"):
+        report.build(project)
+
+
+def test_session_with_other_data(project: Project, made: report.Report) -> None:
+    """Fewer samples, or the same ones in another order: pictures and labels would be those of others."""
+    first, *others = project.dataset.tasks
+    fewer = replace(first, x_train=first.x_train[:4], y_train=first.y_train[:4])
+    turned = replace(first, x_train=first.x_train[::-1], y_train=first.y_train[::-1])
+    for task in (fewer, turned):
+        with pytest.raises(UserError, match="other data: give the options it had"):
+            report.build(replace(project, dataset=replace(project.dataset, tasks=(task, *others))))
+    assert report.build(project) == made
+
+
+def test_sizes_are_not_those_of_an_image_of_another_model(project: Project, made: report.Report) -> None:
+    image = Path(sys.executable).resolve().read_bytes()
+    project.image.parent.mkdir(parents=True)
+    project.image.write_bytes(image)
+    assert report.build(project).flash_bytes == made.flash_bytes
+    project.image.write_bytes(image + project.model.model_hash.hex().encode())
+    assert report.build(project).flash_bytes != made.flash_bytes
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"scores": 1}', "null"])
