@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import shlex
 import sys
 import tempfile
@@ -259,6 +260,8 @@ def report(
     """
     names = what or []
     if compare:
+        if overrides or seed is not None:
+            raise UserError("--set and --seed go with an experiment file; --compare takes the runs as they were")
         _compare(names, output)
     elif output is not None:
         raise UserError("--output is for --compare; report.html lies beside the run")
@@ -667,6 +670,9 @@ def _reachable(project: Project, port: str | None) -> str | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `sparcl`; exits with the status the documentation promises."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal or log that cannot show a name is no reason to stop
     sys.exit(call(lambda: _dispatch(arguments)))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from rich.table import Table
+from rich.text import Text
 
 from generator.errors import UserError
 
@@ -233,5 +234,6 @@ def table(runs: Sequence[Run], rows: Sequence[Row], title: str) -> Table:
     for run in runs:
         result.add_column(run.letter, justify="right")
     for row in rows:
-        result.add_row(row.name, *(f"{cell.text} ({cell.change})" if cell.change else cell.text for cell in row.cells))
+        texts = (f"{cell.text} ({cell.change})" if cell.change else cell.text for cell in row.cells)
+        result.add_row(*(Text(text) for text in (row.name, *texts)))  # no markup: some are the user's
     return result

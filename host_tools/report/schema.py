@@ -178,7 +178,7 @@ class Report(Part):
     seed: int
     tool_version: str
     model_hash: str = Field(pattern="^[0-9a-f]{16}$")
-    settings: dict[str, Any] = Field(description="All options of the experiment, by section")
+    settings: dict[str, dict[str, Any]] = Field(description="All options of the experiment, by section")
     tasks: list[str]
     scenario: Literal["class", "domain"] = Field(
         description="class: tasks bring classes; domain: all tasks have the same classes, and task-IL equals class-IL"

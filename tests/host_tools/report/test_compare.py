@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,6 +152,8 @@ def test_command(first: Path, second: Path, build: Path, capsys: pytest.CaptureF
         (["--compare", "tiny/native"], "at least two runs"),
         (["--compare", "tiny/native", "tiny/none"], "tiny/none is no run"),
         (["--compare", *["tiny/native"] * 27], "at most 26"),
+        (["--compare", "tiny/native", "tiny/native", "--seed", "3"], "--set and --seed go with an experiment file"),
+        (["--compare", "tiny/native", "tiny/native", "--set", "a.b=1"], "--set and --seed go with an experiment file"),
         (["a.toml", "--output", "x.html"], "--output is for --compare"),
         (["--compare", "tiny/native", "tiny/native", "--output", "/no/such/folder/x.html"], "/no/such/folder"),
     ],
@@ -158,6 +163,23 @@ def test_mistakes(arguments: list[str], message: str, first: Path, capsys: pytes
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_users_named_is_shown_as_it_is(encoding: str, first: Path, second: Path) -> None:
+    """No markup, on whatever terminal: the settings hold paths and names from users' files."""
+    data = json.loads(second.read_text())
+    data["settings"]["data"]["path"] = "[/old]/Größe[bold].npz"
+    second.write_text(json.dumps(data))
+    done = subprocess.run(
+        [sys.executable, "-m", "host_tools.cli", "report", "--compare", "tiny/native", str(second)],
+        env=os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "200"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = "[/old]/Größe[bold].npz".encode(encoding, "replace").decode(encoding)
+    assert shown in done.stdout.decode(encoding)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "no JSON"])
@@ -171,7 +193,10 @@ def test_damaged_report(text: str, first: Path, capsys: pytest.CaptureFixture[st
 
 def test_report_of_an_older_version(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(first.read_text())
-    del data["settings"]
+    settings = data.pop("settings")
     first.write_text(json.dumps(data))
     assert run("report", "--compare", "tiny/native", "tiny/native") == 2
     assert "(settings: Field required): make it again" in capsys.readouterr().err
+    first.write_text(json.dumps(data | {"settings": settings | {"data": "digits"}}))
+    assert run("report", "--compare", "tiny/native", "tiny/native") == 2
+    assert "(settings.data: Input should be an object): make it again" in capsys.readouterr().err
