@@ -260,6 +260,6 @@ def layer_costs(report: Report) -> list[LayerCost]:
     layers = report.profile.layers
     rows = [(name, {p: passes.get(p, 0.0) for p in PASSES}) for name, passes in layers.items()]
     rest = report.profile.instructions - sum(sum(row.values()) for _, row in rows)
-    longest = max(rest, *(sum(row.values()) for _, row in rows))
+    longest = max([rest, *(sum(row.values()) for _, row in rows)])
     costs = [LayerCost(name, sum(row.values()), parts(row, longest)) for name, row in rows]
-    return [*costs, LayerCost("rest", rest, [Part("rest", rest, 100.0 * rest / longest, "c7")])]
+    return [*costs, LayerCost("rest", rest, [Part("rest", rest, 100.0 * rest / longest if longest else 0.0, "c7")])]

@@ -244,7 +244,10 @@ def test_profile_is_shown_when_it_is_of_this_model(made: report.Report, project:
 def test_sections_say_what_fills_them(project: Project, board: FakeBoard) -> None:
     stream.stream(project, board.url)
     page = report_page.html(report.build(project), project.dataset)
-    assert page.count("sparcl validate tiny.toml --board native</code> fills this section") == 2
+    assert (
+        page.count("sparcl validate tiny.toml --board native</code>, with the options of this run, fills this section")
+        == 2
+    )
     assert "This board has no counter of instructions" in page
     assert "data:image" not in page
     validate.validate(project)[0].save(project.folder / validate.RESULT)
@@ -253,6 +256,32 @@ def test_sections_say_what_fills_them(project: Project, board: FakeBoard) -> Non
     assert "fills this section" not in page
     assert made.samples is not None
     assert page.count("data:image") == sum(len(t.easiest) + len(t.hardest) for t in made.samples)
+
+
+def test_what_validation_cannot_fill_is_not_promised(made: report.Report, project: Project) -> None:
+    differs = made.model_copy(update={"bit_exact": False, "mismatches": 1, "masks": None, "samples": None})
+    text = report_page.html(differs, project.dataset)
+    assert text.count("what the reference learnt is not what the board learnt") == 2
+    assert "fills this section" not in text
+
+
+def test_a_mask_that_hardly_changed_did_change(made: report.Report, project: Project) -> None:
+    def text(shared: list[float]) -> str:
+        assert made.masks is not None
+        total = made.masks.total.model_copy(update={"matrix": [shared, *made.masks.total.matrix[1:]]})
+        masks = made.masks.model_copy(update={"total": total})
+        return report_page.html(made.model_copy(update={"masks": masks}), project.dataset)
+
+    assert "the mask never changed" in text([100.0] * 4)
+    for shared in ([100.0, 100.0, 100.0, 99.98], [100.0, 70.0, 90.0, 100.0]):
+        assert "the mask never changed" not in text(shared)
+
+
+def test_profile_of_a_network_whose_layers_have_no_functions(made: report.Report) -> None:
+    """The compiler may have put them all into others."""
+    found = Profile(model_hash=made.model_hash, steps=7, instructions=200.0, layers={}, functions={"train": 200})
+    (rest,) = report_page.layer_costs(made.model_copy(update={"profile": found}))
+    assert (rest.total, rest.parts[0].share) == (200, 100)
 
 
 def test_without_ddr_there_are_hard_samples_only(make_project: MakeProject) -> None:
