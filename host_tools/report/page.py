@@ -105,6 +105,7 @@ def html(report: Report, dataset: Dataset) -> str:
         TEMPLATES / "report.html",
         r=report,
         sentence=sentence(report),
+        validated=validated(report),
         accuracy=accuracy_plot(report),
         forgotten=forgotten(report),
         loss=epoch_plot(report, "Training loss", [epoch.loss for epoch in report.epochs], "nats"),
@@ -136,12 +137,18 @@ class Shown:
         return [(figures.style(k), points) for k, points in enumerate(lines)]
 
 
+def validated(report: Report) -> bool:
+    """Whether accuracy is that of a validation split, and nothing was measured on the test samples."""
+    return bool(report.settings["data"]["evaluate"] == "validation")
+
+
 def sentence(report: Report) -> str:
     """The run in one sentence, for a person who does not know the tool."""
     count, own = len(report.tasks), report.wear.tasks
     learnt = "one task" if own == 1 else f"{own} tasks one after another"
     shipped = ", shipped with the first task, then" if own < count else ""
-    text = f"The board{shipped} learnt {learnt} and now answers {report.class_il:.1f} % of the test samples correctly"
+    kind = "validation" if validated(report) else "test"
+    text = f"The board{shipped} learnt {learnt} and now answers {report.class_il:.1f} % of the {kind} samples correctly"
     if count > 1:
         change = "gained" if report.forgetting < 0 else "forgot"
         text += f"; of earlier tasks it {change} {abs(report.forgetting):.1f} points on average"

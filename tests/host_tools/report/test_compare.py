@@ -19,7 +19,7 @@ from host_tools import report, stream, validate
 from host_tools.report import compare
 from host_tools.report.schema import Instructions
 from tests.host_tools.fake_board import FakeBoard
-from tests.host_tools.report.test_report import Checker
+from tests.host_tools.report.test_report import EVIL, Checker, named
 from tests.host_tools.test_cli import run
 
 
@@ -120,6 +120,15 @@ def test_bars_have_one_scale(first: Path, second: Path, build: Path) -> None:
     assert (text, sum(part.size for part in nothing)) == ("not counted", 0)
     assert (total, sum(part.share for part in counted)) == ("4,000", pytest.approx(100))
     assert compare.instruction_bars(runs[:1]) is None
+
+
+def test_page_escapes_names(first: Path, tmp_path: Path, build: Path) -> None:
+    hostile = named(report.Report.model_validate_json(first.read_bytes()), EVIL)
+    path = tmp_path / "<i>.json"
+    path.write_text(hostile.model_dump_json())
+    page = compare.html(compare.load([str(first), str(path)], build))
+    assert page.count("&lt;img src=x") > 4
+    assert not re.search("<img|<i>|</style>.*</style>", page, re.DOTALL)
 
 
 def test_page(first: Path, second: Path, build: Path) -> None:

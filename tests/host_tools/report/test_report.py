@@ -112,11 +112,56 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_html_escapes_names(made: report.Report, project: Project) -> None:
-    hostile = made.model_copy(update={"experiment": "<script>alert(1)</script>", "tasks": ["<b>", "&", "</svg>"]})
-    page = report_page.html(hostile, project.dataset)
-    assert not re.search("<script|<b>[^<]*<b>", page)
-    assert page.count("</svg>") == report_page.html(made, project.dataset).count("</svg>")
+EVIL = """<img src=x onerror='a()'>" onload="b()" </svg></style>"""
+
+
+def named(made: report.Report, name: str) -> report.Report:
+    """With one name wherever names of users can be: tasks, classes, settings."""
+    assert made.masks is not None
+    assert made.samples is not None
+    samples = [
+        task.model_copy(update={key: [note.model_copy(update={"label": name}) for note in getattr(task, key)]})
+        for task in made.samples
+        for key in ("easiest", "hardest")
+    ]
+    return made.model_copy(
+        update={
+            "tasks": [name] * 3,
+            "masks": made.masks.model_copy(update={"moments": ["start", *[name] * 3]}),
+            "samples": samples,
+            "initial_accuracy": dict.fromkeys([name], next(iter(made.initial_accuracy.values()))),
+            "settings": made.settings | {"data": made.settings["data"] | {"path": name, name: 1}},
+        }
+    )
+
+
+class Elements(HTMLParser):
+    """Elements and the names of their attributes, in their order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, ...]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, *(name for name, _ in attrs)))
+
+
+@pytest.mark.parametrize("shape", [None, (64,), (16, 4)], ids=["picture", "numbers", "series"])
+def test_html_escapes_names(shape: tuple[int, ...] | None, made: report.Report, project: Project) -> None:
+    """However samples are shown; the page has the elements it has with other names."""
+    data = project.dataset if shape is None else replace(project.dataset, shape=shape, fraction=5)
+    page = report_page.html(named(made, EVIL), data)
+    assert page.count("&lt;img src=x") > 20
+    assert Elements(page).found == Elements(report_page.html(named(made, "x" * len(EVIL)), data)).found
+
+
+def test_accuracy_of_a_validation_split_is_not_called_that_of_the_test(made: report.Report, project: Project) -> None:
+    assert "validation samples" not in report_page.html(made, project.dataset)
+    held_out = made.model_copy(update={"settings": made.settings | {"data": {"evaluate": "validation"}}})
+    page = report_page.html(held_out, project.dataset)
+    assert "Accuracy is measured on validation samples in this run" in page
+    assert f"{made.class_il:.1f} % of the validation samples correctly" in page
 
 
 def test_table_at_the_end(made: report.Report) -> None:
