@@ -6,6 +6,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,10 @@ _FIGURES = (
 def find(name: str, build: Path) -> Path:
     """The report.json that ``name`` means: itself, in a folder, or in a folder of the build folder; else UserError."""
     for path in (Path(name), build / name):
-        if path.is_dir() and (path / JSON).is_file():
+        # Of os.path, because these say no to names that no file can have.
+        if isfile(path / JSON):
             return path / JSON
-        if path.is_file() and path.suffix == ".json":
+        if isfile(path) and path.suffix == ".json":
             return path
     known = sorted(str(path.parent.relative_to(build)) for path in build.glob(f"*/*/{JSON}"))
     there = f"there are {', '.join(known)}" if known else f"there is none in {build}"

@@ -74,7 +74,7 @@ def test_a_run_is_a_file_a_folder_or_a_name(first: Path, build: Path) -> None:
         assert compare.find(name, build) == first
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny/microbit", "/no/such/place", "examples/split_digits.toml"])
+@pytest.mark.parametrize("name", ["tiny", "tiny/microbit", "/no/such/place", "examples/split_digits.toml", "long" * 99])
 def test_what_is_no_run(name: str, first: Path, build: Path) -> None:
     with pytest.raises(UserError, match=f"{name} is no run.*there are tiny/native"):
         compare.find(name, build)
