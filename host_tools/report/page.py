@@ -106,6 +106,7 @@ def html(report: Report, dataset: Dataset) -> str:
         r=report,
         sentence=sentence(report),
         validated=validated(report),
+        sparse=any(layer.sparse and layer.name.startswith("l") for layer in report.layers),
         accuracy=accuracy_plot(report),
         forgotten=forgotten(report),
         loss=epoch_plot(report, "Training loss", [epoch.loss for epoch in report.epochs], "nats"),
@@ -217,11 +218,9 @@ def memories(report: Report) -> list[Memory]:
 
 
 def ram(report: Report) -> Memory:
-    """RAM.  A stack that is most of it is the operating system's, and would hide the rest."""
-    sizes, stack = dict(report.ram_bytes), report.ram_bytes.get("stack", 0)
-    aside = stack if 2 * stack > report.ram_total else 0
-    if aside:
-        del sizes["stack"]
+    """RAM, the parts without a stack that is set aside."""
+    aside = report.stack_aside
+    sizes = {name: size for name, size in report.ram_bytes.items() if name != "stack" or not aside}
     return Memory("RAM", report.ram_total, report.limits.ram, _regions(sizes), aside)
 
 

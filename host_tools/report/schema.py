@@ -238,16 +238,23 @@ class Report(Part):
         """Whether the board equals the reference: yes, NO, or not shown."""
         return "yes" if self.bit_exact else "NO" if self.mismatches else "not shown"
 
+    @property
+    def stack_aside(self) -> int:
+        """Bytes of a stack that is most of the RAM: the operating system's, which would hide the rest; else 0."""
+        stack = self.ram_bytes.get("stack", 0)
+        return stack if 2 * stack > self.ram_total else 0
+
     def key_figures(self) -> list[tuple[str, str]]:
         """Names and values a reader wants first."""
         exact = f"{self.proof} ({self.steps_compared} steps)" if self.bit_exact else self.proof
         accuracy = f"{self.class_il:.1f} % class-IL, {self.task_il:.1f} % task-IL"
         if self.scenario == "domain":
             accuracy = f"{self.class_il:.1f} % domain-IL (tasks share classes)"
+        stack = ", without the stack the system sets aside" if self.stack_aside else ""
         rows = [
             ("accuracy on the board", accuracy),
             ("forgetting", f"{self.forgetting:.1f} points, backward transfer {self.backward_transfer:+.1f}"),
-            ("RAM", f"{self.ram_total / 1024:.1f} KiB"),
+            ("RAM", f"{(self.ram_total - self.stack_aside) / 1024:.1f} KiB{stack}"),
             ("flash", f"{self.flash_total / 1024:.1f} KiB"),
         ]
         if self.instructions is not None:

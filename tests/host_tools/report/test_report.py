@@ -385,5 +385,34 @@ def test_a_stack_that_hides_the_rest_is_set_aside(made: report.Report) -> None:
     assert small.aside == 0
 
 
+def test_ram_is_the_same_in_the_table_as_on_the_page(made: report.Report, project: Project) -> None:
+    """The native board's stack is that of a process."""
+    kib = f"{report_page.ram(made).used / 1024:.1f} KiB"
+    assert dict(made.key_figures())["RAM"] == f"{kib}, without the stack the system sets aside"
+    assert f"<b>{kib}</b><span>RAM, stack not counted" in report_page.html(made, project.dataset)
+    small = made.model_copy(update={"ram_bytes": {"weights and biases": 1536, "stack": 512}, "ram_total": 2048})
+    assert dict(small.key_figures())["RAM"] == "2.0 KiB"
+
+
+def test_what_is_gained_is_not_called_forgotten(made: report.Report, project: Project) -> None:
+    def tile(**changes: object) -> list[str]:
+        text = report_page.html(made.model_copy(update=changes), project.dataset)
+        return re.findall(r"<b>([\d.-]+)</b><span>points of earlier tasks (\w+)", text)
+
+    assert tile(forgetting=4.25) == [("4.2", "forgotten")]
+    assert tile(forgetting=-4.25) == [("4.2", "gained")]
+    one: dict[str, object] = {"accuracy_matrix": [[50.0]], "task_accuracy_matrix": [[50.0]]}
+    assert tile(tasks=made.tasks[:1], forgetting=0.0, samples=[], epochs=[], **one) == []
+
+
+def test_dense_networks_are_not_sent_to_validate_for_masks(make_project: MakeProject) -> None:
+    project = make_project(sparsity={"weights": 0.0})
+    with FakeBoard(project.model) as board:
+        stream.stream(project, board.url)
+    page = report_page.html(report.build(project), project.dataset)
+    assert "This network has no sparse layer that learns" in page
+    assert page.count("fills this section") == 1
+
+
 def test_every_region_of_the_plan_is_explained(made: report.Report) -> None:
     assert {*made.ram_bytes, *made.flash_bytes, *made.journal_bytes} <= report_page.REGIONS.keys()
