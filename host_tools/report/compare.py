@@ -56,12 +56,13 @@ class Row:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A key figure: ``good``: 1 if more is better, -1 if less is, 0 if neither."""
+    """A key figure: ``good``: 1 if more is better, -1 if less is, 0 if neither; ``absent``: what no value means."""
 
     name: str
     value: Callable[[Report], float | None]
     form: str
     good: int
+    absent: str = "–"
 
 
 _FIGURES = (
@@ -78,7 +79,7 @@ _FIGURES = (
     _Figure("training steps", lambda r: r.steps, "{:,.0f}", -1),
     _Figure("samples removed by DDR", lambda r: r.samples_removed, "{:,.0f}", 0),
     _Figure("flash erases per sector and task", lambda r: r.wear.cycles_per_task, "{:.3f}", -1),
-    _Figure("tasks until the flash is worn", lambda r: r.wear.lifetime_tasks, "{:,.0f}", 1),
+    _Figure("tasks until the flash is worn", lambda r: r.wear.lifetime_tasks, "{:,.0f}", 1, "no end"),
     _Figure("values cut off in training", lambda r: r.saturation.activations + r.saturation.errors, "{:,.0f}", -1),
 )
 
@@ -137,7 +138,7 @@ def _row(figure: _Figure, runs: Sequence[Run]) -> Row:
 
 def _cell(figure: _Figure, value: float | None, first: float | None) -> Cell:
     if value is None:
-        return Cell("–")
+        return Cell(figure.absent)
     text = figure.form.format(value)
     if first is None or figure.form.format(first) == text:
         return Cell(text)

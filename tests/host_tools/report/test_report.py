@@ -414,5 +414,12 @@ def test_dense_networks_are_not_sent_to_validate_for_masks(make_project: MakePro
     assert page.count("fills this section") == 1
 
 
+def test_steps_that_were_repeated(made: report.Report, project: Project) -> None:
+    again = made.model_copy(update={"steps_compared": made.steps + 30})
+    assert f"{made.steps + 30} of {made.steps}" not in report_page.html(again, project.dataset)
+    assert f"repeated after an interruption; without them {made.steps}" in report_page.html(again, project.dataset)
+    assert f"<td>{made.steps} of {made.steps}</td>" in report_page.html(made, project.dataset)
+
+
 def test_every_region_of_the_plan_is_explained(made: report.Report) -> None:
     assert {*made.ram_bytes, *made.flash_bytes, *made.journal_bytes} <= report_page.REGIONS.keys()
