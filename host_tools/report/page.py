@@ -50,10 +50,9 @@ REGIONS = {
 
 @dataclass(frozen=True)
 class Forgotten:
-    """One task: accuracy in percent just after it was learnt, at its best before the last task, and at the end."""
+    """One task: accuracy in percent at its best before the last task, and at the end."""
 
     task: str
-    learnt: float
     best: float
     end: float
 
@@ -92,7 +91,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Instructions a step of one layer; ``share``: of the most expensive one, in percent."""
+    """Instructions a step of one layer; ``parts``: by pass, on the scale of the most expensive layer."""
 
     name: str
     total: float
@@ -108,6 +107,7 @@ def html(report: Report, dataset: Dataset) -> str:
         validated=validated(report),
         sparse=any(layer.sparse and layer.name.startswith("l") for layer in report.layers),
         accuracy=accuracy_plot(report),
+        named=len(report.tasks) <= MANY_TASKS,
         forgotten=forgotten(report),
         loss=epoch_plot(report, "Training loss", [epoch.loss for epoch in report.epochs], "nats"),
         training=epoch_plot(report, "Training accuracy", [e.training_accuracy for e in report.epochs], "%", 100.0),
@@ -188,7 +188,7 @@ def forgotten(report: Report) -> list[Forgotten]:
     for task in range(last):
         column = [value for row in report.accuracy_matrix[task:] if (value := row[task]) is not None]
         if len(column) > 1:
-            result.append(Forgotten(report.tasks[task], column[0], max(column[:-1]), column[-1]))
+            result.append(Forgotten(report.tasks[task], max(column[:-1]), column[-1]))
     return result
 
 
