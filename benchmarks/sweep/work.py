@@ -25,7 +25,7 @@ from generator.artefacts import Task
 from generator.config import Config
 from generator.errors import BoardError
 from generator.pipeline import Project
-from host_tools import firmware, metrics
+from host_tools import firmware, metrics, platformio
 from host_tools.emulator import Emulator, EmulatorError
 
 from .. import measure, session
@@ -181,9 +181,8 @@ def _spread(task: Task, count: int) -> Task:
 def _folder() -> Iterator[None]:
     """A build folder of this job's own, gone at the end."""
     clear_away()
-    path = Path(tempfile.mkdtemp(prefix=_PREFIX))
     before = os.environ.get("SPARCL_BUILD")
-    with _held(path):
+    with _held() as path:
         os.environ["SPARCL_BUILD"] = str(path / "build")
         try:
             yield
@@ -195,19 +194,26 @@ def _folder() -> Iterator[None]:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Keep the folder's lock, which ends with this process however that ends."""
-    with (path / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _held() -> Iterator[Path]:
+    """A new folder and its lock, which ends with this process however that ends."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        with (path / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (path / "lock").exists():  # else somebody cleared it away just before it was locked
+                yield path
+                return
 
 
 def clear_away() -> None:
-    """Stop the boards and remove the folders of jobs whose process is gone."""
+    """Stop the boards and remove the folders of this user's jobs whose process is gone."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError), (path / "lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(path)
+        with suppress(OSError):
+            if path.lstat().st_uid != os.getuid():
+                continue  # whatever others put there is not read: it would say which processes to end
+            with (path / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -220,6 +226,8 @@ def _remove(path: Path) -> None:
 @cache
 def _prepare(board: str) -> None:
     """Let PlatformIO take notice of the board's platform, one process at a time."""
-    with (Path(tempfile.gettempdir()) / f"sparcl-prepare-{os.getuid()}.lock").open("w") as lock:
+    core = platformio.core_dir()
+    core.mkdir(parents=True, exist_ok=True)
+    with (core / "sparcl-prepare.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         session.prepare([board])

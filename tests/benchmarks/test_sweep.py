@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -396,7 +399,7 @@ def test_what_a_dead_process_left_is_cleared_away_and_what_a_living_one_works_in
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    dead, living = tmp_path / "sparcl-sweep-a", tmp_path / "sparcl-sweep-b"
+    dead = tmp_path / "sparcl-sweep-a"
     dead.mkdir()
     (dead / "lock").touch()
     with work._folder():
@@ -405,7 +408,47 @@ def test_what_a_dead_process_left_is_cleared_away_and_what_a_living_one_works_in
         assert not dead.exists()
         assert [path.exists() for path in held] == [True]
     assert not list(tmp_path.glob("sparcl-sweep-*"))
-    assert not living.exists()
+
+
+def test_what_belongs_to_another_user_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = tmp_path / "sparcl-sweep-a"
+    dead.mkdir()
+    (dead / "lock").touch()
+    with monkeypatch.context() as other:
+        other.setattr(os, "getuid", lambda: dead.stat().st_uid + 1)
+        work.clear_away()
+    assert dead.exists()
+    work.clear_away()
+    assert not dead.exists()
+
+
+def test_a_folder_that_is_cleared_away_before_it_is_locked_is_not_worked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock, taken = fcntl.flock, []
+
+    def late(file: IO[str], operation: int) -> None:
+        if not taken:
+            taken.append(Path(file.name).parent)
+            shutil.rmtree(taken[0])
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with work._held() as path:
+        assert path.exists()
+        assert path not in taken
+
+
+def test_nothing_is_written_where_others_can_put_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PLATFORMIO_CORE_DIR", str(tmp_path / "core"))
+    prepared: list[str] = []
+    monkeypatch.setattr(work.session, "prepare", prepared.extend)
+    work._prepare.__wrapped__("native")
+    assert prepared == ["native"]
+    assert [path.name for path in tmp_path.iterdir()] == ["core"]
 
 
 def test_no_scheduler_there(file: Path) -> None:
