@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -162,7 +163,7 @@ def _jobs(path: Path, file: SweepFile, method: MethodEntry, overrides: tuple[str
         first = config.load(experiment, (*method.set, *overrides, "experiment.name=sweep"))
     except UserError as error:
         raise UserError(f"{path}: method {method.name!r}:\n{error}") from None
-    used = data.fingerprint(first)
+    used = data.fingerprint(first)  # the same for all seeds
 
     def job(seed: int, kind: Kind) -> Job:
         section = first.experiment.model_copy(update={"seed": seed})
@@ -198,3 +199,17 @@ def _sources(name: str) -> str:
 def settings(job: Job) -> Config:
     """The configuration of a job."""
     return config.from_json(job.config)
+
+
+def check(job: Job) -> None:
+    """Raise ``UserError`` where the code or the data found here is not what the job's key was made from.
+
+    Then the job would show something else than its key says: on another computer, or after an edit.
+    """
+    _sources.cache_clear()
+    if _key(job, data.fingerprint(settings(job))) != job.key:
+        raise UserError(
+            f"{socket.gethostname()}: the code in {ROOT}, or the experiment's data, is not what it was where the sweep "
+            "began: every computer needs the same version of sparcl, and data files under the same paths; after an "
+            "edit begin the sweep again"
+        )

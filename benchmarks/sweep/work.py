@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -23,13 +24,13 @@ from generator import boards, float_twin, pipeline
 from generator import plan as plans
 from generator.artefacts import Task
 from generator.config import Config
-from generator.errors import BoardError
+from generator.errors import BoardError, SparclError, UserError
 from generator.pipeline import Project
 from host_tools import firmware, metrics, platformio
 from host_tools.emulator import Emulator, EmulatorError
 
 from .. import measure, session
-from .plan import Job, Kind, settings
+from .plan import Job, Kind, check, settings
 from .results import Costs, Result, Wear
 
 if TYPE_CHECKING:
@@ -44,20 +45,28 @@ _one_at_a_time = threading.Lock()
 
 
 def execute(job: Job) -> Result:
-    """What the job showed.  Raises UserError for settings that do not work, BoardError when the board fails."""
+    """What the job showed.
+
+    Raises ``UserError`` for settings that do not work and for code or data that are not those of the sweep,
+    ``BoardError`` when the board or this computer fails; no subclasses: not all survive the way to another process.
+    """
+    plain: SparclError
+    try:
+        with _one_at_a_time:
+            return _done(job)
+    except SparclError as error:
+        plain = (UserError if error.exit_code == UserError.exit_code else BoardError)(str(error))
+    except (EmulatorError, OSError) as error:
+        plain = BoardError(f"{socket.gethostname()}: {error}")
+    raise plain  # out here, without the error it stands for
+
+
+def _done(job: Job) -> Result:
+    check(job)
     began = time.monotonic()
-    with _one_at_a_time, _folder(), suppress_as_board_error():
+    with _folder():
         result = {Kind.FIXED: _fixed, Kind.FLOAT: _float, Kind.COSTS: _costs}[job.kind](job)
     return result.model_copy(update={"seconds": round(time.monotonic() - began, 2)})
-
-
-@contextmanager
-def suppress_as_board_error() -> Iterator[None]:
-    """An emulator that does not start is a board that failed."""
-    try:
-        yield
-    except EmulatorError as error:
-        raise BoardError(str(error)) from error
 
 
 # ---------------------------------------------------------------- learning

@@ -7,6 +7,7 @@ import csv
 import fcntl
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -25,8 +26,9 @@ from benchmarks.sweep import page, plan, results, sweep, work
 from benchmarks.sweep.plan import Kind
 from benchmarks.sweep.results import Kept, Mean, Result
 from generator.boards import ROOT
-from generator.errors import UserError
-from host_tools.emulator import free_port
+from generator.errors import BoardError, UserError
+from host_tools.emulator import EmulatorError, free_port
+from host_tools.link import DeviceError
 
 SMALL = """
 [data]
@@ -393,6 +395,44 @@ def test_a_job_learns_what_the_command_run_learns(file: Path) -> None:
         assert found.class_il == report["class_il"]
     assert found.wear is not None
     assert found.wear.erases == report["store"]["erases"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (DeviceError(3, 8), BoardError),
+        (EmulatorError("no emulator"), BoardError),
+        (OSError(28, "No space left on device", "/tmp/x"), BoardError),
+        (UserError("a mistake"), UserError),
+    ],
+)
+def test_errors_of_a_job_survive_the_way_to_another_process(
+    file: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, kind: type[Exception]
+) -> None:
+    def fail(_: plan.Job) -> Result:
+        raise raised
+
+    monkeypatch.setattr(work, "_fixed", fail)
+    with pytest.raises(kind, match=re.escape(str(raised))) as caught:
+        work.execute(next(job for job in plan.load(file).jobs if job.kind is Kind.FIXED))
+    found = pickle.loads(pickle.dumps(caught.value))
+    assert (type(found), str(found)) == (kind, str(caught.value))
+    assert caught.value.__context__ is None, "Dask would send it along"
+
+
+def test_a_job_is_not_done_with_other_code_or_data_than_its_key_was_made_from(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "code.py"
+    code.write_text("a = 1")
+    monkeypatch.setattr(plan, "DEPENDS_ON", (str(code),))
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    monkeypatch.setattr(work, "_fixed", lambda job: learnt(job.method, job.kind, job.seed, 80.0))
+    job = next(job for job in plan.load(file).jobs if job.kind is Kind.FIXED)
+    assert work.execute(job).class_il == 80.0
+    code.write_text("a = 2")
+    with pytest.raises(UserError, match="not what it was where the sweep began"):
+        work.execute(job)
 
 
 def test_what_a_dead_process_left_is_cleared_away_and_what_a_living_one_works_in_is_not(
