@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from generator.errors import SparclError, UserError
+from generator.errors import BoardError, SparclError, UserError
 
 from . import work
 from .plan import Job
@@ -31,8 +31,9 @@ def run(
     """Do the jobs, several at a time; ``done`` and ``failed`` are called here, in the order they end.
 
     ``scheduler``: address of a Dask scheduler, else ``processes`` workers (default: one a processor)
-    are started.  A job whose worker dies is done by another one.  Raises ``UserError`` where no
-    scheduler answers; any other error of a job is raised.
+    are started.  A job whose worker dies is done by another one, and has failed after ``TRIES``.  Raises
+    ``UserError`` where no scheduler answers or the cluster has no sparcl, ``BoardError`` where the scheduler
+    goes away; any other error of a job is raised.
     """
     import distributed
 
@@ -46,10 +47,28 @@ def run(
         for future in as_completed(futures):
             job = futures[future]
             try:
-                done(job, future.result())
+                result = future.result()
             except SparclError as error:
                 failed(job, error)
+            except distributed.KilledWorker:
+                failed(job, BoardError("the workers that did it died, one after the other: is there enough memory?"))
+            except distributed.CancelledError:
+                raise BoardError("the scheduler went away; what is done is kept: the same command goes on") from None
+            except (ImportError, RuntimeError) as error:
+                raise (error if scheduler is None else _without_sparcl(error)) from None
+            else:
+                done(job, result)
             future.release()
+
+
+def _without_sparcl(error: Exception) -> Exception:
+    """What to say when a computer of the cluster cannot read a job; other errors are as they are."""
+    if isinstance(error, RuntimeError) and "deserialization" not in str(error):
+        return error
+    return UserError(
+        f"the cluster cannot read the jobs ({' '.join(str(error).split())}): start scheduler and workers in the "
+        "environment of this version of sparcl"
+    )
 
 
 @contextmanager
@@ -72,11 +91,12 @@ def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
         "distributed.worker.memory.target": False,
     }
     with dask.config.set(settings):
+        for name in ("distributed", "distributed.client"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes away is said here
         if scheduler is not None:
             with _connected(client_of, scheduler) as client:
                 yield client
             return
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # the end of workers is said here
         with _interrupts_ignored():
             cluster = cluster_of(
                 n_workers=processes,
@@ -112,7 +132,7 @@ def _interrupts_ignored() -> Iterator[None]:
 def _connected(client: Any, address: str) -> Iterator[Any]:
     try:
         connected = client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:  # the last two: tls: and ucx: without what they need
         raise UserError(
             f"--scheduler {address}: no Dask scheduler answers ({error}); start one with `dask scheduler` and workers "
             f"with `dask worker {address} --nthreads 1`, in the environment of sparcl"

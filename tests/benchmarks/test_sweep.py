@@ -241,13 +241,17 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def cluster(count: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A Dask scheduler and workers without nannies, each a program of its own as on other computers."""
+def cluster(count: int, before: str = "") -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A Dask scheduler and then workers without nannies, each a program of its own as on other computers.
+
+    ``before``: what each of them does first.
+    """
     address = f"tcp://127.0.0.1:{free_port()}"
     port = address.rpartition(":")[2]
 
     def start(program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *arguments, "--no-dashboard"]
+        code = f"{before}\nfrom distributed.cli.dask_{program} import main; main()"
+        command = [sys.executable, "-c", code, *arguments, "--no-dashboard"]
         return subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), cwd=ROOT
         )
@@ -255,7 +259,7 @@ def cluster(count: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     started = [start("scheduler", "--host", "127.0.0.1", "--port", port)]
     try:
         started += [start("worker", address, "--nthreads", "1", "--no-nanny") for _ in range(count)]
-        yield address, started[1:]
+        yield address, started
     finally:
         for process in started:
             process.kill()
@@ -295,7 +299,7 @@ def runs(file: Path) -> dict[str, Result]:
 @pytest.mark.board
 def test_a_cluster_finishes_the_sweep_when_a_worker_is_killed(file: Path) -> None:
     """Each job is done, that of the killed worker by another one, and nothing is left of it."""
-    with cluster(3) as (address, workers):
+    with cluster(3) as (address, (_, *workers)):
         process = sparcl_sweep(file, "--scheduler", address)
         held: list[str] = []
         while not held and process.poll() is None:
@@ -311,6 +315,49 @@ def test_a_cluster_finishes_the_sweep_when_a_worker_is_killed(file: Path) -> Non
     assert set(found) == {job.key for job in plan.load(file).jobs}
     _check_the_figures(list(found.values()))
     _check_the_table(file, output)
+
+
+@pytest.mark.slow
+def test_a_cluster_without_sparcl_is_the_user_s_mistake(file: Path) -> None:
+    with cluster(1, "import sys; sys.modules['benchmarks'] = None") as (address, _):
+        process = sparcl_sweep(file, "--scheduler", address)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert re.search("the cluster cannot read the jobs .*: start scheduler and workers in the environment of", output)
+
+
+@pytest.mark.slow
+@pytest.mark.board
+def test_a_scheduler_that_goes_away_ends_the_sweep_with_what_is_done(file: Path) -> None:
+    with cluster(1) as (address, (scheduler, _)):
+        process = sparcl_sweep(file, "--scheduler", address)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("[1/"):
+                scheduler.kill()
+                break
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "the scheduler went away; what is done is kept" in output
+    assert "Traceback" not in output
+    assert runs(file)
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_every_worker_fails_and_the_others_are_done(file: Path) -> None:
+    before = """
+import os
+from benchmarks.sweep import results, work
+work.execute.__globals__["_done"] = lambda job: (
+    os._exit(1) if job.kind == "costs" else results.Result(method="", seed=0, kind=job.kind, key=job.key, class_il=80.0)
+)
+"""
+    wanted = plan.load(file, seeds=1, only=("SparCL",))
+    with cluster(5, before) as (address, _):
+        outcome = sweep.run(wanted, address, None, plain=True)
+    assert [job.kind for job in wanted.jobs if job.key in outcome.failed] == [Kind.COSTS]
+    assert "the workers that did it died" in sweep.explain(outcome)
+    assert {job.kind for job in wanted.jobs if job.key in outcome.done} == {Kind.FIXED, Kind.FLOAT}
 
 
 def _check_the_figures(found: list[Result]) -> None:
