@@ -373,6 +373,8 @@ def sweep(
 
     from . import view
 
+    if scheduler is not None and jobs is not None:
+        raise UserError("--jobs is for this computer: a cluster does as many at a time as it has workers")
     wanted = plan.load(file, tuple(overrides or ()), seeds, tuple(only or ()))
     try:
         outcome = sweeps.run(wanted, scheduler, jobs, plain=plain)
@@ -382,7 +384,7 @@ def sweep(
     sweeps.show(outcome)
     view.say("\n".join(str(path) for path in outcome.save()))
     if outcome.failed:
-        raise BoardError(sweeps.explain(outcome))
+        raise sweeps.failure(outcome)
 
 
 @app.command()

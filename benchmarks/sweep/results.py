@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from generator.errors import UserError
+
 from .plan import Job, Kind, Sweep
 
 Percent = float
@@ -86,12 +88,17 @@ class Kept:
         return found.model_copy(update={"method": job.method, "seed": job.seed})
 
     def put(self, result: Result) -> None:
-        """Keep a result; it is there as a whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Keep a result; it is there as a whole or not at all.  Raises ``UserError`` where there is no room for it."""
         path = self._path(result.key)
         aside = path.with_suffix(".new")
-        aside.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        aside.replace(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            aside.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); the runs before it are kept: the same command goes on"
+            ) from None
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.json"
@@ -136,7 +143,7 @@ def write_csv(path: Path, results: Iterable[Result]) -> None:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean and standard deviation over ``count`` seeds."""
+    """Mean and standard deviation over ``count`` seeds; of a single one there is no deviation."""
 
     mean: float
     deviation: float
@@ -150,7 +157,7 @@ class Mean:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.deviation:.1f}"
+        return f"{self.mean:.1f} ± {self.deviation:.1f}" if self.count > 1 else f"{self.mean:.1f}"
 
 
 @dataclass(frozen=True)

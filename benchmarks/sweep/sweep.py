@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from generator.errors import SparclError
+from generator.errors import BoardError, SparclError, UserError
 from generator.pipeline import build_folder
 from host_tools import view
 
@@ -32,6 +34,14 @@ class Outcome:
     folder: Path
     done: dict[str, Result] = field(default_factory=dict)
     failed: dict[str, SparclError] = field(default_factory=dict)
+
+    def todo(self) -> list[Job]:
+        """What is not done yet; methods that are the same are done once."""
+        jobs: dict[str, Job] = {}
+        for job in self.sweep.jobs:
+            if job.key not in self.done:
+                jobs.setdefault(job.key, job)
+        return list(jobs.values())
 
     def results(self) -> list[Result]:
         """One for each job that is done, under the name of the job's method; by method, seed and kind."""
@@ -61,37 +71,57 @@ def folder(sweep: Sweep) -> Path:
     return build_folder() / "sweeps" / sweep.name
 
 
+def so_far(sweep: Sweep) -> Outcome:
+    """What has been done of the sweep before."""
+    outcome = Outcome(sweep, folder(sweep))
+    kept = _kept(outcome)
+    for job in outcome.todo():
+        if (result := kept.get(job)) is not None:
+            outcome.done[job.key] = result
+    return outcome
+
+
+def _kept(outcome: Outcome) -> Kept:
+    return Kept(outcome.folder / "runs")
+
+
 def run(sweep: Sweep, scheduler: str | None, processes: int | None, *, plain: bool) -> Outcome:
     """Do what is not done yet.
 
     Results are kept as they come: what Ctrl-C interrupts goes on where it was.  A job that
-    fails does not stop the others.
+    fails does not stop the others.  Raises ``UserError`` while another process does the same sweep.
     """
-    outcome = Outcome(sweep, folder(sweep))
-    kept = Kept(outcome.folder / "runs")
-    wanted: dict[str, Job] = {}
-    for job in sweep.jobs:
-        wanted.setdefault(job.key, job)  # methods that are the same are done once
-    for key, job in wanted.items():
-        if (result := kept.get(job)) is not None:
-            outcome.done[key] = result
-    todo = [job for key, job in wanted.items() if key not in outcome.done]
-    if outcome.done:
-        view.say(f"{len(outcome.done)} of {len(wanted)} runs are done already")
-    if todo:
-        with _Progress(len(wanted), len(outcome.done), plain=plain) as progress:
-            _work(todo, outcome, kept, progress, scheduler, processes)
+    with _alone(folder(sweep)):
+        outcome = so_far(sweep)
+        todo = outcome.todo()
+        total = len(outcome.done) + len(todo)
+        if outcome.done:
+            view.say(f"{len(outcome.done)} of {total} runs are done already")
+        if todo:
+            with _Progress(total, len(outcome.done), plain=plain) as progress:
+                _work(todo, outcome, progress, scheduler, processes)
     return outcome
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two at a time would do every run twice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: a sweep of this name is under way; wait for it, or give this one another SPARCL_BUILD"
+            ) from None
+        yield
+
+
 def _work(
-    todo: Sequence[Job],
-    outcome: Outcome,
-    kept: Kept,
-    progress: _Progress,
-    scheduler: str | None,
-    processes: int | None,
+    todo: Sequence[Job], outcome: Outcome, progress: _Progress, scheduler: str | None, processes: int | None
 ) -> None:
+    kept = _kept(outcome)
+
     def done(job: Job, result: Result) -> None:
         kept.put(result)
         outcome.done[job.key] = result
@@ -167,8 +197,10 @@ def show(outcome: Outcome) -> None:
     view.say(LEGEND.format(board=outcome.sweep.board))
 
 
-def explain(outcome: Outcome) -> str:
-    """What failed, for the last line."""
+def failure(outcome: Outcome) -> SparclError:
+    """What failed, for the last lines; the user's mistake if nothing else went wrong."""
     names = {job.key: job.name for job in outcome.sweep.jobs}
     lines = [f"{names[key]}: {error}" for key, error in outcome.failed.items()]
-    return "\n".join([f"{len(lines)} of the runs failed; the same command tries them again", *lines])
+    mistakes = all(isinstance(error, UserError) for error in outcome.failed.values())
+    text = "\n".join([f"{len(lines)} of the runs failed; the same command tries them again", *lines])
+    return UserError(text) if mistakes else BoardError(text)
