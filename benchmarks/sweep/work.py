@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One job of a sweep, in any process: everything it needs is in the job, and all it leaves behind is its result.
 
-A process that is killed in the midst leaves a folder, and perhaps a board that runs; whoever works
-next on this computer finds that nobody holds the folder's lock, and clears both away.
+A process that is killed in the midst leaves a folder, and perhaps a board or a build that runs; whoever works
+next on this computer finds that nobody holds the folder's lock, and clears all of it away.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -215,7 +216,7 @@ def _held() -> Iterator[Path]:
 
 
 def clear_away() -> None:
-    """Stop the boards and remove the folders of this user's jobs whose process is gone."""
+    """Stop the boards and builds and remove the folders of this user's jobs whose process is gone."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):
             if path.lstat().st_uid != os.getuid():
@@ -229,7 +230,29 @@ def _remove(path: Path) -> None:
     for state in path.rglob("state.json"):
         with suppress(EmulatorError):
             Emulator(state.parent, state.parent.name).kill(settle=False)
+    _end_builds(path)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _end_builds(path: Path) -> None:
+    """End whatever was started with the folder to build in (Linux): it would go on, and make the folder anew."""
+    mark = f"SPARCL_BUILD={path / 'build'}".encode()
+    for _ in range(100):  # a build starts processes while one looks
+        found = [process for process in Path("/proc").glob("[0-9]*") if mark in _environment(process)]
+        if not found:
+            return
+        for process in found:
+            with suppress(OSError):
+                os.kill(int(process.name), signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _environment(process: Path) -> list[bytes]:
+    """Of a folder in /proc: the variables the process began with; none of other users'."""
+    try:
+        return (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 @cache

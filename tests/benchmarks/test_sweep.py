@@ -427,7 +427,7 @@ def _check_the_table(file: Path, output: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.board
-def test_after_ctrl_c_no_run_is_done_twice(file: Path) -> None:
+def test_after_ctrl_c_no_run_is_done_twice(file: Path, temporary: Path) -> None:
     process = sparcl_sweep(file)
     assert process.stdout is not None
     for line in process.stdout:
@@ -440,7 +440,8 @@ def test_after_ctrl_c_no_run_is_done_twice(file: Path) -> None:
     assert "Traceback" not in rest
     before = {path: path.stat().st_mtime_ns for path in (file.parent / "build").rglob("runs/*.json")}
     assert 2 <= len(before) < 10
-    assert not left_behind(file)
+    assert not boards_below(temporary)
+    assert not list(temporary.glob("sparcl-sweep-*"))
 
     process = sparcl_sweep(file)
     output, _ = process.communicate(timeout=600)
@@ -456,10 +457,18 @@ def test_after_ctrl_c_no_run_is_done_twice(file: Path) -> None:
     assert "[10/10]" not in output
 
 
-def left_behind(file: Path) -> list[str]:
-    """Boards that still run for jobs of this test's sweep."""
-    listed = subprocess.run(["ps", "ax", "-o", "command"], capture_output=True, text=True, check=True)
-    return [line for line in listed.stdout.splitlines() if "sparcl-sweep-" in line and "flash.elf" in line]
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files that only this test's sweeps use; its path is short enough for sockets in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def boards_below(folder: Path) -> list[str]:
+    """Boards that still run there."""
+    listed = subprocess.run(["ps", "axww", "-o", "command"], capture_output=True, text=True, check=True)
+    return [line for line in listed.stdout.splitlines() if f"{folder}/sparcl-sweep-" in line and "flash.elf" in line]
 
 
 @pytest.mark.slow
@@ -530,6 +539,29 @@ def test_what_a_dead_process_left_is_cleared_away_and_what_a_living_one_works_in
         assert not dead.exists()
         assert [path.exists() for path in held] == [True]
     assert not list(tmp_path.glob("sparcl-sweep-*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_the_build_of_a_dead_process_is_ended_before_its_folder_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead, other = tmp_path / "sparcl-sweep-a", tmp_path / "sparcl-sweep-ab"
+    dead.mkdir()
+    (dead / "lock").touch()
+    builds = [
+        subprocess.Popen(["sleep", "600"], env={**os.environ, "SPARCL_BUILD": str(folder / "build")})
+        for folder in (dead, other)
+    ]
+    try:
+        work.clear_away()
+        assert builds[0].wait(timeout=60) == -signal.SIGKILL
+        assert builds[1].poll() is None
+        assert not dead.exists()
+    finally:
+        for build in builds:
+            build.kill()
+            build.wait()
 
 
 def test_what_belongs_to_another_user_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
