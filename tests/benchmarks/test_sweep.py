@@ -605,6 +605,13 @@ def test_nothing_is_written_where_others_can_put_a_link(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["core"]
 
 
+def test_the_number_of_runs_at_a_time_is_the_cluster_s_own(file: Path) -> None:
+    process = sparcl_sweep(file, "--scheduler", "tcp://127.0.0.1:1", "--jobs", "1")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--jobs is for this computer" in output
+
+
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])
 def test_no_scheduler_there(file: Path, scheme: str) -> None:
     address = f"{scheme}://127.0.0.1:{free_port()}"
