@@ -281,3 +281,6 @@ def _loss_proof(model: Model) -> Iterator[ProofLine]:
     if model.learning.alpha > 0.0:
         mq = math.floor(2.0 / classes * 32768 + 0.5)
         yield ProofLine("loss", "mean squared error: d*2/C, rounded", 32767 * mq + (1 << fz), INT32_MAX, "clamp")
+    if model.learning.shared_draws:
+        worst = 32768 * 32768 + half(15)  # the shares of both terms make 2^15
+        yield ProofLine("loss", "shared draw: e'*share + e''*rest, rounded", worst, INT32_MAX, "static")

@@ -172,7 +172,8 @@ def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: 
 def _saliencies(config: Config, layers: Sequence[FloatLayer], samples: Floats) -> list[Floats]:
     """What decides which weights exist at first (``initial.mask``)."""
     if config.initial.mask == "random":
-        random = np.random.default_rng(config.experiment.seed)
+        # Not the stream that the weights were drawn from: the mask would follow them.
+        random = np.random.default_rng((config.experiment.seed, 1))
         return [random.random(layer.weight.shape) for layer in layers]
     data_aware = config.initial.mask == "data"
     return [

@@ -113,23 +113,22 @@ uint32_t scl_loss_cross_entropy(const int16_t *z, uint32_t label, const uint8_t 
   return cross_entropy(sum, exponent(m, z[label]));
 }
 
+static int16_t squared(int32_t z, int32_t stored) {
+  const int32_t d = scl_clamp(z - stored, -32767, 32767);
+  return scl_sat16(scl_shift(d * SCL_DISTIL_MQ, SCL_FZ + 1));
+}
+
 void scl_loss_distil(const int16_t *z, const int16_t *stored, int16_t *e) {
   for (uint32_t c = 0; c < SCL_LOGITS_PAD; c++) {
-    e[c] = 0;
-    if (c < SCL_N_CLASSES) {
-      const int32_t d = scl_clamp((int32_t)z[c] - stored[c], -32767, 32767);
-      e[c] = scl_sat16(scl_shift(d * SCL_DISTIL_MQ, SCL_FZ + 1));
-    }
+    e[c] = c < SCL_N_CLASSES ? squared(z[c], stored[c]) : 0;
   }
 }
 
 void scl_loss_shared(const int16_t *z, const int16_t *stored, uint32_t label, const uint8_t *class_task, int16_t *e) {
-  int16_t distil[SCL_LOGITS_PAD];
-  scl_loss_distil(z, stored, distil);
   (void)scl_loss_cross_entropy(z, label, class_task, SCL_ALL_CLASSES, e);
-  for (uint32_t c = 0; c < SCL_LOGITS_PAD; c++) {
-    /* below 2^30: the shares add up to 2^15 */
-    e[c] = (int16_t)scl_shift(distil[c] * SCL_DISTIL_SHARE + e[c] * (32768 - SCL_DISTIL_SHARE), 15);
+  for (uint32_t c = 0; c < SCL_N_CLASSES; c++) {
+    /* at most 2^30: the shares add up to 2^15 */
+    e[c] = (int16_t)scl_shift(squared(z[c], stored[c]) * SCL_DISTIL_SHARE + e[c] * (32768 - SCL_DISTIL_SHARE), 15);
   }
 }
 

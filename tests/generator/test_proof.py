@@ -36,6 +36,21 @@ def make(n_in: int, hidden: tuple[int, ...], signed: bool, fraction: int, scale:
     return quantise.quantise(c, d, f)
 
 
+def test_both_errors_of_a_shared_draw_fit_whatever_their_shares() -> None:
+    lines = {line.accumulator: line for line in proof.overflow_proof(make(20, (8,), False, 8, 1.0))}
+    line = lines["shared draw: e'*share + e''*rest, rounded"]
+    for share in (0, 1, 16384, 32767, 32768):
+        for a in (-32768, 32767):
+            for b in (-32768, 32767):
+                blended = a * share + b * (32768 - share)
+                assert abs(blended) + (1 << 14) <= line.worst
+                assert shift(blended, 15) in range(-32768, 32768)
+    assert line.holds
+    assert not any(
+        "shared" in y.accumulator for y in proof.overflow_proof(make(20, (8,), False, 8, 1.0, shared_draws=0))
+    )
+
+
 def corner_inputs(layer: Layer, largest: int, signs: np.random.Generator) -> list[int]:
     """Full-scale inputs within the norm guard's limit, if there is one."""
     left = layer.l1_in or layer.n_in * largest
@@ -78,7 +93,7 @@ def check_update(model: Model, layer: Layer, largest: int) -> None:
                 assert g * x + (1 << su) - 1 in INT32
                 total, cut = g * x, su
             else:
-                total, cut = 3 * batch * shift(g * x, model.sacc), su - model.sacc
+                total, cut = model.learning.passes * batch * shift(g * x, model.sacc), su - model.sacc
                 assert total in INT32
                 assert total + (1 << cut) - 1 in INT32
             shift(total, cut)

@@ -120,6 +120,16 @@ def test_random_masks_do_not_look_at_weights_or_data_and_follow_the_seed() -> No
     assert np.abs(layer.weight[layer.mask]).mean() == pytest.approx(np.abs(dense).mean(), rel=0.1)
 
 
+def test_random_masks_do_not_follow_the_stream_of_the_weights() -> None:
+    """Weights of a layer without ReLU are uniform numbers, as those that the mask is drawn by."""
+    d = helpers.dataset(n_in=20)
+    layers = ({"type": "dense", "units": 64, "activation": "none"},)
+    sections = {"model": {"layers": layers}, "initial": {"train": "none", "mask": "random", "rescale": False}}
+    masked = helpers.float_model(helpers.config(sparsity={"weights": 0.5}, **sections), d).layers[0]
+    dense = helpers.float_model(helpers.config(sparsity={"weights": 0.0}, **sections), d).layers[0].weight
+    assert abs(np.corrcoef(masked.mask.ravel(), dense.ravel())[0, 1]) < 0.1
+
+
 def test_accuracy_is_reported_per_task_and_for_the_base() -> None:
     c = Config.model_validate(
         {"data": {"set": "digits"}, "initial": {"train": "none"}, "tasks": {"split": ((0, 1), (2, 3, 4))}}
