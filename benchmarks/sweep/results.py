@@ -123,19 +123,34 @@ COLUMNS: Mapping[str, Callable[[Result], Any]] = {
 }
 """One row is one run; percentages, counts, bytes.  Nothing that differs from one time to the next."""
 
+COSTS: Mapping[str, Callable[[Costs], Any]] = {
+    "weights": lambda c: c.non_zeros,
+    "forward_macs": lambda c: _number(c.macs),
+    "instructions": lambda c: _number(c.step),
+    "instructions_mask_update": lambda c: _number(c.mask_update),
+    "ram_bytes": lambda c: c.ram,
+    "flash_bytes": lambda c: c.flash,
+    "journal_bytes": lambda c: c.journal,
+}
+"""What its method takes on the sweep's board: the same for all runs of a method, empty where it was not counted."""
+
 
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.3f}"
 
 
 def write_csv(path: Path, results: Iterable[Result]) -> None:
-    """Write the runs as a tidy table."""
+    """Write the runs as a tidy table, with the costs of their methods."""
+    found = list(results)
+    costs = {result.method: result.costs for result in found if result.costs is not None}
+    nothing = Costs(board="")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for result in results:
+        writer.writerow([*COLUMNS, *COSTS])
+        for result in found:
             if result.kind is not Kind.COSTS:
-                writer.writerow([column(result) for column in COLUMNS.values()])
+                cost = costs.get(result.method, nothing)
+                writer.writerow([*(c(result) for c in COLUMNS.values()), *(c(cost) for c in COSTS.values())])
 
 
 # ---------------------------------------------------------------- by method
@@ -174,6 +189,12 @@ class Row:
     costs: Costs | None
 
     @property
+    def seeds(self) -> str:
+        """Runs that are done: of fixed point, and of floating point if those are not as many."""
+        counts = [mean.count for mean in (self.fixed, self.float32) if mean is not None]
+        return " / ".join(str(count) for count in dict.fromkeys(counts)) or "–"
+
+    @property
     def difference(self) -> float | None:
         """Points by which fixed point is better than floating point, means over the seeds."""
         return None if self.fixed is None or self.float32 is None else self.fixed.mean - self.float32.mean
@@ -183,6 +204,7 @@ class Row:
         costs = self.costs or Costs(board="")
         return [
             self.method,
+            self.seeds,
             _shown(self.fixed),
             _shown(self.float32),
             _shown(self.difference, "+.1f"),
@@ -199,6 +221,7 @@ class Row:
 
 HEADINGS = (
     "method",
+    "seeds",
     "fixed point",
     "float32",
     "fixed - float",

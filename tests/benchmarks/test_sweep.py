@@ -207,7 +207,8 @@ def test_results_are_kept_by_key_and_damaged_ones_are_not_there(file: Path, tmp_
 
 def test_the_tidy_table_has_a_row_for_each_run(tmp_path: Path) -> None:
     runs = [learnt("a", kind, seed, 80.0 + seed) for kind in (Kind.FIXED, Kind.FLOAT) for seed in (0, 1)]
-    results.write_csv(tmp_path / "runs.csv", runs)
+    counted = Result(method="a", seed=0, kind=Kind.COSTS, key="", costs=results.Costs(board="b", ram=1000, step=2000.5))
+    results.write_csv(tmp_path / "runs.csv", [counted, *runs])
     with (tmp_path / "runs.csv").open(newline="") as table:
         found = list(csv.DictReader(table))
     assert [(row["arithmetic"], row["seed"], row["class_il"]) for row in found] == [
@@ -216,6 +217,7 @@ def test_the_tidy_table_has_a_row_for_each_run(tmp_path: Path) -> None:
         ("float32", "0", "80.000"),
         ("float32", "1", "81.000"),
     ]
+    assert {(row["ram_bytes"], row["instructions"], row["flash_bytes"]) for row in found} == {("1000", "2000.500", "")}
 
 
 def test_means_are_over_seeds_and_the_difference_is_fixed_less_floating_point(file: Path) -> None:
@@ -225,11 +227,11 @@ def test_means_are_over_seeds_and_the_difference_is_fixed_less_floating_point(fi
     row, other = results.rows(wanted, runs)
     assert row.fixed == Mean(82.0, 2.0, 3)
     assert row.difference == pytest.approx(-0.5)
-    assert row.cells()[1:4] == ["82.0 ± 2.0", "82.5 ± 2.1", "-0.5"]
+    assert row.cells()[1:5] == ["3 / 2", "82.0 ± 2.0", "82.5 ± 2.1", "-0.5"]
     assert set(other.cells()[1:]) == {"–"}, "a method without runs yet is a row of nothing"
-    assert results.markdown([row]).splitlines()[2].startswith("| SparCL | 82.0 ± 2.0 |")
+    assert results.markdown([row]).splitlines()[2].startswith("| SparCL | 3 / 2 | 82.0 ± 2.0 |")
     (row, _) = results.rows(wanted, runs[:1])
-    assert row.cells()[1] == "80.0", "one seed says nothing about the deviation"
+    assert row.cells()[1:3] == ["1", "80.0"], "one seed says nothing about the deviation"
 
 
 def test_the_page_gets_the_table_between_its_marks_and_the_runs_beside_it(file: Path, tmp_path: Path) -> None:
