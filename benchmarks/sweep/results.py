@@ -276,4 +276,5 @@ def _mean(found: Sequence[Result], name: str) -> Mean | None:
 def markdown(table: Sequence[Row]) -> str:
     """The summary as a table for a document."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    return "\n".join([*lines, *("| " + " | ".join(row.cells()) + " |" for row in table)]) + "\n"
+    cells = ([cell.replace("|", "\\|") for cell in row.cells()] for row in table)
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)]) + "\n"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import fcntl
 import json
 import os
@@ -230,6 +231,8 @@ def test_means_are_over_seeds_and_the_difference_is_fixed_less_floating_point(fi
     assert row.cells()[1:5] == ["3 / 2", "82.0 ± 2.0", "82.5 ± 2.1", "-0.5"]
     assert set(other.cells()[1:]) == {"–"}, "a method without runs yet is a row of nothing"
     assert results.markdown([row]).splitlines()[2].startswith("| SparCL | 3 / 2 | 82.0 ± 2.0 |")
+    named = dataclasses.replace(row, method="by |w|")
+    assert results.markdown([named]).splitlines()[2].startswith(r"| by \|w\| | 3 / 2 |")
     (row, _) = results.rows(wanted, runs[:1])
     assert row.cells()[1:3] == ["1", "80.0"], "one seed says nothing about the deviation"
 
