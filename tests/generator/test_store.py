@@ -73,7 +73,7 @@ def spoil(document: dict[str, Any], *path: Any, value: Any) -> None:
     [
         (("fg",), "19", "Model.fg is '19'"),
         (("fg",), True, "Model.fg is True"),
-        (("fg",), 18, "hash does not fit"),
+        (("fg",), 3, "hash does not fit"),
         (("layers",), 3, "Model.layers is not a list"),
         (("layers", 0, "bias"), None, "Model.layers\\[0\\].bias is not an array"),
         (("layers", 0, "bias"), {"array": 99}, "is not an array"),
