@@ -108,7 +108,7 @@ def check_lines(text: str, result: StreamResult) -> None:
 # -- the live view -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(100, 30), (60, 12)])
+@pytest.mark.parametrize("size", [(100, 30), pytest.param((60, 12), marks=pytest.mark.slow)])
 def test_view_during_a_session_and_after_it(sparcl: Sparcl, size: tuple[int, int]) -> None:
     terminal = start(sparcl, "stream", "--fresh", size=size)
     frames = list(terminal.frames())
@@ -133,6 +133,7 @@ def test_view_during_a_session_and_after_it(sparcl: Sparcl, size: tuple[int, int
     assert "the board has learnt all tasks" in terminal.text
 
 
+@pytest.mark.slow
 def test_a_low_terminal_gets_the_bar_alone(sparcl: Sparcl) -> None:
     terminal = start(sparcl, "stream", "--fresh", size=(80, 10))
     frames = list(terminal.frames())
@@ -143,6 +144,7 @@ def test_a_low_terminal_gets_the_bar_alone(sparcl: Sparcl) -> None:
     check_lines(terminal.text, measured(sparcl))
 
 
+@pytest.mark.slow
 def test_view_follows_the_size_of_the_terminal(long: Sparcl) -> None:
     terminal = start(long, "stream", "--fresh", size=(100, 30))
     resized, after = False, []
@@ -186,6 +188,7 @@ def test_interrupted(long: Sparcl) -> None:
     assert "bit-exact" in long("validate", "native").stdout
 
 
+@pytest.mark.slow
 def test_a_board_that_is_gone(long: Sparcl) -> None:
     """An error restores the terminal too."""
     terminal = start(long, "stream", "--fresh")
@@ -198,6 +201,7 @@ def test_a_board_that_is_gone(long: Sparcl) -> None:
     assert not LEFT.search(terminal.text)
 
 
+@pytest.mark.slow
 def test_no_colour(sparcl: Sparcl) -> None:
     coloured = start(sparcl, "stream", "--fresh")
     assert [frame for frame in coloured.frames() if "(2 of 5)" in frame]
@@ -223,6 +227,7 @@ def test_lines_without_control_characters(sparcl: Sparcl, options: list[str], en
     check_plain(terminal.written.replace(b"\r\n", b"\n"), measured(sparcl))
 
 
+@pytest.mark.slow
 def test_plain_run_on_a_terminal_and_run_into_a_log(sparcl: Sparcl) -> None:
     terminal = start(sparcl, "run", "--plain", size=(160, 30))
     list(terminal.frames())
@@ -243,6 +248,7 @@ def check_plain(output: bytes, result: StreamResult) -> None:
 # -- a board that counts instructions ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_instructions_agree_with_the_report(sparcl: Sparcl) -> None:
     """Those of the lines, weighted with their samples, and the last ones of the view."""
     require("microbit")
