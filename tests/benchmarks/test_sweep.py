@@ -338,6 +338,8 @@ def sparcl_sweep(file: Path, *arguments: str) -> subprocess.Popen[str]:
         env=environment(),
         cwd=ROOT,
         start_new_session=True,
+        # In a shell's background job SIGINT is ignored, and what it starts would not notice Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
