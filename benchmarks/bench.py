@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 
 import generator
@@ -42,7 +41,7 @@ def run(chosen: Sequence[str], *, quick: bool, seed: int, say: Say) -> Bench:
     folder = build_folder() / "bench"
     wanted = cases(tuple(chosen) or known, quick)
     session.prepare(sorted({case.board for case in wanted}))
-    with _projects_in(folder / "projects"):
+    with session.projects_in(folder / "projects"):
         results = _all(wanted, folder / "cases", seed, say)
         times = _host_times(wanted, seed, say) if not quick and MAIN in (chosen or known) else None
     done = _with_accuracies(results)
@@ -65,20 +64,6 @@ def save(bench: Bench) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(bench.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return path
-
-
-@contextmanager
-def _projects_in(folder: Path) -> Iterator[None]:
-    """Where the pipeline puts projects: not beside those of the user, whose names could be the same."""
-    before = os.environ.get("SPARCL_BUILD")
-    os.environ["SPARCL_BUILD"] = str(folder.resolve())
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SPARCL_BUILD"]
-        else:
-            os.environ["SPARCL_BUILD"] = before
 
 
 def _all(wanted: Sequence[Case], kept: Path, seed: int, say: Say) -> list[CaseResult]:

@@ -10,7 +10,6 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from host_tools.emulator import load_board
 from host_tools.image import measure as measure_image
 from host_tools.protocol import Statistics
 
-from . import cycles, session
+from . import cycles, session, sources
 from .cases import Case, Mode
 from .count import Counts, Program, by_layer
 from .loops import Executions, inner_loops, macs
@@ -82,7 +81,7 @@ def _key(case: Case, seed: int) -> str:
     """Hash of everything that costs depend on."""
     state = hashlib.sha256(repr((case.network, case.mode, case.board, case.overrides, case.defines, seed)).encode())
     state.update(case.experiment.read_bytes())
-    state.update(_sources(_MEASURED, _MEASURING))
+    state.update(sources.digest((*_MEASURED, *(f"benchmarks/{name}.py" for name in _MEASURING))))
     return state.hexdigest()[:24]
 
 
@@ -92,17 +91,6 @@ def _content(project: Project) -> str:
     for name in ("numerics.md", "algorithm.md"):
         state.update((ROOT / "docs" / name).read_bytes())
     return f"accuracy-{state.hexdigest()[:24]}"
-
-
-@cache
-def _sources(folders: tuple[str, ...], modules: tuple[str, ...]) -> bytes:
-    state = hashlib.sha256()
-    named = [ROOT / name for name in folders] + [Path(__file__).parent / f"{name}.py" for name in modules]
-    for path in named:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and file.suffix != ".pyc":
-                state.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return state.digest()
 
 
 def _empty(case: Case, why: str | None) -> CaseResult:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generator.boards import ROOT
@@ -53,6 +55,20 @@ def prepare(boards: Iterable[str]) -> None:
         run_pio(["pkg", "install", *environments], cwd=ROOT)
     except PioError as error:
         raise BoardError(str(error)) from error
+
+
+@contextmanager
+def projects_in(folder: Path) -> Iterator[None]:
+    """Where the pipeline puts projects: not beside those of the user, whose names could be the same."""
+    before = os.environ.get("SPARCL_BUILD")
+    os.environ["SPARCL_BUILD"] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SPARCL_BUILD"]
+        else:
+            os.environ["SPARCL_BUILD"] = before
 
 
 @contextmanager

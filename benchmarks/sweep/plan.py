@@ -9,7 +9,6 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -20,6 +19,8 @@ from generator import boards, config, data
 from generator.boards import ROOT
 from generator.config import Config
 from generator.errors import UserError
+
+from .. import sources
 
 DEPENDS_ON = (
     *("generator", "templates", "firmware", "platforms", "platformio.ini"),
@@ -188,20 +189,10 @@ def _jobs(path: Path, file: SweepFile, method: MethodEntry, overrides: tuple[str
 def _key(job: Job, used: bytes) -> str:
     """The same for two methods that are the same but for their names: that is one run."""
     state = hashlib.sha256(used)
-    made_by = (*map(_sources, DEPENDS_ON), *map(_version, PACKAGES))
+    made_by = (sources.digest(DEPENDS_ON).hex(), *map(_version, PACKAGES))
     for part in (job.kind, job.board, job.config, *made_by):
         state.update(str(part).encode() + b"\0")
     return state.hexdigest()[:24]
-
-
-@cache
-def _sources(name: str) -> str:
-    """Hash of a file, or of all files in a folder."""
-    path, state = ROOT / name, hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.suffix != ".pyc":
-            state.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return state.hexdigest()
 
 
 def _version(package: str) -> str:
@@ -221,7 +212,7 @@ def check(job: Job) -> None:
 
     Then the job would show something else than its key says: on another computer, or after an edit.
     """
-    _sources.cache_clear()
+    sources.digest.cache_clear()
     if _key(job, data.fingerprint(settings(job))) != job.key:
         raise UserError(
             f"{socket.gethostname()}: the code in {ROOT}, or the experiment's data, is not what it was where the sweep "

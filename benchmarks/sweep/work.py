@@ -17,11 +17,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generator import boards, float_twin, pipeline
+from generator import boards, float_twin, network, pipeline
 from generator import plan as plans
 from generator.artefacts import Task
 from generator.config import Config
@@ -180,8 +181,8 @@ def _counted(project: Project) -> tuple[float, float, float]:
 
 def _spread(task: Task, count: int) -> Task:
     """``count`` training samples, from all over the task."""
-    where = sorted({i * len(task.y_train) // count for i in range(count)})
-    return Task(task.name, task.classes, task.x_train[where], task.y_train[where], task.x_test, task.y_test)
+    where = network.spread(len(task.y_train), count)
+    return replace(task, x_train=task.x_train[where], y_train=task.y_train[where])
 
 
 # ---------------------------------------------------------------- a place to work in
@@ -191,15 +192,11 @@ def _spread(task: Task, count: int) -> Task:
 def _folder() -> Iterator[None]:
     """A build folder of this job's own, gone at the end."""
     clear_away()
-    before = os.environ.get("SPARCL_BUILD")
     with _held() as path:
-        os.environ["SPARCL_BUILD"] = str(path / "build")
         try:
-            yield
+            with session.projects_in(path / "build"):
+                yield
         finally:
-            os.environ.pop("SPARCL_BUILD")
-            if before is not None:
-                os.environ["SPARCL_BUILD"] = before
             _remove(path)
 
 
@@ -236,7 +233,7 @@ def _remove(path: Path) -> None:
 
 def _end_builds(path: Path) -> None:
     """End whatever was started with the folder to build in (Linux): it would go on, and make the folder anew."""
-    mark = f"SPARCL_BUILD={path / 'build'}".encode()
+    mark = f"SPARCL_BUILD={(path / 'build').resolve()}".encode()
     for _ in range(100):  # a build starts processes while one looks
         found = [process for process in Path("/proc").glob("[0-9]*") if mark in _environment(process)]
         if not found:

@@ -112,7 +112,7 @@ def test_a_key_is_that_of_the_settings_the_code_and_the_data(file: Path, monkeyp
     (file.parent / "small.toml").write_text(SMALL.replace("epochs = 2", "epochs = 3"))
     assert not set(before) & {job.key for job in plan.load(file).jobs}
     (file.parent / "small.toml").write_text(SMALL)
-    monkeypatch.setattr(plan, "_sources", lambda name: "other code")
+    monkeypatch.setattr(plan.sources, "digest", lambda names: b"other code")
     assert not set(before) & {job.key for job in plan.load(file).jobs}
 
 
@@ -545,7 +545,7 @@ def test_a_job_is_not_done_with_other_code_or_data_than_its_key_was_made_from(
     code = tmp_path / "code.py"
     code.write_text("a = 1")
     monkeypatch.setattr(plan, "DEPENDS_ON", (str(code),))
-    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    monkeypatch.setattr(plan.sources, "ROOT", tmp_path)
     monkeypatch.setattr(work, "_fixed", lambda job: learnt(job.method, job.kind, job.seed, 80.0))
     job = next(job for job in plan.load(file).jobs if job.kind is Kind.FIXED)
     assert work.execute(job).class_il == 80.0
