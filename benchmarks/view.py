@@ -8,18 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from host_tools import markup
-from host_tools.view import console, kib
+from host_tools import markup, view
+from host_tools.view import kib
 
 from .cases import MAIN, Mode
 from .result import Bench, CaseResult
 
 PLOT = "plot.svg"
-_LEAST_WIDTH = 150
-"""Columns of the tables where the output goes to a log."""
 NOTHING = "-"
 
 
@@ -56,7 +53,7 @@ def tables(bench: Bench) -> list[Table]:
 
 def show(bench: Bench) -> None:
     """Print the tables; a narrow terminal breaks their lines."""
-    wide = Console(highlight=False, width=max(console.width, _LEAST_WIDTH))
+    wide = view.wide()
     for table in tables(bench):
         wide.print(table, "")
 

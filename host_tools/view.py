@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .stream import Observer
     from .twin import Pair
 
+_LEAST_WIDTH = 150
+"""Columns of the tables that `wide` is for."""
+
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -38,7 +41,7 @@ def without_controls() -> None:
     console = Console(highlight=False, color_system=None)
 
 
-def _moves(*, plain: bool) -> bool:
+def moves(*, plain: bool) -> bool:
     """Whether what has been shown may be drawn over: not in a log, nor on a terminal that cannot."""
     drawable = console.encoding.startswith("utf") and not console.is_dumb_terminal
     return not plain and sys.stdout.isatty() and drawable
@@ -48,7 +51,16 @@ def observer(*, plain: bool) -> Observer:
     """The live view on a terminal; lines when asked for or when the output goes elsewhere."""
     from .live import LiveView, PlainView
 
-    return LiveView(console) if _moves(plain=plain) else PlainView()
+    return LiveView(console) if moves(plain=plain) else PlainView()
+
+
+def wide() -> Console:
+    """A console for tables of many columns, which a log does not break."""
+    return Console(
+        highlight=False,
+        color_system="auto" if console.color_system else None,
+        width=max(console.width, _LEAST_WIDTH),
+    )
 
 
 def heading(text: str) -> None:
@@ -64,7 +76,7 @@ def comparing(total: int, *, plain: bool) -> Progress:
         TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
         console=console,
         transient=True,
-        disable=not _moves(plain=plain),
+        disable=not moves(plain=plain),
     )
 
 

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 import fcntl
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -158,7 +156,7 @@ class _Progress:
             console=view.console,
             transient=True,
             speed_estimate_period=600.0,
-            disable=plain or not sys.stdout.isatty(),
+            disable=not view.moves(plain=plain),
         )
         self._task = self._bar.add_task("", total=total, completed=done)
 
@@ -176,9 +174,6 @@ class _Progress:
         self._bar.stop()
 
 
-_LEAST_WIDTH = 150
-"""Columns of the table where the output goes to a log."""
-
 LEGEND = """\
 Class-IL accuracy in percent: mean ± standard deviation over seeds; then forgetting and task-IL of the fixed-point runs.
 kMAC: multiply-accumulates of a training step's forward passes, k instr.: instructions of a training step, both in
@@ -188,12 +183,12 @@ erases/task: sector erases of the native board; samples: training samples of all
 
 def show(outcome: Outcome) -> None:
     """Print the summary and what its columns are."""
-    shown = Table(title=f"{outcome.sweep.name}", title_justify="left")
+    shown = Table(title=outcome.sweep.name, title_justify="left")
     for number, heading in enumerate(results.HEADINGS):
         shown.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in outcome.rows():
         shown.add_row(*row.cells())
-    Console(highlight=False, width=max(view.console.width, _LEAST_WIDTH)).print(shown)
+    view.wide().print(shown)
     view.say(LEGEND.format(board=outcome.sweep.board))
 
 
