@@ -387,11 +387,30 @@ class Learning:
     """Learning rate of each epoch of a task as a share of the first, 8 fractional bits; empty: always the same."""
     shared_draws: int = 0
     """Samples drawn from the buffer in a step, each for both terms at once; 0: one for each term."""
+    refresh: bool = False
+    """Samples are offered to the buffer in the last epoch, and all its logits taken anew at the end of the task."""
 
     @property
     def passes(self) -> int:
         """Passes of a training step at most, the current sample's included."""
         return 1 + (self.shared_draws or 2)
+
+    def offers(self, epoch: int) -> bool:
+        """Whether the samples of an epoch of a task are offered to the buffer."""
+        return self.method is not Method.FINETUNE and (not self.refresh or epoch + 1 == self.epochs)
+
+    @property
+    def takes_logits_anew(self) -> bool:
+        """Whether the end of a task changes logits in the buffer; only DER++ keeps any."""
+        return self.refresh and self.method is Method.DERPP
+
+    def shipped(self, samples: int) -> NDArray[np.int64]:
+        """Numbers of the samples that fill the buffer from a task the host has learnt: uniformly, in any order."""
+        return np.random.default_rng(self.seed).choice(samples, min(self.capacity, samples), replace=False)
+
+    def offered(self, samples: int) -> int:
+        """Samples offered to the buffer by a whole task of ``samples`` of which none is removed."""
+        return samples * (1 if self.refresh else self.epochs)
 
     @property
     def distil_share(self) -> int:
@@ -481,6 +500,10 @@ class Region:
     name: str
     itemsize: int
     signed: bool
+
+
+SCALARS_BYTES = 52
+"""Bytes of the scalars of the state (docs/algorithm.md, "State digest"), before ``class_task``."""
 
 
 def position_bytes(model: Model) -> int:

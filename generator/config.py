@@ -272,16 +272,21 @@ class MethodSection(_Section):
     )
     epochs: int = Field(5, ge=1, le=1000, description="Epochs of each task")
     batch: int = Field(1, ge=1, le=256, description="Batch size; 1 updates in place and needs no gradient memory")
-    alpha: float = Field(2.0, ge=0.0, le=16.0, description="der++: coefficient of the distillation of stored logits")
-    beta: float = Field(1.0, ge=0.0, le=16.0, description="der++: coefficient of the cross-entropy on the buffer")
+    alpha: float = Field(1.0, ge=0.0, le=16.0, description="der++: coefficient of the distillation of stored logits")
+    beta: float = Field(0.5, ge=0.0, le=16.0, description="der++: coefficient of the cross-entropy on the buffer")
     shared_draws: int = Field(
-        2,
+        1,
         ge=0,
         le=4,
         description="der++: that many samples of the buffer a step, each learnt with distillation and cross-entropy at "
         "once, alpha and beta spread over them; 0: one sample for each of the two, as published",
     )
     buffer: int = Field(200, ge=0, le=65534, description="Replay slots; finetune does not use them")
+    refresh: bool = Field(
+        True,
+        description="Samples enter the buffer in a task's last epoch, and at its end all logits in the buffer are "
+        "taken anew; false: in every epoch, with the logits they have then for good, as published",
+    )
     single_head: SingleHead = Field(
         SingleHead.SCORE,
         strict=False,

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from generator.arena import Placement, arena_bytes, captures, eight_bit, place
-from generator.artefacts import Growth, Layer, Method, Model, Op, Panel, needs_error, position_bytes
+from generator.artefacts import SCALARS_BYTES, Growth, Layer, Method, Model, Op, Panel, needs_error, position_bytes
 from generator.boards import Board
 from generator.errors import UserError
 
@@ -317,7 +317,7 @@ def snapshot_bytes(model: Model) -> int:
     position = position_bytes(model)
     learning = model.learning
     return (
-        48
+        SCALARS_BYTES
         + model.n_classes
         + 5 * learning.table
         + 4 * learning.capacity
@@ -348,10 +348,12 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
     useful = room - largest if room > 2 * largest else room // largest * largest
     samples = rounded(table * sample, useful) // useful * store.sector
     replay = rounded(learning.capacity * (sample + logits), useful) // useful * store.sector
+    refreshed = rounded(learning.capacity * logits, useful) // useful * store.sector if learning.refresh else 0
     snapshot = rounded(snapshot_bytes(model), room) // room * store.sector
     return (
         Row("task samples", samples, f"{table} x {sample} B"),
         Row("replay samples and logits", replay, f"{learning.capacity} x {sample + logits} B"),
+        *([Row("logits taken anew", refreshed, f"{learning.capacity} x {logits} B")] if refreshed else []),
         Row("snapshots", 3 * snapshot, "the last one, the next, and one that is garbage"),
         Row("garbage collection", replay + 6 * store.sector, "kept free, so that records can be moved"),
     )

@@ -240,6 +240,7 @@ def _learning(config: Config, dataset: Dataset, layers: Sequence[FloatLayer]) ->
         streamed=m.training == "streamed",
         lr_q8=_lr_q8(m.lr_final, m.epochs),
         shared_draws=m.shared_draws if m.name is Method.DERPP and m.alpha > 0 and m.beta > 0 else 0,
+        refresh=m.refresh and replays,
     )
 
 

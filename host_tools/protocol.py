@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from generator.artefacts import Model, position_bytes, regions
+from generator.artefacts import SCALARS_BYTES, Model, position_bytes, regions
 from generator.errors import BoardError, UserError
 
 from . import seal
 from .link import DAMAGED, WRONG_NONCE, DeviceError, Link, LinkError
 
-VERSION = 3
+VERSION = 4
 
 
 class Command(IntEnum):
@@ -532,7 +532,7 @@ def dump_regions(link: Link, model: Model, state: Hello) -> dict[int, bytes]:
 
 def region_sizes(model: Model, n: int, filled: int) -> dict[int, int]:
     """Bytes of each dump region; negative: bytes per entry of the panel, which `start` counts."""
-    sizes = [48 + model.n_classes, 2 * n, n, REPLAY_SLOT * filled]
+    sizes = [SCALARS_BYTES + model.n_classes, 2 * n, n, REPLAY_SLOT * filled]
     position = position_bytes(model)
     for _, layer in model.weighted:
         for panel in layer.panels:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import generator
 from generator import shared_key
-from generator.artefacts import Dataset, Model, Task, regions
+from generator.artefacts import Dataset, Learning, Model, Task, regions
 from generator.errors import BoardError, UserError
 from generator.store import digest
 
@@ -210,10 +210,11 @@ def make_plan(dataset: Dataset, model: Model, *, first_on_host: bool) -> Plan:
     return Plan((), 0, 0)
 
 
-def choose_records(task: Task, capacity: int, seed: int) -> NDArray[np.int64]:
-    """Ids of the samples that fill the replay buffer, as reservoir sampling would: uniformly, any order."""
-    count = min(capacity, len(task.y_train))
-    return np.random.default_rng(seed).choice(len(task.y_train), count, replace=False)
+def replay_records(task: Task, number: int, learning: Learning) -> list[ReplayRecord]:
+    """What fills the replay buffer from a task that the board knows by ``number``."""
+    total = len(task.y_train)
+    seen, ids = learning.offered(total), learning.shipped(total).tolist()
+    return [ReplayRecord(seen, i, number, int(task.y_train[i]), task.x_train[i]) for i in ids]
 
 
 def stream(
@@ -478,14 +479,9 @@ class _Session:
     def _upload(self) -> None:
         """Send the replay records of what the host trained; goes on after those the board has."""
         for number, task in self.plan.uploads:
-            ids = choose_records(task, self.state.replay_capacity, self.model.learning.seed)
-            seen = len(task.y_train) * self.model.learning.epochs
-            records = (
-                ReplayRecord(seen, i, number, int(task.y_train[i]), task.x_train[i])
-                for i in ids[self.state.filled :].tolist()
-            )
-            for filled in protocol.replays(self.link, self.state, records):
-                self.observer.uploading(task.name, filled, len(ids))
+            records = replay_records(task, number, self.model.learning)
+            for filled in protocol.replays(self.link, self.state, records[self.state.filled :]):
+                self.observer.uploading(task.name, filled, len(records))
         if self.plan.uploads:
             self._look()
 

@@ -8,7 +8,7 @@
 #include "scl_port.h"
 
 #define MAGIC 0x4A4C4353u
-#define VERSION 2u
+#define VERSION 3u
 #define KIND_DATA 1u
 #define KIND_STATE 2u
 #define HEADER_BYTES 48u

@@ -21,7 +21,9 @@ typedef struct {
 } scl_counts_t;
 
 typedef struct {
-  uint32_t prng, step, seen, rolling;
+  /* Two generators: which samples come next does not depend on how many weights were rounded before. */
+  uint32_t choices, rounding;
+  uint32_t step, seen, rolling;
   uint8_t task, phase, mode, grown;
   uint16_t epoch, pos, n_start, n, filled, received;
   uint8_t captured_d, captured_m, shuffled;

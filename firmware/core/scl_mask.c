@@ -129,7 +129,7 @@ static void choose_random(scl_at_t at, uint32_t i, uint32_t begin, uint32_t end,
   uint16_t *place = scl_scratch.mask.line;
   scl_places_t used = scl_used_places(at.panel, begin, end);
   for (uint32_t n = 0; n < scl_scratch.mask.grow[i]; n++) {
-    uint32_t b = scl_prng_below(&scl_learner.prng, at.panel->places);
+    uint32_t b = scl_prng_below(&scl_learner.choices, at.panel->places);
     while (scl_is_marked(&used, b)) {
       b = b + 1u < at.panel->places ? b + 1u : 0u;
     }
@@ -147,7 +147,7 @@ static void grow_random(scl_at_t at, uint32_t count) {
   uint16_t *grow = scl_scratch.mask.grow;
   memset(grow, 0, at.layer->lines * sizeof *grow);
   for (uint32_t n = 0; n < count; n++) {
-    uint32_t i = scl_prng_below(&scl_learner.prng, at.layer->lines);
+    uint32_t i = scl_prng_below(&scl_learner.choices, at.layer->lines);
     while ((uint32_t)p->start[i + 1] - p->start[i] + grow[i] >= p->places) {
       i = i + 1u < at.layer->lines ? i + 1u : 0u;
     }

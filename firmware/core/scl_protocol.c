@@ -13,7 +13,7 @@
 #include "scl_task.h"
 #include "scl_train.h"
 
-#define PROTOCOL_VERSION 3u
+#define PROTOCOL_VERSION 4u
 #define KIND_REQUEST 0x01u
 #define KIND_NEXT 0x02u /* a request that is executed only in its turn */
 #define KIND_REPLY 0x81u

@@ -4,7 +4,7 @@
 #include "scl_learner.h"
 #include "scl_prng.h"
 
-uint32_t scl_replay_draw(void) { return scl_prng_below(&scl_learner.prng, scl_learner.filled); }
+uint32_t scl_replay_draw(void) { return scl_prng_below(&scl_learner.choices, scl_learner.filled); }
 
 static scl_status_t put(uint32_t slot, const scl_sample_t *sample, scl_address_t address, const int16_t *logits) {
   scl_address_t logits_address = SCL_ADDRESS_NONE;
@@ -29,9 +29,13 @@ scl_status_t scl_replay_offer(const scl_sample_t *sample, scl_address_t address,
   uint32_t slot = scl_learner.filled;
   scl_learner.seen++;
   if (slot >= scl_replay_capacity()) {
-    slot = scl_prng_below(&scl_learner.prng, scl_learner.seen);
+    slot = scl_prng_below(&scl_learner.choices, scl_learner.seen);
   }
   return slot < scl_replay_capacity() ? put(slot, sample, address, logits) : SCL_OK;
+}
+
+scl_status_t scl_replay_refresh(uint32_t slot, const scl_sample_t *sample, const int16_t *logits) {
+  return scl_store_put_logits(sample, logits, &scl_slots.logits[slot]);
 }
 
 scl_status_t scl_replay_add(const scl_sample_t *sample, const int16_t *logits) {

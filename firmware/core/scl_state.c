@@ -11,8 +11,8 @@
 #include "scl_panel.h"
 #endif
 
-#define SCALARS 48u
-#define PAD 35u /* the only byte of them that says nothing */
+#define SCALARS 52u
+#define PAD 39u /* the only byte of them that says nothing */
 #define SLOT_BYTES 12u
 #define FIRST_NET_REGION 16u
 
@@ -24,50 +24,52 @@ typedef scl_status_t (*visit_fn)(void *context, void *data, uint32_t size);
 static void pack(uint8_t p[SCALARS]) {
   const scl_learner_t *l = &scl_learner;
   memset(p, 0, SCALARS);
-  scl_put_u32(p, l->prng);
-  scl_put_u32(p + 4, l->step);
-  scl_put_u32(p + 8, l->seen);
-  scl_put_u32(p + 12, l->rolling);
-  p[16] = l->task;
-  p[17] = l->phase;
-  p[18] = l->mode;
-  p[19] = l->grown;
-  scl_put_u16(p + 20, l->epoch);
-  scl_put_u16(p + 22, l->pos);
-  scl_put_u16(p + 24, l->n_start);
-  scl_put_u16(p + 26, l->n);
-  scl_put_u16(p + 28, l->filled);
-  scl_put_u16(p + 30, l->received);
-  p[32] = l->captured_d;
-  p[33] = l->captured_m;
-  p[34] = l->shuffled;
-  scl_put_u32(p + 36, l->counts.saturated_activations);
-  scl_put_u32(p + 40, l->counts.saturated_errors);
-  scl_put_u32(p + 44, l->counts.guard_shifts);
+  scl_put_u32(p, l->choices);
+  scl_put_u32(p + 4, l->rounding);
+  scl_put_u32(p + 8, l->step);
+  scl_put_u32(p + 12, l->seen);
+  scl_put_u32(p + 16, l->rolling);
+  p[20] = l->task;
+  p[21] = l->phase;
+  p[22] = l->mode;
+  p[23] = l->grown;
+  scl_put_u16(p + 24, l->epoch);
+  scl_put_u16(p + 26, l->pos);
+  scl_put_u16(p + 28, l->n_start);
+  scl_put_u16(p + 30, l->n);
+  scl_put_u16(p + 32, l->filled);
+  scl_put_u16(p + 34, l->received);
+  p[36] = l->captured_d;
+  p[37] = l->captured_m;
+  p[38] = l->shuffled;
+  scl_put_u32(p + 40, l->counts.saturated_activations);
+  scl_put_u32(p + 44, l->counts.saturated_errors);
+  scl_put_u32(p + 48, l->counts.guard_shifts);
 }
 
 static void unpack(const uint8_t p[SCALARS]) {
   scl_learner_t *l = &scl_learner;
-  l->prng = scl_get_u32(p);
-  l->step = scl_get_u32(p + 4);
-  l->seen = scl_get_u32(p + 8);
-  l->rolling = scl_get_u32(p + 12);
-  l->task = p[16];
-  l->phase = p[17];
-  l->mode = p[18];
-  l->grown = p[19];
-  l->epoch = scl_get_u16(p + 20);
-  l->pos = scl_get_u16(p + 22);
-  l->n_start = scl_get_u16(p + 24);
-  l->n = scl_get_u16(p + 26);
-  l->filled = scl_get_u16(p + 28);
-  l->received = scl_get_u16(p + 30);
-  l->captured_d = p[32];
-  l->captured_m = p[33];
-  l->shuffled = p[34];
-  l->counts.saturated_activations = scl_get_u32(p + 36);
-  l->counts.saturated_errors = scl_get_u32(p + 40);
-  l->counts.guard_shifts = scl_get_u32(p + 44);
+  l->choices = scl_get_u32(p);
+  l->rounding = scl_get_u32(p + 4);
+  l->step = scl_get_u32(p + 8);
+  l->seen = scl_get_u32(p + 12);
+  l->rolling = scl_get_u32(p + 16);
+  l->task = p[20];
+  l->phase = p[21];
+  l->mode = p[22];
+  l->grown = p[23];
+  l->epoch = scl_get_u16(p + 24);
+  l->pos = scl_get_u16(p + 26);
+  l->n_start = scl_get_u16(p + 28);
+  l->n = scl_get_u16(p + 30);
+  l->filled = scl_get_u16(p + 32);
+  l->received = scl_get_u16(p + 34);
+  l->captured_d = p[36];
+  l->captured_m = p[37];
+  l->shuffled = p[38];
+  l->counts.saturated_activations = scl_get_u32(p + 40);
+  l->counts.saturated_errors = scl_get_u32(p + 44);
+  l->counts.guard_shifts = scl_get_u32(p + 48);
 }
 
 /* The lists of a panel come after their size, which a damaged snapshot can have wrong. */
@@ -122,7 +124,8 @@ static scl_status_t visit_all(visit_fn visit, void *context) {
 
 void scl_state_reset(void) {
   memset(&scl_learner, 0, sizeof scl_learner);
-  scl_learner.prng = SCL_SEED;
+  scl_learner.choices = SCL_SEED;
+  scl_learner.rounding = ~SCL_SEED;
   memset(scl_learner.class_task, (int)SCL_NO_TASK, SCL_N_CLASSES);
   scl_net_reset();
 }

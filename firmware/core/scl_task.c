@@ -29,7 +29,7 @@ void scl_task_shuffle(void) {
     return;
   }
   for (uint32_t i = scl_learner.n; i-- > 1u;) {
-    swap(i, scl_prng_below(&scl_learner.prng, i + 1u));
+    swap(i, scl_prng_below(&scl_learner.choices, i + 1u));
   }
   scl_learner.shuffled = 1;
 }

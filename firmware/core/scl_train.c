@@ -16,6 +16,7 @@
 #include "scl_task.h"
 
 #define REPLAYS (SCL_METHOD != SCL_METHOD_FINETUNE)
+#define REFRESHES (SCL_REFRESH && SCL_METHOD == SCL_METHOD_DERPP)
 
 scl_meter_t scl_meter;
 
@@ -80,9 +81,8 @@ static void learn_current(const scl_sample_t *s, int capturing, int16_t *logits,
   progress->wrong = (uint16_t)(progress->wrong + (wrong ? 1 : 0));
 }
 
-static scl_status_t draw(scl_sample_t *s, int16_t *logits) {
+static scl_status_t read_slot(uint32_t slot, scl_sample_t *s, int16_t *logits) {
   const uint32_t start = clock_start();
-  const uint32_t slot = scl_replay_draw();
   scl_status_t status = scl_store_get_sample(scl_slots.sample[slot], s);
   if (status == SCL_OK && logits != NULL) {
     status = scl_store_get_logits(scl_slots.logits[slot], logits);
@@ -95,7 +95,7 @@ static scl_status_t draw(scl_sample_t *s, int16_t *logits) {
 static scl_status_t learn_distil(void) {
   scl_sample_t s;
   int16_t stored[SCL_N_CLASSES];
-  const scl_status_t status = draw(&s, stored);
+  const scl_status_t status = read_slot(scl_replay_draw(), &s, stored);
   if (status != SCL_OK) {
     return status;
   }
@@ -107,7 +107,7 @@ static scl_status_t learn_distil(void) {
 
 static scl_status_t learn_replay(int capturing) {
   scl_sample_t s;
-  const scl_status_t status = draw(&s, NULL);
+  const scl_status_t status = read_slot(scl_replay_draw(), &s, NULL);
   if (status != SCL_OK) {
     return status;
   }
@@ -128,7 +128,7 @@ static scl_status_t learn_from_buffer(int capturing) {
 static scl_status_t learn_shared(int capturing) {
   scl_sample_t s;
   int16_t stored[SCL_N_CLASSES];
-  const scl_status_t status = draw(&s, stored);
+  const scl_status_t status = read_slot(scl_replay_draw(), &s, stored);
   if (status != SCL_OK) {
     return status;
   }
@@ -147,21 +147,50 @@ static scl_status_t learn_from_buffer(int capturing) {
 }
 #endif
 
+static int last_epoch(void) { return scl_learner.epoch + 1u == SCL_EPOCHS; }
+
+/* Whether the samples of this epoch are offered to the replay buffer. */
+static int offers(void) { return REPLAYS && (!SCL_REFRESH || last_epoch()); }
+
+static scl_status_t refresh(uint32_t slot) {
+  scl_sample_t s;
+  scl_status_t status = read_slot(slot, &s, NULL);
+  if (status == SCL_OK) {
+    forward(s.x);
+    const uint32_t start = clock_start();
+    status = scl_replay_refresh(slot, &s, scl_logits);
+    clock_stop(SCL_TICKS_JOURNAL, start);
+  }
+  return status;
+}
+
+/* The next tasks are held to what the network makes of the buffer now, not to what it made of a sample half learnt. */
+static scl_status_t refresh_all(void) {
+  scl_status_t status = SCL_OK;
+  for (uint32_t slot = 0; status == SCL_OK && slot < scl_learner.filled; slot++) {
+    status = refresh(slot);
+  }
+  return status;
+}
+
 static void seal(uint16_t id) {
-  uint8_t bytes[6];
-  scl_put_u32(bytes, scl_learner.prng);
-  scl_put_u16(bytes + 4, id);
+  uint8_t bytes[10];
+  scl_put_u32(bytes, scl_learner.choices);
+  scl_put_u32(bytes + 4, scl_learner.rounding);
+  scl_put_u16(bytes + 8, id);
   scl_learner.rolling = scl_crc32(scl_learner.rolling, bytes, sizeof bytes);
 }
 
-static void end_epoch(void) {
+static scl_status_t end_epoch(void) {
   scl_task_remove_easy();
   scl_learner.epoch++;
   scl_learner.pos = 0;
   scl_learner.shuffled = 0;
-  if (scl_learner.epoch == SCL_EPOCHS) {
-    scl_learner.phase = SCL_PHASE_TRAINED;
+  if (scl_learner.epoch < SCL_EPOCHS) {
+    return SCL_OK;
   }
+  scl_learner.phase = SCL_PHASE_TRAINED;
+  return REFRESHES ? refresh_all() : SCL_OK;
 }
 
 #ifdef SCL_FLIP_STEP
@@ -202,14 +231,14 @@ static scl_status_t advance(void) {
   if (due && status == SCL_OK) {
     status = update_masks();
   }
-  if (scl_learner.pos == scl_learner.n) {
-    end_epoch();
+  if (scl_learner.pos == scl_learner.n && status == SCL_OK) {
+    status = end_epoch();
   }
   flip_bit();
   return status;
 }
 
-/* One training step, docs/algorithm.md steps 2 to 12. */
+/* One training step, docs/algorithm.md steps 2 to 13. */
 static scl_status_t learn(const scl_sample_t *sample, scl_address_t address, scl_progress_t *progress) {
   int16_t logits[SCL_N_CLASSES];
   const int capturing = scl_mask_capturing(scl_learner.pos);
@@ -221,7 +250,7 @@ static scl_status_t learn(const scl_sample_t *sample, scl_address_t address, scl
   if (REPLAYS && scl_learner.filled > 0) {
     status = learn_from_buffer(capturing);
   }
-  if (REPLAYS && status == SCL_OK) {
+  if (offers() && status == SCL_OK) {
     const uint32_t start = clock_start();
     status = scl_replay_offer(&kept, address, logits);
     clock_stop(SCL_TICKS_JOURNAL, start);
@@ -291,11 +320,13 @@ scl_status_t scl_train_fill(uint32_t id, uint32_t label, const scl_input_t *x) {
 }
 
 scl_status_t scl_train_reserve(uint32_t steps) {
-  uint32_t each = SCL_METHOD == SCL_METHOD_DERPP ? scl_record_room(SCL_LOGITS_BYTES) : 0u;
-  if (REPLAYS && scl_learner.mode == SCL_MODE_STREAMED) {
-    each += scl_record_room(SCL_SAMPLE_BYTES);
+  const uint32_t logits = SCL_METHOD == SCL_METHOD_DERPP ? scl_record_room(SCL_LOGITS_BYTES) : 0u;
+  const uint32_t sample = scl_learner.mode == SCL_MODE_STREAMED ? scl_record_room(SCL_SAMPLE_BYTES) : 0u;
+  uint32_t bytes = offers() ? steps * (logits + sample) : 0u;
+  if (REFRESHES && last_epoch() && scl_learner.pos + steps >= scl_learner.n) {
+    bytes += SCL_CAPACITY * logits; /* all at once: a save in between would be of a state that no reference has */
   }
-  return each == 0 ? SCL_OK : scl_store_reserve(steps * each);
+  return bytes == 0 ? SCL_OK : scl_store_reserve(bytes);
 }
 
 scl_status_t scl_train_step(scl_progress_t *progress) {
@@ -402,7 +433,7 @@ uint32_t scl_train_golden(void) {
 #if SCL_BATCH > 1
   scl_net_apply();
 #endif
-  seal((uint16_t)scl_prng_below(&scl_learner.prng, SCL_NO_TASK));
+  seal((uint16_t)scl_prng_below(&scl_learner.choices, SCL_NO_TASK));
   (void)scl_state_digest(&digest); /* of an empty replay buffer: the journal is not read */
   memset(&scl_meter, 0, sizeof scl_meter);
   return digest;

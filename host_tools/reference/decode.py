@@ -18,7 +18,7 @@ from generator.artefacts import Layer, Model, Op, Region, regions
 Array = NDArray[Any]
 
 _SCALARS = (
-    *(("prng", "<u4"), ("step", "<u4"), ("seen", "<u4"), ("rolling", "<u4")),
+    *(("choices", "<u4"), ("rounding", "<u4"), ("step", "<u4"), ("seen", "<u4"), ("rolling", "<u4")),
     *(("task", "u1"), ("phase", "u1"), ("mode", "u1"), ("grown", "u1")),
     *(("epoch", "<u2"), ("pos", "<u2"), ("n_start", "<u2"), ("n", "<u2")),
     *(("filled", "<u2"), ("received", "<u2")),

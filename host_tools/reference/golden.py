@@ -43,6 +43,6 @@ def digest(model: Model) -> int:
         train.backward(state, trace, e, rate)
         passes.append(trace.z)
     if learning.batch > 1:
-        state.network.apply(state.prng)
-    train.roll(state, passes, state.prng.below(NO_TASK))
+        state.network.apply(state.rounding)
+    train.roll(state, passes, state.choices.below(NO_TASK))
     return states.digest(state)

@@ -163,7 +163,7 @@ def _grown(state: State, layer: WeightedLayer, panel: PanelMask, scores: Scores)
     if constants.swap == 0:
         return panel
     if state.model.learning.growth is Growth.RANDOM:
-        return grown_random(panel, constants.swap, state.prng)
+        return grown_random(panel, constants.swap, state.choices)
     return grown_best(panel, constants.swap, scores.gradient(layer.places(constants)))
 
 
@@ -173,5 +173,5 @@ def grow_between_tasks(state: State) -> None:
         return
     for _, layer in state.network.weighted:
         if any(p.constants.grow_inter for p in layer.panels):
-            layer.set_panels(tuple(grown_random(p, p.constants.grow_inter, state.prng) for p in layer.panels))
+            layer.set_panels(tuple(grown_random(p, p.constants.grow_inter, state.choices) for p in layer.panels))
             state.grown = True

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from generator.artefacts import Panel
+from host_tools.reference.choices import free_places
 from host_tools.reference.fixed import Ints
 from host_tools.reference.prng import Prng
 
@@ -94,25 +95,7 @@ def all_selected(panel: PanelMask) -> PanelMask:
 
 def grown_random(panel: PanelMask, count: int, prng: Prng) -> PanelMask:
     """With ``count`` new entries at random free places, in the gradient mask."""
-    used = panel.used()
-    lines, places = used.shape
-    room = (places - used.sum(axis=1)).tolist()
-    counts = [0] * lines
-    for drawn in prng.draw_below(np.full(count, lines)).tolist():
-        line = drawn
-        while room[line] == 0:
-            line = (line + 1) % lines
-        room[line] -= 1
-        counts[line] += 1
-    new = [line for line in reversed(range(lines)) for _ in range(counts[line])]
-    index = []
-    for line, drawn in zip(new, prng.draw_below(np.full(count, places)).tolist(), strict=True):
-        place = drawn
-        while used[line, place]:
-            place = (place + 1) % places
-        used[line, place] = True
-        index.append(place)
-    return _with(panel, np.array(new, dtype=np.int64), np.array(index, dtype=np.int64))
+    return _with(panel, *free_places(panel.used(), count, prng))
 
 
 def grown_best(panel: PanelMask, count: int, score: Ints) -> PanelMask:

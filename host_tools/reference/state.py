@@ -22,8 +22,8 @@ from host_tools.reference.prng import MASK, Prng
 from host_tools.reference.replay import Replay, Sample
 from host_tools.reference.task import NO_TASK, RESIDENT, Phase, Table
 
-SCALARS = struct.Struct("<IIIIBBBBHHHHHHBBBBIII")
-"""The scalars of the state digest in order (48 bytes)."""
+SCALARS = struct.Struct("<IIIIIBBBBHHHHHHBBBBIII")
+"""The scalars of the state digest in order (52 bytes)."""
 REPLAY_SLOT = struct.Struct("<HBBII")
 """One slot of the dump region ``replay``."""
 
@@ -33,7 +33,8 @@ class State:
     """Everything the device knows.  ``class_task``: (n_classes,) uint8; names as in docs/algorithm.md."""
 
     model: Model
-    prng: Prng
+    choices: Prng
+    rounding: Prng
     network: networks.Network
     """The layers that learn."""
     prefix: networks.Prefix | None
@@ -68,7 +69,8 @@ class State:
         """The factory state."""
         return cls(
             model=model,
-            prng=Prng(model.learning.seed),
+            choices=Prng(model.learning.seed),
+            rounding=Prng(~model.learning.seed),
             network=networks.learning_network(model),
             prefix=networks.Prefix(model) if model.latent else None,
             class_task=np.full(model.n_classes, NO_TASK, dtype=np.uint8),
@@ -79,7 +81,8 @@ class State:
         """Return an independent copy; immutable parts are shared."""
         return replace(
             self,
-            prng=Prng(self.prng.state),
+            choices=Prng(self.choices.state),
+            rounding=Prng(self.rounding.state),
             network=self.network.copy(),
             class_task=self.class_task.copy(),
             replay=self.replay.copy(),
@@ -159,7 +162,8 @@ def scalars(state: State) -> bytes:
     c = state.counters
     return (
         SCALARS.pack(
-            *(state.prng.state, state.step & MASK, state.replay.seen, state.rolling),
+            *(state.choices.state, state.rounding.state),
+            *(state.step & MASK, state.replay.seen, state.rolling),
             *(state.task, state.phase, state.mode, state.grown),
             *(state.epoch, state.pos, state.n_start, state.n, state.replay.filled, state.received),
             *(len(state.captured.current), len(state.captured.replay), state.shuffled, 0),

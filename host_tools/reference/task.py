@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from generator.artefacts import DdrScore, Learning
+from host_tools.reference.choices import shuffled
 from host_tools.reference.fixed import Ints
 from host_tools.reference.lesson import Lesson
 from host_tools.reference.prng import Prng
@@ -45,12 +46,10 @@ class Table:
         return Table(list(self.ids), list(self.scores))
 
     def shuffle(self, prng: Prng) -> None:
-        """Swap entry i = n-1..1 with entry below(i+1)."""
-        ids, scores = self.ids, self.scores
-        n = len(ids)
-        for i, j in zip(range(n - 1, 0, -1), prng.draw_below(np.arange(n, 1, -1)).tolist(), strict=True):
-            ids[i], ids[j] = ids[j], ids[i]
-            scores[i], scores[j] = scores[j], scores[i]
+        """Into a random order."""
+        chosen = shuffled(len(self.ids), prng)
+        self.ids = [self.ids[i] for i in chosen]
+        self.scores = [self.scores[i] for i in chosen]
 
     def remove_least(self, count: int) -> list[int]:
         """Remove the entries of least score, ties: earlier first; return their ids."""
@@ -87,7 +86,7 @@ def begin(state: State, classes: Sequence[int], n_samples: int, mode: int) -> No
 def shuffle(state: State) -> None:
     """Bring the table into the order of the epoch, once per epoch."""
     if state.pos == 0 and not state.shuffled:
-        state.table.shuffle(state.prng)
+        state.table.shuffle(state.choices)
         state.shuffled = True
 
 

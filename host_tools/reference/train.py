@@ -44,19 +44,30 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
     if learning.method is not Method.FINETUNE:
         if state.replay.filled:  # 6
             logits += _replay(state)
-        kept = trace.z if learning.method is Method.DERPP else None
-        state.replay.offer(Slot(sample, kept), state.prng)  # 7
+        if learning.offers(state.epoch):
+            kept = trace.z if learning.method is Method.DERPP else None
+            state.replay.offer(Slot(sample, kept), state.choices)  # 7
     roll(state, logits, sample.id)  # 8
     state.pos += 1  # 9
     state.step = (state.step + 1) & MASK
     due = mask.is_due(state)
     if learning.batch > 1 and (state.pos % learning.batch == 0 or state.pos == state.n or due):  # 10
-        state.network.apply(state.prng)
+        state.network.apply(state.rounding)
     if due:  # 11
         mask.update(state)
     if state.pos == state.n:  # 12
         task.end_epoch(state)
+        if learning.takes_logits_anew and state.phase is task.Phase.TRAINED:
+            _refresh(state)  # 13
     return Step(wrong, cost, state.rolling)
+
+
+def _refresh(state: State) -> None:
+    """Step 13: the logits of the whole buffer anew."""
+    for k, slot in enumerate(state.replay.slots):
+        z = forward(state, slot.sample).z
+        state.replay.slots[k] = Slot(slot.sample, z)
+        state.rolling = zlib.crc32(z.astype("<i2").tobytes(), state.rolling)
 
 
 def forward(state: State, sample: Sample) -> network.Trace:
@@ -72,13 +83,13 @@ def _replay(state: State) -> list[Ints]:
         return [_shared(state, capture=k == 0 and mask.in_window(state)) for k in range(learning.shared_draws)]
     passes = []
     if learning.method is Method.DERPP and learning.alpha > 0:
-        slot = replay.pick(state.prng)
+        slot = replay.pick(state.choices)
         trace = forward(state, slot.sample)
         e = _squared_error(state, trace, slot)
         backward(state, trace, e, state.model.distil)
         passes.append(trace.z)
     if learning.beta > 0:
-        slot = replay.pick(state.prng)
+        slot = replay.pick(state.choices)
         trace = forward(state, slot.sample)
         e, _ = _cross_entropy(state, trace, slot.sample)
         if mask.in_window(state):
@@ -90,7 +101,7 @@ def _replay(state: State) -> list[Ints]:
 
 def _shared(state: State, *, capture: bool) -> Ints:
     """One draw from the buffer, for distillation and cross-entropy at once; its logits."""
-    slot = state.replay.pick(state.prng)
+    slot = state.replay.pick(state.choices)
     trace = forward(state, slot.sample)
     replay, _ = _cross_entropy(state, trace, slot.sample)
     e = loss.shared(_squared_error(state, trace, slot), replay, state.model.learning.distil_share)
@@ -117,7 +128,7 @@ def backward(state: State, trace: network.Trace, e: Ints, rate: LearningRate) ->
     batch, shares = state.model.learning.batch, state.model.learning.lr_q8
     if shares:
         rate = LearningRate((rate.multiplier * shares[state.epoch]) >> 8, rate.shift)
-    state.network.backward(trace, e, rate, state.prng, state.counters, batch=batch > 1)
+    state.network.backward(trace, e, rate, state.rounding, state.counters, batch=batch > 1)
 
 
 def _score(state: State, wrong: bool, cost: int) -> None:
@@ -131,5 +142,5 @@ def _score(state: State, wrong: bool, cost: int) -> None:
 def roll(state: State, logits: list[Ints], sample_id: int) -> None:
     """Step 8: take logits, PRNG and sample into the rolling digest."""
     data = b"".join(z.astype("<i2").tobytes() for z in logits)
-    data += struct.pack("<IH", state.prng.state, sample_id)
+    data += struct.pack("<IIH", state.choices.state, state.rounding.state, sample_id)
     state.rolling = zlib.crc32(data, state.rolling)

@@ -42,6 +42,7 @@ REGIONS = {
     "frozen layers": "layers that never learn",
     "task samples": "training samples of the present task",
     "replay samples and logits": "samples remembered from earlier tasks",
+    "logits taken anew": "answers to the remembered samples, renewed after each task",
     "snapshots": "the learnt state, so that it survives a power cut",
     "garbage collection": "kept free, to move records",
 }

@@ -46,6 +46,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "capture": (1, 4),
     "terms": ((0.5, 0.5), (0.5, 0.0), (0.0, 0.5)),
     "shared_draws": (0, 1, 2),
+    "refresh": (False, True),
     "lr_q8": ((), (256, 100)),
     "upload": (False, True),
     "interrupted": (False, True),
@@ -133,7 +134,7 @@ def learning(case: Case) -> dict[str, Any]:
     """The fields of ``Learning`` of a configuration."""
     alpha, beta = case["terms"]
     per_epoch, every = case["updates"]
-    fields = {name: case[name] for name in (*LEARNING, "streamed", "lr_q8", "shared_draws")}
+    fields = {name: case[name] for name in (*LEARNING, "streamed", "lr_q8", "shared_draws", "refresh")}
     return fields | {"alpha": alpha, "beta": beta, "updates_per_epoch": per_epoch, "update_every_epochs": every}
 
 

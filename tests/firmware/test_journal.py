@@ -19,6 +19,7 @@ from host_tools import protocol
 from host_tools.link import Link
 from host_tools.protocol import Command, Phase
 from host_tools.reference import Device
+from host_tools.reference.decode import SCALARS
 from tests.firmware.native import Process, Teacher, Twin, board_facts, build, flip, running
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 
@@ -26,8 +27,6 @@ STORE_FULL, STORE_ERROR = 8, 9
 SECTOR = 1024
 HEADER, STATE = 48, 2
 """Of a sector: bytes of its header, and the kind that holds a snapshot."""
-SCALARS = 48
-"""Bytes of the scalars, which a snapshot begins with (docs/algorithm.md, "State digest")."""
 
 
 def small(seed: int = 4, **learning: Any) -> Model:
@@ -109,27 +108,46 @@ def test_ring_wraps(unit: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "unit", "sector"), [(Method.DERPP, 4, 512), (Method.ER, 8, 1024), (Method.FINETUNE, 1, 2048)]
+    ("method", "unit", "sector", "refresh"),
+    [
+        (Method.DERPP, 4, 512, False),
+        (Method.DERPP, 4, 512, True),
+        (Method.ER, 8, 1024, True),
+        (Method.FINETUNE, 1, 2048, False),
+    ],
 )
-def test_the_planned_partition_is_enough(method: Method, unit: int, sector: int, tmp_path: Path) -> None:
+def test_the_planned_partition_is_enough(method: Method, unit: int, sector: int, refresh: bool, tmp_path: Path) -> None:
     """In the least partition that the plan allows, no command ever finds the store full."""
-    model = small(7, method=method, capacity=20, table=24)
+    model = small(7, method=method, capacity=20, table=24, refresh=refresh)
     least = plan.plan(model, board_facts(sector=sector, program_unit=unit)).store_bytes
     board = board_facts(sector=sector, program_unit=unit, size=least)
     plan.check(plan.plan(model, board))
     with running(model, build(model, tmp_path, board)) as twin:
         teacher = Teacher(twin, 3)
-        for number in range(14):
+        for number in range(20):
             teacher.begin([(0, 1), (2, 3)][number % 2], 24, streamed=False, seed=number)
             twin.good(Command.SAVE)
             teacher.finish()
         assert protocol.statistics(twin.link).erase_min >= 2
 
 
-@pytest.mark.parametrize("method", [Method.DERPP, Method.ER])
-def test_the_planned_partition_is_enough_for_a_large_task(method: Method, tmp_path: Path) -> None:
+def test_the_planned_partition_is_enough_to_take_all_logits_anew(tmp_path: Path) -> None:
+    """More logits than the rest of the plan has room to spare for, when the buffer is full of older tasks."""
+    model = small(7, capacity=500, table=40, refresh=True, ddr=False)
+    # The granule depends on the size: plan for about the size that comes out.
+    least = plan.plan(model, board_facts(sector=512, program_unit=4, size=1 << 17)).store_bytes
+    with running(model, build(model, tmp_path, board_facts(sector=512, program_unit=4, size=least))) as twin:
+        teacher = Teacher(twin, 3)
+        for number in range(15):
+            teacher.begin([(0, 1), (2, 3)][number % 2], 40, streamed=False, seed=number)
+            teacher.finish()
+
+
+@pytest.mark.parametrize(("method", "refresh"), [(Method.DERPP, False), (Method.DERPP, True), (Method.ER, True)])
+def test_the_planned_partition_is_enough_for_a_large_task(method: Method, refresh: bool, tmp_path: Path) -> None:
     """Many records, some of which would just fill a sector: the plan and the board count the cut-offs alike."""
-    model = random_model(7, sizes=(108, 8, 4), epochs=1, method=method, capacity=20, table=400, tdm=False, dgm=False)
+    sizes: dict[str, Any] = {"sizes": (108, 8, 4), "epochs": 1, "capacity": 20, "table": 400}
+    model = random_model(7, **sizes, method=method, refresh=refresh, tdm=False, dgm=False)
     # The granule depends on the size: plan for about the size that comes out.
     least = plan.plan(model, board_facts(sector=512, program_unit=4, size=1 << 17)).store_bytes
     board = board_facts(sector=512, program_unit=4, size=least)
@@ -338,16 +356,23 @@ def put(kind: str, at: int, value: int) -> Callable[[bytearray], None]:
     return lambda content: struct.pack_into(kind, content, at, value)
 
 
+def scalar(name: str, value: int) -> Callable[[bytearray], None]:
+    """Writes one of the scalars, which a snapshot begins with."""
+    assert SCALARS.fields is not None
+    kind, at = SCALARS.fields[name][:2]
+    return put(f"<{kind.char}", at, value)
+
+
 def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
     """Snapshots that no learner of the model wrote, in the middle of a task of 8 samples, without replay."""
     panel, lines = model.layers[0].panels[0], model.layers[0].lines
     position = position_bytes(model)
     assert position == 2
-    start = SCALARS + model.n_classes + 5 * 8
+    start = SCALARS.itemsize + model.n_classes + 5 * 8
     split = start + position * (lines + 1)
     index = split + position * lines
     first = next(int(end) for begin, end in itertools.pairwise(panel.start) if end - begin > 1) - 1
-    addresses = SCALARS + model.n_classes + 3 * 8
+    addresses = SCALARS.itemsize + model.n_classes + 3 * 8
     return {
         "more entries than fit": put("<H", start + position * lines, panel.capacity + 1),
         "far more": put("<H", start + position * lines, 0xFFFF),
@@ -359,17 +384,17 @@ def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
         "a gradient mask that is too large": lambda content: content.__setitem__(
             slice(split, index), content[start + position : split]
         ),
-        "position": put("<H", 22, 8),
-        "samples": put("<H", 26, model.learning.table + 1),
-        "samples at the beginning": put("<H", 24, 7),
-        "slots": put("<H", 28, model.learning.capacity + 1),
-        "received": put("<H", 30, 9),
-        "epoch": put("<H", 20, model.learning.epochs),
-        "phase": put("<B", 17, 4),
-        "mode": put("<B", 18, 2),
-        "an epoch in progress that was not shuffled": put("<B", 34, 0),
-        "the byte that pads": put("<B", 35, 1),
-        "grown masks that have not grown": put("<B", 19, 1),
+        "position": scalar("pos", 8),
+        "samples": scalar("n", model.learning.table + 1),
+        "samples at the beginning": scalar("n_start", 7),
+        "slots": scalar("filled", model.learning.capacity + 1),
+        "received": scalar("received", 9),
+        "epoch": scalar("epoch", model.learning.epochs),
+        "phase": scalar("phase", 4),
+        "mode": scalar("mode", 2),
+        "an epoch in progress that was not shuffled": scalar("shuffled", 0),
+        "the byte that pads": scalar("zero", 1),
+        "grown masks that have not grown": scalar("grown", 1),
         "an entry twice": lambda content: content.__setitem__(index + first, content[index + first - 1]),
         "a record nowhere": put("<H", addresses, 0xFFFF),
         "a record in a header": put("<H", addresses, 0),
@@ -409,7 +434,7 @@ def test_a_save_that_cannot_be_loaded_leaves_the_one_before(tmp_path: Path) -> N
         twin.good(Command.SAVE)
         number = twin.hello().snapshot
         intact = twin.process.flash.read_bytes()
-        twin.process.flash.write_bytes(forge(intact, put("<H", 20, model.learning.epochs), {number}))
+        twin.process.flash.write_bytes(forge(intact, scalar("epoch", model.learning.epochs), {number}))
         state = twin.power_cut()
         assert (state.restored, state.snapshot) == (1, number - 1)
         twin.device = before

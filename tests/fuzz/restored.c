@@ -9,7 +9,7 @@
 #include "scl_state.h"
 #include "scl_store.h"
 
-#define SCALARS (48u + SCL_N_CLASSES)
+#define SCALARS (52u + SCL_N_CLASSES)
 #define FIRST_REGION 16u
 #define RESTORED_AT 77u /* in the reply to hello */
 

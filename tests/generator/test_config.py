@@ -32,7 +32,7 @@ def error_of(tmp_path: Path, text: str, *overrides: str) -> str:
 def test_an_empty_file_is_the_recipe(tmp_path: Path) -> None:
     c = config.load(write(tmp_path, ""))
     assert c.experiment.name == "exp"
-    assert (c.method.name, c.method.alpha, c.method.beta, c.method.lr) == (Method.DERPP, 2.0, 1.0, 0.03)
+    assert (c.method.name, c.method.alpha, c.method.beta, c.method.lr) == (Method.DERPP, 1.0, 0.5, 0.03)
     assert (c.sparsity.weights, c.tdm.p_intra, c.update_interval) == (0.92, 0.1, (2, 1))
     assert c.gradient_sparsity == pytest.approx(0.936)
 

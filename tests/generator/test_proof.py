@@ -99,7 +99,7 @@ def check_update(model: Model, layer: Layer, largest: int) -> None:
             shift(total, cut)
             for w in (-(1 << layer.wlog), (1 << layer.wlog) - 1):
                 assert w - ((total + (1 << cut) - 1) >> cut) in INT32
-        b = shift(g * (1 if batch == 1 else 3 * batch), model.fg - layer.fw - layer.fx)
+        b = shift(g * (1 if batch == 1 else model.learning.passes * batch), model.fg - layer.fw - layer.fx)
         for limit in (-(1 << layer.blog) + 1, (1 << layer.blog) - 1):
             assert limit - b in INT32
 
@@ -252,12 +252,15 @@ def check_steps(model: Model, layer: Layer, x: int) -> None:
         assert total in INT32
         cut = su
         if batch > 1:
-            total, cut = 3 * batch * shift(total, model.sacc), su - model.sacc
+            total, cut = model.learning.passes * batch * shift(total, model.sacc), su - model.sacc
         assert cut >= 1
         assert total + (1 << cut) - 1 in INT32
         step = (total + (1 << cut) - 1) >> cut
         assert all(w - step in INT32 for w in (-(1 << layer.wlog), (1 << layer.wlog) - 1))
-        b = shift((1 if batch == 1 else 3 * batch) * layer.active * g, model.fg - layer.kg - layer.fw - layer.fx)
+        b = shift(
+            (1 if batch == 1 else model.learning.passes * batch) * layer.active * g,
+            model.fg - layer.kg - layer.fw - layer.fx,
+        )
         assert b in INT32
         assert all(sign * ((1 << layer.blog) - 1) - b in INT32 for sign in (-1, 1))
 

@@ -199,9 +199,9 @@ def test_shared_draws_have_one_rate_for_both_terms(draws: int) -> None:
     [
         ({"name": "finetune"}, 0.0, 0.0, 0, 0),
         ({"name": "er"}, 0.0, 1.0, 0, 200),
-        ({"name": "der++"}, 2.0, 1.0, 2, 200),
-        ({"name": "der++", "beta": 0.0}, 2.0, 0.0, 0, 200),
-        ({"name": "der++", "alpha": 0.0}, 0.0, 1.0, 0, 200),
+        ({"name": "der++"}, 1.0, 0.5, 1, 200),
+        ({"name": "der++", "beta": 0.0}, 1.0, 0.0, 0, 200),
+        ({"name": "der++", "alpha": 0.0}, 0.0, 0.5, 0, 200),
     ],
 )
 def test_methods(method: dict[str, Any], alpha: float, beta: float, shared: int, capacity: int) -> None:
@@ -211,6 +211,7 @@ def test_methods(method: dict[str, Any], alpha: float, beta: float, shared: int,
     assert (m.learning.alpha, m.learning.beta, m.learning.shared_draws) == (alpha, beta, shared)
     assert (m.distil == LearningRate(0, 0)) == (alpha == 0.0 or shared > 0)
     assert (m.replay == LearningRate(0, 0)) == (beta == 0.0)
+    assert m.learning.refresh == (capacity > 0)
 
 
 def test_learning_constants() -> None:

@@ -52,8 +52,8 @@ WORN = 6
 class Geometry:
     """One kind of flash; sizes in bytes.
 
-    ``worn``: some sectors fail, each in its own way; ``extra``: sectors more than the plan asks for; ``count``: samples
-    of a task.
+    ``worn``: some sectors fail, each in its own way; ``extra``: sectors more than the plan asks for, so that less than
+    a quarter of them fail (more of them look like forged numbers to a reset); ``count``: samples of a task.
     """
 
     unit: int
@@ -81,7 +81,7 @@ GEOMETRIES = (
     *(Geometry(unit, 2048, erased=0x00) for unit in (1, 256)),
     Geometry(4, 1024, mapped=True),
     Geometry(8, 512, count=90, step=6),
-    Geometry(8, 1024, worn=True, extra=24),
+    Geometry(8, 1024, worn=True, extra=30),
     Geometry(256, 4096, worn=True, extra=24),
 )
 

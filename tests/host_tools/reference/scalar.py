@@ -153,12 +153,18 @@ def channel_first(x: list[int], shape: Tensor) -> list[int]:
     return [x[at * c + k] for k in range(c) for at in range(n)]
 
 
+def after(s: int) -> int:
+    """Next state of a generator."""
+    return (s * 1664525 + 1013904223) % 2**32
+
+
 @dataclass
 class Scalar:
     """The learner.  Tasks are resident."""
 
     model: Model
-    prng: int = 0
+    choices: int = 0
+    rounding: int = 0
     step: int = 0
     seen: int = 0
     rolling: int = 0
@@ -187,20 +193,17 @@ class Scalar:
     counting: bool = True
 
     def __post_init__(self) -> None:
-        self.prng = self.model.learning.seed
+        self.choices = self.model.learning.seed
+        self.rounding = 2**32 - 1 - self.choices
         self.class_task = [255] * self.model.n_classes
         self.nets = [Net.of(layer) for layer in self.model.layers]
         self.frozen = [Net.of(layer) for layer in self.model.prefix]
         self.latents: dict[tuple[int, ...], list[int]] = {}
 
-    def next(self) -> int:
-        """Random number."""
-        self.prng = (self.prng * 1664525 + 1013904223) % 2**32
-        return self.prng
-
     def below(self, n: int) -> int:
-        """Random number below n."""
-        return (self.next() * n) >> 32
+        """Random number below n, for choices."""
+        self.choices = after(self.choices)
+        return (self.choices * n) >> 32
 
     def guard(self, v: list[int], limit: int) -> list[int]:
         """Norm guard."""
@@ -526,7 +529,8 @@ class Scalar:
     def rounded(self, v: int, s: int) -> int:
         """Stochastic or nearest."""
         if self.model.learning.stochastic:
-            total = v + (self.next() >> (32 - s))
+            self.rounding = after(self.rounding)
+            total = v + (self.rounding >> (32 - s))
             assert -(2**31) <= total < 2**31
             return total >> s
         return shift(v, s)
@@ -745,7 +749,8 @@ class Scalar:
                     self.capture(1, done, e)
                 self.backward(done, e, model.replay)
                 data += z
-        if learning.method is not Method.FINETUNE:
+        last = self.epoch == learning.epochs - 1
+        if learning.method is not Method.FINETUNE and (last or not learning.refresh):
             self.seen += 1
             if len(self.slots) < learning.capacity:
                 self.slots.append((sample, zcur))
@@ -755,7 +760,7 @@ class Scalar:
                 if r < learning.capacity:
                     self.slots[r] = (sample, zcur)
                     self.tasks[r] = self.task
-        packed = struct.pack(f"<{len(data)}hIH", *data, self.prng, sample.id)
+        packed = struct.pack(f"<{len(data)}hIIH", *data, self.choices, self.rounding, sample.id)
         self.rolling = zlib.crc32(packed, self.rolling)
         due = self.updates()
         self.pos += 1
@@ -767,6 +772,11 @@ class Scalar:
             self.mask_update()
         if self.pos == len(self.ids):
             self.end_epoch()
+            if learning.refresh and learning.method is Method.DERPP and last:
+                for k, (kept, _) in enumerate(self.slots):
+                    z = self.forward(kept.x)[1]
+                    self.slots[k] = (kept, z)
+                    self.rolling = zlib.crc32(struct.pack(f"<{len(z)}h", *z), self.rolling)
 
     def end_epoch(self) -> None:
         """DDR and the next epoch."""

@@ -265,9 +265,9 @@ def test_update_is_the_gradient(specs: tuple[Spec, ...], batch: int) -> None:
     for sample, label in zip(x, labels.tolist(), strict=True):
         trace = state.network.forward(sample.astype(np.int64), state.counters)
         e, _ = loss.cross_entropy(trace.z, np.arange(4), label, model.layers[-1].fa, 4)
-        state.network.backward(trace, e, model.current, state.prng, state.counters, batch=batch > 1)
+        state.network.backward(trace, e, model.current, state.rounding, state.counters, batch=batch > 1)
     if batch > 1:
-        state.network.apply(state.prng)
+        state.network.apply(state.rounding)
     assert state.counters == Counters()
     floats = float_layers(model)
 

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from generator.artefacts import Method, regions
+from generator.artefacts import SCALARS_BYTES, Method, regions
 from host_tools.reference import Command, Device, Reply, Status, arrays, first_difference
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 
@@ -236,7 +236,7 @@ def test_digest_covers_the_dump() -> None:
     device = trained(Device(random_model(1)))
     dump = device.dump()
     assert list(dump) == [region.number for region in regions(device.model)]
-    assert len(dump[0]) == 48 + device.model.n_classes
+    assert len(dump[0]) == SCALARS_BYTES + device.model.n_classes
     slots = b"".join(dump[3][k + 4 : k + 12] for k in range(0, len(dump[3]), 12))
     layers = b"".join(dump[number] for number in dump if number >= 16)
     assert device.digest() == zlib.crc32(dump[0] + layers + dump[1] + dump[2] + slots)
@@ -274,7 +274,7 @@ def test_first_difference() -> None:
     assert shorter is not None
     assert (shorter.region, shorter.index, shorter.device) == ("table.id", -1, N - 1)
     scalars = bytearray(ours[0])
-    scalars[4] = 200
+    scalars[8] = 200
     found = first_difference(device.model, {0: bytes(scalars)}, ours)
     assert str(found) == "scalars.step[0] (value 0): device 200, reference 0"
     dense = next(r for r in regions(device.model) if r.name == "layer2.weight")

@@ -67,12 +67,12 @@ def test_update_is_the_gradient(seed: int, batch: int) -> None:
     for x, label in zip(xs, labels.tolist(), strict=True):
         trace = state.network.forward(x.astype(np.int64), state.counters)
         e, _ = loss.cross_entropy(trace.z, np.arange(4), label, model.layers[-1].fa, 4)
-        state.network.backward(trace, e, model.current, state.prng, state.counters, batch=batch > 1)
+        state.network.backward(trace, e, model.current, state.rounding, state.counters, batch=batch > 1)
         one_w, one_b = float_gradients(model, x / 2.0 ** model.layers[0].fx, label)
         dw = [a + b / batch for a, b in zip(dw, one_w, strict=True)]
         db = [a + b / batch for a, b in zip(db, one_b, strict=True)]
     if batch > 1:
-        state.network.apply(state.prng)
+        state.network.apply(state.rounding)
     for number, layer in state.network.weighted:
         fw, fx = layer.layer.fw, layer.layer.fx
         chosen = stored_and_chosen(layer)
@@ -204,7 +204,7 @@ def test_padding_stays_zero() -> None:
         x = random_samples(model, [0], 1, seed)[0][0].astype(np.int64)
         trace = state.network.forward(x, state.counters)
         e, _ = loss.cross_entropy(trace.z, np.arange(5), 0, layers[-1].fa, layers[-1].n_out)
-        state.network.backward(trace, e, model.current, state.prng, state.counters, batch=False)
+        state.network.backward(trace, e, model.current, state.rounding, state.counters, batch=False)
     for layer, s in zip(layers, weighted, strict=True):
         assert not s.weight[:, layer.n_out :].any()
         assert not s.bias[layer.n_out :].any()

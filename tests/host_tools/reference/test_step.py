@@ -29,6 +29,7 @@ OPTIONS = st.fixed_dictionaries(
         "alpha": st.sampled_from([0.0, 0.5]),
         "beta": st.sampled_from([0.0, 1.0]),
         "shared_draws": st.sampled_from([0, 0, 1, 3]),
+        "refresh": st.booleans(),
         "tdm": st.booleans(),
         "dgm": st.booleans(),
         "updates_per_epoch": st.sampled_from([1, 2, 5]),
@@ -49,7 +50,7 @@ OPTIONS = st.fixed_dictionaries(
 def compare(device: Device, scalar: Scalar) -> None:
     """Everything the two hold."""
     got = arrays(device.model, device.dump())
-    for name in ("prng", "step", "seen", "rolling", "epoch", "pos", "n_start", "shuffled", "grown"):
+    for name in ("choices", "rounding", "step", "seen", "rolling", "epoch", "pos", "n_start", "shuffled", "grown"):
         assert got[f"scalars.{name}"][0] == getattr(scalar, name), name
     for name in ("saturated_activations", "saturated_errors", "guard_shifts"):
         assert got[f"scalars.{name}"][0] == getattr(scalar, name), name
@@ -191,16 +192,16 @@ def test_falling_learning_rate() -> None:
 @pytest.mark.parametrize(
     ("options", "digest"),
     [
-        ({"seed": 1}, 0x8687CD0E),
+        ({"seed": 1}, 0x9AA88F2B),
         (
             {"seed": 2, "block": 4, "batch": 3, "growth": Growth.GRADIENT, "signed": True, "stochastic": False},
-            0xCBFDAF62,
+            0x2B863C31,
         ),
-        ({"seed": 3, "sparse": (False,) * 3, "tight": True, "fraction": 12, "scale": 20.0}, 0x01C8F8B0),
+        ({"seed": 3, "sparse": (False,) * 3, "tight": True, "fraction": 12, "scale": 20.0}, 0xBDD90730),
     ],
 )
 def test_the_bits_of_fully_connected_networks_stay(options: dict[str, Any], digest: int) -> None:
-    """What these models learnt before there were convolutions."""
+    """Known models end in known states: no change of the bits goes unnoticed."""
     device = Device(random_model(**options))
     for number, classes in enumerate([(0, 1), (2, 3)]):
         x, y = random_samples(device.model, classes, 12, seed=number)
