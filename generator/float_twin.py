@@ -2,9 +2,9 @@
 """The learning algorithm in floating point: what fixed point costs is the difference to the board.
 
 Losses, masks and schedules of docs/algorithm.md, with float32 weights, activations and errors:
-nothing is rounded, clamped or guarded, and a latent is not quantised.  Random numbers are drawn
-from a generator of its own, because on the board rounding draws from the same stream; so single
-runs differ, and means over seeds are compared (`sparcl twin`).
+nothing is rounded, clamped or guarded, and a latent is not quantised.  What is chosen at random
+(the order of samples, what enters the buffer and is drawn from it, where masks grow) is chosen with
+the board's own numbers, so that a run can be compared with the board's of the same seed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from generator.artefacts import (
 )
 from generator.config import Config
 from generator.network import channel_first, forward
+from host_tools.reference.choices import free_places, shuffled
+from host_tools.reference.prng import Prng
 
 Progress = Callable[[str], None]
 Floats = NDArray[np.float32]
@@ -106,13 +108,13 @@ class Buffer:
     samples: list[int]
     seen: int = 0
 
-    def offer(self, sample: int, random: np.random.Generator) -> int:
+    def offer(self, sample: int, choices: Prng) -> int:
         """Reservoir sampling: the slot the sample is kept in, or ``capacity`` for none."""
         self.seen += 1
         if len(self.samples) < self.capacity:
             self.samples.append(sample)
             return len(self.samples) - 1
-        slot = min(int(random.integers(self.seen)), self.capacity)
+        slot = min(choices.below(self.seen), self.capacity)
         if slot < self.capacity:
             self.samples[slot] = sample
         return slot
@@ -124,14 +126,16 @@ class Twin:
     ``weights``, ``biases``: of the layers that learn, (n_in, n_out) and (n_out,) each, as in
     ``FloatLayer``; ``masks``: of each of them, None where nothing is masked; ``table``: samples of
     the task that are still learnt, as numbers into its training samples; ``first``: the first
-    task that is learnt here; ``removed``: by task, how many samples DDR removed.
+    task that is learnt here; ``removed``: by task, how many samples DDR removed; ``buffer``: the replay
+    buffer, and ``stored``: (slots + 1, classes) its logits, the last row being of no slot; ``choices``: the
+    generator of docs/numerics.md, "Random numbers".
     """
 
     def __init__(self, config: Config, dataset: Dataset, float_model: FloatModel, model: Model) -> None:
         self._config = config
         self._learning = model.learning
         self._dataset = dataset
-        self._random = np.random.default_rng(config.experiment.seed)
+        self.choices = Prng(model.learning.seed)
         learns = [layer for layer in float_model.layers[float_model.frozen :] if layer.weighted]
         self.weights: list[Floats] = [np.asarray(layer.weight * layer.mask, np.float32) for layer in learns]
         self.biases: list[Floats] = [np.asarray(layer.bias, np.float32) for layer in learns]
@@ -141,8 +145,8 @@ class Twin:
         # The seed is in no compiled code, so all seeds of an experiment share it.
         self._engine = _engine(_nodes(float_model), sparse, dataset.n_classes, replace(model.learning, seed=0))
         self._samples = self._engine.constants((self._inputs.x_train, self._inputs.y_train))
-        self._buffer = Buffer(model.learning.capacity, [])
-        self._logits = np.zeros((model.learning.capacity + 1, dataset.n_classes), np.float32)
+        self.buffer = Buffer(model.learning.capacity, [])
+        self.stored = np.zeros((model.learning.capacity + 1, dataset.n_classes), np.float32)
         self._grown = False
         self.table: Ints = np.zeros(0, np.int64)
         self.removed: dict[int, int] = {}
@@ -155,15 +159,20 @@ class Twin:
         """Fill the buffer with samples of what the host has trained."""
         if known is None:
             return
-        if not self._buffer.capacity:
+        if not self.buffer.capacity:
             self._offset = -self.first
             return
         self._offset = 1 - self.first
         total = len(known.y_train)
-        chosen = self._random.choice(total, min(self._buffer.capacity, total), replace=False)
-        self._buffer.samples = [int(n) for n in self._inputs.first(known) + chosen]
-        self._buffer.seen = total * self._learning.epochs
-        self._logits[: len(chosen)] = self._engine.logits(self.weights, self.biases, self._inputs.train(known)[chosen])
+        chosen = self._learning.shipped(total)
+        self.buffer.samples = [int(n) for n in self._inputs.first(known) + chosen]
+        self.buffer.seen = self._learning.offered(total)
+        self.take_logits()
+
+    def take_logits(self) -> None:
+        """The logits of the whole buffer as the network computes them now."""
+        samples = self.buffer.samples
+        self.stored[: len(samples)] = self._engine.logits(self.weights, self.biases, self._inputs.x_train[samples])
 
     def accuracy(self, task: Task) -> tuple[float, float]:
         """Percent of a task's test samples: the arg-max over all classes, and over the task's own."""
@@ -180,16 +189,18 @@ class Twin:
         if learning.tdm and number + self._offset > 0 and not self._grown:
             for mask in self.masks:
                 if mask and any(panel.grow_inter for panel in mask.layer.panels):
-                    mask.grow_between_tasks(self._random)
+                    mask.grow_between_tasks(self.choices)
                     self._grown = True
         self.table = np.arange(len(task.y_train))
         scores = np.zeros(len(self.table))
         for epoch in range(learning.epochs):
-            order = self._random.permutation(len(self.table))
+            order = shuffled(len(self.table), self.choices)
             self.table, scores = self.table[order], scores[order]
             scores = self._epoch(task, epoch, scores)
             if learning.ddr and epoch < learning.ddr_until:
                 scores = self._remove(number, epoch, len(task.y_train), scores)
+        if learning.takes_logits_anew:
+            self.take_logits()
 
     def _remove(self, number: int, epoch: int, n_start: int, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """DDR at the end of an epoch; the scores of the samples that stay."""
@@ -239,7 +250,8 @@ class Twin:
         """Training steps at the positions from ``span[0]`` to ``span[1]``; updates ``scores``."""
         learning = self._learning
         samples = self._inputs.first(task) + self.table[slice(*span)]
-        plan = self._plan(samples, [position + 1 in applied for position in range(*span)])
+        applies = [position + 1 in applied for position in range(*span)]
+        plan = self._plan(samples, applies, offered=learning.offers(epoch))
         share = learning.lr_q8[epoch] / 256.0 if learning.lr_q8 else 1.0
         own = np.isin(np.arange(self._dataset.n_classes), task.classes)
         gradient_masks = [mask.spread(mask.learns).astype(np.float32) if mask else None for mask in self.masks]
@@ -248,33 +260,33 @@ class Twin:
             self.weights,
             self.biases,
             gradient_masks,
-            self._logits,
+            self.stored,
             self._samples,
             rate=self._config.method.lr / learning.batch * share,
             own=own,
             capture=capture,
         )
-        self.weights, self.biases, self._logits = done["weights"], done["biases"], done["logits"]
+        self.weights, self.biases, self.stored = done["weights"], done["biases"], done["logits"]
         if learning.ddr_score is DdrScore.LOSS:
             scores[slice(*span)] = done["loss"]
         else:
             scores[slice(*span)] += done["wrong"]
         return done
 
-    def _plan(self, samples: Ints, applied: Sequence[bool]) -> NDArray[np.int32]:
+    def _plan(self, samples: Ints, applied: Sequence[bool], *, offered: bool) -> NDArray[np.int32]:
         """What each step takes and where it puts its sample: nothing of this depends on what is learnt.
 
         (steps, 4 + 2 draws): sample; whether there is replay; slot the sample goes to; whether a batch
         ends here; then slot and sample of each draw: one for distillation and one for replay, or the shared ones.
         """
-        buffer, learning, random = self._buffer, self._learning, self._random
+        buffer, learning, choices = self.buffer, self._learning, self.choices
         draws = _draws(learning)
         rows = []
         for sample, apply in zip(samples.tolist(), applied, strict=True):
             filled = len(buffer.samples)
-            drawn = [int(random.integers(filled)) if filled and draw.weight else 0 for draw in draws]
+            drawn = [choices.below(filled) if filled and draw.weight else 0 for draw in draws]
             pairs = [value for slot in drawn for value in ((slot, buffer.samples[slot]) if filled else (0, 0))]
-            slot = buffer.capacity if learning.method is Method.FINETUNE else buffer.offer(sample, random)
+            slot = buffer.offer(sample, choices) if offered else buffer.capacity
             rows.append((sample, filled > 0, slot, apply, *pairs))
         return np.array(rows, np.int32)
 
@@ -290,7 +302,7 @@ class Twin:
             if learning.tdm:
                 importance = mask.blocks(np.abs(self.weights[k]) + gradient / learning.capture)
                 best = mask.blocks(gradient) if learning.growth is Growth.GRADIENT else None
-                mask.move(importance, best, self._random)
+                mask.move(importance, best, self.choices)
                 self.weights[k] = self.weights[k] * mask.spread(mask.exists)
             mask.select(mask.blocks(gradient) if learning.dgm else None)
         self._grown = False
@@ -324,9 +336,7 @@ class Mask:
         rows = entries.T if self.layer.by_output else entries
         return np.repeat(rows, self.layer.block, axis=1)[:, : self.layer.n_out]
 
-    def move(
-        self, importance: NDArray[np.floating], best: NDArray[np.floating] | None, random: np.random.Generator
-    ) -> None:
+    def move(self, importance: NDArray[np.floating], best: NDArray[np.floating] | None, choices: Prng) -> None:
         """Prune to the panel's number of entries less SWAP, then grow SWAP at random or where ``best`` is highest."""
         for panel, s in self._panels():
             line, place = self._entries(s)
@@ -335,7 +345,7 @@ class Mask:
             self.exists[:, s][line[gone], place[gone]] = False
             self.learns[:, s][line[gone], place[gone]] = False
             if best is None:
-                self._grow_at_random(s, panel.swap, random)
+                self._grow_at_random(s, panel.swap, choices)
             else:
                 free = np.where(self.exists[:, s], -1.0, best[:, s])
                 self._grow(s, *np.unravel_index(np.argsort(-free, axis=None, kind="stable")[: panel.swap], free.shape))
@@ -351,10 +361,10 @@ class Mask:
             self.learns[:, s] = False
             self.learns[:, s][line[chosen], place[chosen]] = True
 
-    def grow_between_tasks(self, random: np.random.Generator) -> None:
+    def grow_between_tasks(self, choices: Prng) -> None:
         """Grow GROW_INTER entries in each panel."""
         for panel, s in self._panels():
-            self._grow_at_random(s, panel.grow_inter, random)
+            self._grow_at_random(s, panel.grow_inter, choices)
 
     def _panels(self) -> list[tuple[Panel, slice]]:
         return [(panel, slice(panel.first, panel.first + panel.places)) for panel in self.layer.panels]
@@ -369,26 +379,8 @@ class Mask:
         self.exists[:, s][line, place] = True
         self.learns[:, s][line, place] = True
 
-    def _grow_at_random(self, s: slice, count: int, random: np.random.Generator) -> None:
-        """A line for each new entry, the next with room where one is full; then a place, the next free one."""
-        used = self.exists[:, s].copy()
-        lines, places = used.shape
-        room = (places - used.sum(axis=1)).tolist()
-        grown = []
-        for drawn in random.integers(lines, size=count).tolist():
-            line = drawn
-            while room[line] == 0:
-                line = (line + 1) % lines
-            room[line] -= 1
-            grown.append(line)
-        index = []
-        for line, drawn in zip(grown, random.integers(places, size=count).tolist(), strict=True):
-            place = drawn
-            while used[line, place]:
-                place = (place + 1) % places
-            used[line, place] = True
-            index.append(place)
-        self._grow(s, np.array(grown, np.int64), np.array(index, np.int64))
+    def _grow_at_random(self, s: slice, count: int, choices: Prng) -> None:
+        self._grow(s, *free_places(self.exists[:, s], count, choices))
 
 
 class _Inputs:
@@ -480,7 +472,7 @@ def _draws(learning: Learning) -> list[_Draw]:
     return [_Draw(a, 1.0, captured=False), _Draw(b, 0.0, captured=b > 0.0)]
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _engine(nodes: tuple[_Node, ...], sparse: tuple[int, ...], n_classes: int, learning: Learning) -> _Engine:
     """Compiling takes longer than learning does: a sweep compiles each of its methods once."""
     return _Engine(nodes, sparse, n_classes, learning)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from generator import architecture, config, data, float_twin, network, quantise,
 from generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Model, Op, Task, Window
 from generator.config import Config
 from generator.float_twin import Mask, Twin
+from host_tools.protocol import Command, Phase
+from host_tools.reference import Device
+from host_tools.reference.prng import Prng
+from host_tools.stream import replay_records
+from tests.host_tools.reference.models import samples, task_begin
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONVOLUTIONS = (
@@ -49,9 +55,13 @@ def per_panel(mask: Mask, entries: NDArray[np.bool_]) -> list[int]:
 # ---------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("model", [{"hidden": (32,)}, {"layers": CONVOLUTIONS}], ids=["dense", "conv"])
-def test_it_learns_and_keeps_the_masks(model: dict[str, Any]) -> None:
-    settings, dataset, float_model, quantised = experiment(model=model)
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [({"hidden": (32,)}, {}), ({"layers": CONVOLUTIONS}, {"lr": 0.02, "alpha": 0.5, "beta": 1.0, "epochs": 8})],
+    ids=["dense", "conv"],
+)
+def test_it_learns_and_keeps_the_masks(model: dict[str, Any], method: dict[str, Any]) -> None:
+    settings, dataset, float_model, quantised = experiment(model=model, method=method)
     twin = Twin(settings, dataset, float_model, quantised)
     before = [None if mask is None else mask.exists.copy() for mask in twin.masks]
     for number, task in enumerate(dataset.tasks):
@@ -71,6 +81,70 @@ def test_it_learns_and_keeps_the_masks(model: dict[str, Any]) -> None:
         assert per_panel(mask, mask.exists) == [p.nnz for p in mask.layer.panels]
         assert per_panel(mask, mask.learns) == [p.grad for p in mask.layer.panels]
         assert not (mask.learns & ~mask.exists).any()
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_the_buffer_holds_what_the_network_makes_of_it_at_the_end_of_a_task(refresh: bool) -> None:
+    twin = Twin(*experiment(model={"hidden": (32,)}, method={"refresh": refresh}))
+    for number in range(2):
+        twin.learn(number)
+        held, before = twin.buffer.samples, twin.stored.copy()
+        assert len(held) == 50
+        twin.take_logits()
+        assert (before == twin.stored).all() == refresh
+        assert len(set(held)) == len(held) or not refresh, "a sample is offered once"
+
+
+@pytest.mark.parametrize("growth", ["random", "gradient"])
+@pytest.mark.parametrize("ddr", [True, False])
+@pytest.mark.parametrize("method", [{}, {"refresh": False, "shared_draws": 0}], ids=["default", "published"])
+def test_it_chooses_as_the_board_does(method: dict[str, Any], ddr: bool, growth: str) -> None:
+    """Order, buffer, draws and growth take the same numbers, though the weights are not the same."""
+    base = {"train": "base", "base_classes": (4, 5)}
+    tdm = {"p_inter": 0.1, "growth": growth}
+    artefacts = experiment(model={"hidden": (32,)}, initial=base, method=method, ddr={"enabled": ddr}, tdm=tdm)
+    _, dataset, _, quantised = artefacts
+    twin, board = Twin(*artefacts), Board(dataset, quantised)
+    assert twin.buffer.samples == board.buffer()
+    for number, task in enumerate(dataset.tasks):
+        twin.learn(number)
+        board.learn(task)
+        assert twin.choices.state == board.device.state.choices.state
+        if not ddr:
+            assert twin.table.tolist() == board.device.state.table.ids
+            assert twin.buffer.samples == board.buffer()
+        board.ask(Command.TASK_END)
+    same = np.mean([a == b for a, b in zip(twin.buffer.samples, board.buffer(), strict=True)])
+    assert same > 0.7, "also where DDR removes samples by what has been learnt"
+
+
+class Board:
+    """The reference as a board, which learns what the twin learns."""
+
+    def __init__(self, dataset: Dataset, model: Model) -> None:
+        assert dataset.base is not None
+        self.device = Device(model)
+        self._first = [0, len(dataset.base.y_train)]
+        for task in dataset.tasks:
+            self._first.append(self._first[-1] + len(task.y_train))
+        for r in replay_records(dataset.base, 0, model.learning):
+            self.ask(Command.REPLAY, struct.pack("<IHBB", r.seen, r.id, r.task, r.label) + r.x.tobytes())
+
+    def ask(self, command: Command, request: bytes = b"") -> None:
+        reply = self.device.apply(command, request)
+        assert reply is not None
+        assert reply.status == 0
+
+    def learn(self, task: Task) -> None:
+        self.ask(Command.TASK_BEGIN, task_begin(task.classes, len(task.y_train)))
+        self.ask(Command.SAMPLES, samples(0, task.x_train[:200], task.y_train[:200].astype(np.uint8)))
+        self.ask(Command.SAMPLES, samples(200, task.x_train[200:], task.y_train[200:].astype(np.uint8)))
+        while self.device.phase == Phase.TRAINING:
+            self.ask(Command.TRAIN, struct.pack("<HB", 100, 0))
+
+    def buffer(self) -> list[int]:
+        """As the twin numbers samples."""
+        return [self._first[slot.sample.task] + slot.sample.id for slot in self.device.state.replay.slots]
 
 
 def test_weights_outside_of_the_gradient_mask_stay_as_they_are() -> None:
@@ -95,8 +169,9 @@ def test_the_same_seed_gives_the_same_result() -> None:
     assert first.class_il[0][1] is None
     assert first.accuracy == pytest.approx(np.mean(first.class_il[-1]))
     assert all(a <= b for a, b in zip(first.class_il[-1], first.task_il[-1], strict=True) if a is not None)
-    settings = artefacts[0].model_copy(update={"experiment": artefacts[0].experiment.model_copy(update={"seed": 1})})
-    assert float_twin.run(settings, *artefacts[1:]).class_il != first.class_il
+    *others, model = artefacts
+    other = dataclasses.replace(model, learning=dataclasses.replace(model.learning, seed=1))
+    assert float_twin.run(*others, other).class_il != first.class_il
 
 
 def test_the_host_learns_the_first_task() -> None:
@@ -298,7 +373,7 @@ def test_growth_between_tasks_is_shrunk_back() -> None:
     assert mask is not None
     panel = mask.layer.panels[0]
     assert panel.grow_inter > 0
-    mask.grow_between_tasks(np.random.default_rng(0))
+    mask.grow_between_tasks(Prng(0))
     assert per_panel(mask, mask.exists) == [panel.nnz + panel.grow_inter]
     twin.learn(0)
     assert per_panel(mask, mask.exists) == [panel.nnz]
@@ -318,7 +393,7 @@ def prepare(name: str, seed: int) -> tuple[Config, Dataset, FloatModel, Model]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "low", "high"), [("split_mnist", 87.5, 92.0), ("split_digits", 82.0, 88.0)])
 def test_the_accuracy_is_that_of_fixed_point(name: str, low: float, high: float) -> None:
-    """Fixed point: 89.3 (split_mnist), 84.8 (split_digits), means over streams of random numbers."""
+    """Fixed point: 90.6 (split_mnist), 87.3 (split_digits), means over ten seeds."""
     results = [float_twin.run(*prepare(name, seed)) for seed in range(3)]
     assert low < np.mean([result.accuracy for result in results]) < high
 
