@@ -49,7 +49,8 @@ def measure(case: Case, seed: int) -> HostTimes:
 
 def reference_seconds(case: Case, seed: int, samples: int = SAMPLES) -> float:
     """CPU seconds in which the reference learns from that many training samples."""
-    settings = load(case.experiment, (*case.overrides, "initial.train=none"), seed)
+    # Replay from the first steps on: samples of every epoch enter the buffer.
+    settings = load(case.experiment, (*case.overrides, "initial.train=none", "method.refresh=false"), seed)
     dataset = data.load(settings)
     model = quantise.quantise(settings, dataset, train.train(settings, dataset))
     before = time.process_time()

@@ -89,10 +89,17 @@ def started(project: Project) -> Iterator[Session]:
 
 
 def begin(session: Session, task: Task | None = None) -> None:
-    """Send the training samples of a task (default: the first one); the board is then ready to train."""
+    """Fill the replay buffer from a task (default: the first one), then send its training samples.
+
+    The board is then ready to train, and replays from the first step on.
+    """
     link, task = session.link, task or session.project.dataset.tasks[0]
+    state = protocol.hello(link)
+    records = streaming.replay_records(task, 0, session.project.model.learning)
+    for _ in protocol.replays(link, state, records):
+        pass
     protocol.task_begin(link, task.classes, len(task.y_train), streamed=False)
-    for _ in protocol.samples(link, protocol.hello(link), task.y_train, task.x_train):
+    for _ in protocol.samples(link, state, task.y_train, task.x_train):
         pass
 
 

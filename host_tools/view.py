@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from .stream import Observer
     from .twin import Pair
 
-_LEAST_WIDTH = 150
-"""Columns of the tables that `wide` is for."""
+_WIDE = 150
+"""Columns of the tables that `wide` is for, if their cells may be broken."""
+_NO_LIMIT = 1000
+"""Columns that every other table fits into; it takes no more of them than its cells need."""
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -54,12 +56,12 @@ def observer(*, plain: bool) -> Observer:
     return LiveView(console) if moves(plain=plain) else PlainView()
 
 
-def wide() -> Console:
-    """A console for tables of many columns, which a log does not break."""
+def wide(*, whole_cells: bool = False) -> Console:
+    """A console for tables of many columns, which a log does not break; nor cut cells that stay in a line."""
     return Console(
         highlight=False,
         color_system="auto" if console.color_system else None,
-        width=max(console.width, _LEAST_WIDTH),
+        width=_NO_LIMIT if whole_cells else max(console.width, _WIDE),
     )
 
 

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from generator.errors import BoardError, SparclError, UserError
+from host_tools import view
 
 from . import work
 from .plan import Job
 from .results import Result
 
 CONNECT_SECONDS = 15
+WORKERS_SECONDS = 10
+"""Workers may have been started just before; after so long without any the user is told."""
 TRIES = 3
 """Times a job is begun before it is given up, where workers die under it."""
 
@@ -138,4 +141,8 @@ def _connected(client: Any, address: str) -> Iterator[Any]:
             f"with `dask worker {address} --nthreads 1`, in the environment of sparcl"
         ) from None
     with connected:
+        try:
+            connected.wait_for_workers(1, timeout=WORKERS_SECONDS)
+        except TimeoutError:
+            view.warn(f"{address} has no workers yet: start some with `dask worker {address} --nthreads 1`")
         yield connected

@@ -26,6 +26,7 @@ DEPENDS_ON = (
     *("generator", "templates", "firmware", "platforms", "platformio.ini"),
     *(f"benchmarks/{name}.py" for name in ("count", "loops", "measure", "session", "sweep/work")),
     *(f"host_tools/{name}.py" for name in ("firmware", "metrics", "protocol", "stream")),
+    *(f"host_tools/reference/{name}.py" for name in ("choices", "fixed", "prng")),
 )
 """What a result depends on besides the settings: what learns, what it is built with, and what measures it."""
 PACKAGES = ("keras", "mlxtend", "numpy", "scikit-learn", "tensorflow")
@@ -95,12 +96,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Sweep:
-    """``jobs`` in the order they are done: all methods with the first seed, then with the next."""
+    """``jobs`` in the order they are done: all methods with the first seed, then with the next.
+
+    ``overrides``: what holds for all methods besides the file, as after ``--set``.
+    """
 
     name: str
     board: str
     methods: tuple[str, ...]
     jobs: tuple[Job, ...]
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return ", ".join((self.name, *self.overrides))
 
 
 def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None, only: Sequence[str] = ()) -> Sweep:
@@ -116,8 +126,9 @@ def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None, on
     methods = [m for m in file.methods if not only or any(part in m.name for part in only)]
     if not methods:
         raise UserError(f"--only {', '.join(only)}: {path} has the methods {', '.join(m.name for m in file.methods)}")
-    jobs = [job for m in methods for job in _jobs(path, file, m, tuple(overrides), seeds or file.seeds)]
-    return Sweep(path.stem, file.board, tuple(m.name for m in methods), tuple(sorted(jobs, key=_order)))
+    common = tuple(overrides)
+    jobs = [job for m in methods for job in _jobs(path, file, m, common, seeds or file.seeds)]
+    return Sweep(path.stem, file.board, tuple(m.name for m in methods), tuple(sorted(jobs, key=_order)), common)
 
 
 def _order(job: Job) -> tuple[int, bool]:

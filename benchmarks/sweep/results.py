@@ -171,17 +171,23 @@ class Mean:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.deviation:.1f}" if self.count > 1 else f"{self.mean:.1f}"
+    def __format__(self, sign: str) -> str:
+        """``sign``: as of a number."""
+        mean = f"{round(self.mean, 1) + 0.0:{sign}.1f}"  # + 0.0: no -0.0
+        return f"{mean} ± {self.deviation:.1f}" if self.count > 1 else mean
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method: what all its runs showed so far."""
+    """A method: what all its runs showed so far.
+
+    ``difference``: points by which fixed point is better than floating point, over the seeds that both have.
+    """
 
     method: str
     fixed: Mean | None
     float32: Mean | None
+    difference: Mean | None
     task_il: Mean | None
     forgetting: Mean | None
     steps: float | None
@@ -194,11 +200,6 @@ class Row:
         counts = [mean.count for mean in (self.fixed, self.float32) if mean is not None]
         return " / ".join(str(count) for count in dict.fromkeys(counts)) or "–"
 
-    @property
-    def difference(self) -> float | None:
-        """Points by which fixed point is better than floating point, means over the seeds."""
-        return None if self.fixed is None or self.float32 is None else self.fixed.mean - self.float32.mean
-
     def cells(self) -> list[str]:
         """As ``HEADINGS``."""
         costs = self.costs or Costs(board="")
@@ -207,7 +208,7 @@ class Row:
             self.seeds,
             _shown(self.fixed),
             _shown(self.float32),
-            _shown(self.difference, "+.1f"),
+            _shown(self.difference, "+"),
             _shown(self.forgetting),
             _shown(self.task_il),
             _shown(costs.non_zeros, ",d"),
@@ -261,6 +262,7 @@ def _row(name: str, found: Sequence[Result]) -> Row:
         method=name,
         fixed=_mean(fixed, "class_il"),
         float32=_mean([r for r in found if r.kind is Kind.FLOAT], "class_il"),
+        difference=_difference(found),
         task_il=_mean(learnt, "task_il"),
         forgetting=_mean(learnt, "forgetting"),
         steps=statistics.fmean(steps) if steps else None,
@@ -271,6 +273,12 @@ def _row(name: str, found: Sequence[Result]) -> Row:
 
 def _mean(found: Sequence[Result], name: str) -> Mean | None:
     return Mean.of([value for r in found if (value := getattr(r, name)) is not None])
+
+
+def _difference(found: Sequence[Result]) -> Mean | None:
+    by = {(r.kind, r.seed): r.class_il for r in found if r.class_il is not None}
+    both = [seed for kind, seed in by if kind is Kind.FIXED and (Kind.FLOAT, seed) in by]
+    return Mean.of([by[Kind.FIXED, seed] - by[Kind.FLOAT, seed] for seed in both])
 
 
 def markdown(table: Sequence[Row]) -> str:

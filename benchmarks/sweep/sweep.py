@@ -60,7 +60,7 @@ class Outcome:
         self.folder.mkdir(parents=True, exist_ok=True)
         runs, table = self.folder / CSV, self.folder / TABLE
         results.write_csv(runs, self.results())
-        table.write_text(results.markdown(self.rows()), encoding="utf-8")
+        table.write_text(f"{self.sweep.title}\n\n{results.markdown(self.rows())}", encoding="utf-8")
         return runs, table
 
 
@@ -183,12 +183,12 @@ erases/task: sector erases of the native board; samples: training samples of all
 
 def show(outcome: Outcome) -> None:
     """Print the summary and what its columns are."""
-    shown = Table(title=outcome.sweep.name, title_justify="left")
+    shown = Table(title=outcome.sweep.title, title_justify="left")
     for number, heading in enumerate(results.HEADINGS):
         shown.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in outcome.rows():
         shown.add_row(*row.cells())
-    view.wide().print(shown)
+    view.wide(whole_cells=True).print(shown)
     view.say(LEGEND.format(board=outcome.sweep.board))
 
 

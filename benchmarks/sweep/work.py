@@ -167,7 +167,7 @@ def _counted(project: Project) -> tuple[float, float, float]:
     task = _spread(project.dataset.tasks[0], COUNTED)
     with session.started(project) as board:
         session.begin(board, task)
-        session.train(board, len(task.y_train))  # fills the replay buffer
+        session.train(board, len(task.y_train))
         before = board.statistics()
         work = session.train(board, len(task.y_train))
         after = board.statistics()
