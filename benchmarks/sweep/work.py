@@ -234,14 +234,14 @@ def _remove(path: Path) -> None:
 def _end_builds(path: Path) -> None:
     """End whatever was started with the folder to build in (Linux): it would go on, and make the folder anew."""
     mark = f"SPARCL_BUILD={(path / 'build').resolve()}".encode()
-    for _ in range(100):  # a build starts processes while one looks
+    for _ in range(100):  # a build starts processes while one looks, and the system shows late with what
         found = [process for process in Path("/proc").glob("[0-9]*") if mark in _environment(process)]
         if not found:
             return
         for process in found:
             with suppress(OSError):
                 os.kill(int(process.name), signal.SIGKILL)
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def _environment(process: Path) -> list[bytes]:

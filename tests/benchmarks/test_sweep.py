@@ -591,6 +591,13 @@ def test_what_a_dead_process_left_is_cleared_away_and_what_a_living_one_works_in
     assert not list(tmp_path.glob("sparcl-sweep-*"))
 
 
+def wait_until_started(process: subprocess.Popen[bytes]) -> None:
+    """``Popen`` returns a little before the system shows what the process was started with."""
+    while b"SPARCL_BUILD=" not in Path(f"/proc/{process.pid}/environ").read_bytes():
+        assert process.poll() is None
+        time.sleep(0.001)
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_the_build_of_a_dead_process_is_ended_before_its_folder_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -604,6 +611,8 @@ def test_the_build_of_a_dead_process_is_ended_before_its_folder_goes(
         for folder in (dead, other)
     ]
     try:
+        for build in builds:
+            wait_until_started(build)
         work.clear_away()
         assert builds[0].wait(timeout=60) == -signal.SIGKILL
         assert builds[1].poll() is None
