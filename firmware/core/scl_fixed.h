@@ -50,4 +50,13 @@ SCL_INLINE int32_t scl_max(int32_t a, int32_t b) { return a > b ? a : b; }
 
 SCL_INLINE uint32_t scl_min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
+/* Logarithmic: sixteen bins for each power of 2; below 32 each value has its own. */
+SCL_INLINE uint32_t scl_log_bin(uint32_t v) {
+  if (v < 32u) {
+    return v;
+  }
+  const uint32_t shift = 27u - (uint32_t)__builtin_clz(v);
+  return (shift << 4) + (v >> shift);
+}
+
 #endif

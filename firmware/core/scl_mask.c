@@ -174,7 +174,7 @@ static void measure_reach(scl_at_t at) {
         largest = scl_abs(e[j]) > largest ? scl_abs(e[j]) : largest;
       }
     }
-    scl_scratch.mask.reach[b] = (uint8_t)scl_coarse_bin(largest);
+    scl_scratch.mask.reach[b] = (uint8_t)scl_log_bin(largest);
   }
 }
 
@@ -187,7 +187,7 @@ static uint32_t reach_needed(const scl_line_t *line, uint32_t low) {
   if (sum == 0 || low << 16 <= rounding) {
     return 0;
   }
-  return scl_coarse_bin(scl_min_u32(SCL_SCORE_MAX, ((low << 16) - rounding) / sum));
+  return scl_log_bin(scl_min_u32(SCL_SCORE_MAX, ((low << 16) - rounding) / sum));
 }
 
 /* cgi of all places of a line, 0 where it is less than `low` for sure. */

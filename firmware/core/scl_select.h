@@ -33,15 +33,6 @@ typedef struct {
 
 #define SCL_COARSE_BINS 208u
 
-/* Sixteen bins for each power of 2; below 32 each score has its own. */
-static inline uint32_t scl_coarse_bin(uint32_t score) {
-  if (score < 32u) {
-    return score;
-  }
-  const uint32_t shift = 27u - (uint32_t)__builtin_clz(score);
-  return (shift << 4) + (score >> shift);
-}
-
 static inline uint32_t scl_coarse_shift(uint32_t bin) { return bin < 32u ? 0u : (bin >> 4) - 1u; }
 
 static inline uint32_t scl_coarse_low(uint32_t bin) {
@@ -55,7 +46,7 @@ static inline uint32_t scl_coarse_high(uint32_t bin) {
 
 /* Bin of a score in low .. high. */
 static inline uint32_t scl_bin_of(const scl_search_t *s, uint32_t score) {
-  return s->coarse ? scl_coarse_bin(score) : (score - s->low) >> s->shift;
+  return s->coarse ? scl_log_bin(score) : (score - s->low) >> s->shift;
 }
 
 /* Those in low .. high go to the histogram. */
@@ -66,7 +57,7 @@ static inline void scl_count_scores(scl_search_t *s, const uint16_t *score, uint
   if (s->coarse) {
     for (uint32_t k = 0; k < n; k++) {
       if (score[k] - low <= span) {
-        histogram[scl_coarse_bin(score[k])]++;
+        histogram[scl_log_bin(score[k])]++;
         counted++;
       }
     }

@@ -34,16 +34,16 @@ void scl_task_shuffle(void) {
   scl_learner.shuffled = 1;
 }
 
-void scl_task_score(int wrong, uint32_t loss) {
+void scl_task_score(int wrong, uint32_t error) {
   if (!SCL_DDR) {
     return;
   }
   uint8_t *score = &scl_table.score[scl_learner.pos];
 #if SCL_DDR_BY_LOSS
   (void)wrong;
-  *score = (uint8_t)scl_min_u32(255u, loss >> 3);
+  *score = (uint8_t)scl_log_bin(error); /* those that are told apart are the smallest */
 #else
-  (void)loss;
+  (void)error;
   *score = (uint8_t)scl_min_u32(255u, *score + (wrong ? 1u : 0u));
 #endif
 }

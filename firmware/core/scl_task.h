@@ -8,8 +8,8 @@
 /* Shuffles the table for this epoch unless that was done. */
 void scl_task_shuffle(void);
 
-/* Notes how hard the sample at the current position was. */
-void scl_task_score(int wrong, uint32_t loss);
+/* Notes how hard the sample at the current position was; error: 1 - p of its class, 14 fractional bits. */
+void scl_task_score(int wrong, uint32_t error);
 
 /* End of an epoch: removes the easiest samples. */
 void scl_task_remove_easy(void);

@@ -75,7 +75,7 @@ static void learn_current(const scl_sample_t *s, int capturing, int16_t *logits,
   }
   const uint32_t loss =
       scl_loss_cross_entropy(scl_logits, s->label, scl_learner.class_task, loss_classes, scl_logit_error);
-  scl_task_score(wrong, loss);
+  scl_task_score(wrong, (uint32_t)-scl_logit_error[s->label]);
   backward(s->x, SCL_TERM_CURRENT, slot);
   progress->loss += loss;
   progress->wrong = (uint16_t)(progress->wrong + (wrong ? 1 : 0));

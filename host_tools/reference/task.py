@@ -90,6 +90,14 @@ def shuffle(state: State) -> None:
         state.shuffled = True
 
 
+def logarithmic(value: int) -> int:
+    """``value``, 0 to 2**14, as a bin, 0 to 192, sixteen to an octave: the score of DDR by loss (step 3)."""
+    if value < 16:
+        return value
+    octave = value.bit_length() - 1
+    return (octave - 3) * 16 + (value >> (octave - 4) & 15)
+
+
 def end_epoch(state: State) -> None:
     """DDR and the next epoch (step 12)."""
     learning = state.model.learning

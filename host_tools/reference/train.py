@@ -35,7 +35,7 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
     wrong = trace.prediction != sample.label
     state.lessons[state.task].note(sample.id, wrong, cost)
     if learning.ddr:  # 3
-        _score(state, wrong, cost)
+        _score(state, wrong, -int(e[sample.label]))
     if mask.in_window(state):  # 4
         own, _ = _cross_entropy(state, trace, sample, SingleHead.LOSS, SingleHead.SCORE)
         mask.capture(state, state.captured.current, trace, own)
@@ -131,10 +131,10 @@ def backward(state: State, trace: network.Trace, e: Ints, rate: LearningRate) ->
     state.network.backward(trace, e, rate, state.rounding, state.counters, batch=batch > 1)
 
 
-def _score(state: State, wrong: bool, cost: int) -> None:
+def _score(state: State, wrong: bool, error: int) -> None:
     scores, pos = state.table.scores, state.pos
     if state.model.learning.ddr_score is DdrScore.LOSS:
-        scores[pos] = min(255, cost >> 3)
+        scores[pos] = task.logarithmic(error)
     else:
         scores[pos] = min(255, scores[pos] + wrong)
 

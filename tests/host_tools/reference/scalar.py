@@ -713,11 +713,15 @@ class Scalar:
         own = [c for c in every if self.class_task[c] == self.task]
         done, zcur = self.forward(sample.x)
         head = own if learning.single_head is SingleHead.LOSS else every
-        e, loss = self.cross_entropy(zcur, head, sample.label)
+        e, _ = self.cross_entropy(zcur, head, sample.label)
         wrong = zcur.index(max(zcur)) != sample.label
         if learning.ddr:
-            by_loss = learning.ddr_score.value == "loss"
-            self.scores[self.pos] = min(255, loss >> 3 if by_loss else self.scores[self.pos] + wrong)
+            if learning.ddr_score.value == "misclassification":
+                self.scores[self.pos] = min(255, self.scores[self.pos] + wrong)
+            else:
+                v = -e[sample.label]
+                k = math.floor(math.log2(max(v, 1)))
+                self.scores[self.pos] = v if v < 16 else 16 * (k - 4) + 16 * v // 2**k
         window = any(q - learning.capture <= self.pos < q for q in self.updates())
         if window:
             head = every if learning.single_head is SingleHead.OFF else own
