@@ -91,7 +91,7 @@ def shuffle(state: State) -> None:
 
 
 def logarithmic(value: int) -> int:
-    """``value``, 0 to 2**14, as a bin, 0 to 192, sixteen to an octave: the score of DDR by loss (step 3)."""
+    """``value``, 0 to 2**14, as a bin, 0 to 176, sixteen to an octave: the score of DDR by loss (step 3)."""
     if value < 16:
         return value
     octave = value.bit_length() - 1

@@ -16,7 +16,7 @@ from host_tools.reference.network import learning_network
 from host_tools.reference.prng import Prng
 from host_tools.reference.replay import Replay, Sample, Slot
 from host_tools.reference.state import State
-from host_tools.reference.task import Table, removal_count
+from host_tools.reference.task import Table, logarithmic, removal_count
 from tests.host_tools.reference.models import LEARNING, random_model, random_samples
 
 Array = NDArray[np.float64]
@@ -128,6 +128,14 @@ def test_removal_counts() -> None:
             assert n_start - n == 300 * n_start * (epoch + 1) // (1000 * learning.ddr_until)
     everything: dict[str, Any] = {**learning.__dict__, "rho_permille": 1000, "ddr_until": 1}
     assert removal_count(type(learning)(**everything), 0, 10, 10) == 9
+
+
+def test_scores_by_loss_tell_errors_apart_that_differ_by_a_sixteenth() -> None:
+    """However small they are: the samples that leave are those of the smallest errors."""
+    bins = [logarithmic(error) for error in range((1 << 14) + 1)]
+    assert bins == sorted(bins)
+    assert bins[-1] <= 255, "8 bits"
+    assert all(bins[error] < bins[error + max(1, -(-error // 16))] for error in range(15_000))
 
 
 def test_least_scores_leave() -> None:
