@@ -106,6 +106,8 @@ def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address=None,
+                # It listens all the same: on any free port, or a second sweep would complain, and for nobody else.
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
             )
         with cluster, client_of(cluster) as client:

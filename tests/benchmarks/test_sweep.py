@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -24,6 +25,7 @@ from typing import IO
 
 import pytest
 
+from benchmarks.sweep import cluster as clusters
 from benchmarks.sweep import page, plan, results, sweep, work
 from benchmarks.sweep.plan import Kind
 from benchmarks.sweep.results import Kept, Mean, Result
@@ -423,6 +425,15 @@ def test_a_scheduler_that_goes_away_ends_the_sweep_with_what_is_done(file: Path)
     assert "the scheduler went away; what is done is kept" in output
     assert "Traceback" not in output
     assert runs(file)
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_do_not_meet_and_nobody_else_is_served() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with clusters._client(None, 1) as one, clusters._client(None, 1) as other:
+            for client in (one, other):
+                assert client.cluster.scheduler.http_server.address == "127.0.0.1"
 
 
 @pytest.mark.slow
