@@ -129,7 +129,7 @@ def _costs(case: Case, seed: int) -> CaseResult:
         session.begin(board)
         epoch = len(project.dataset.tasks[0].y_train)
         if case.mode is Mode.STEP:
-            session.train(board, epoch)  # what is learnt best is seen in the second
+            session.train(board, epoch)  # the second epoch is the one that is counted
         steps = epoch * project.model.learning.epochs if case.mode is Mode.TASK else epoch
         before = board.statistics()
         work = session.train(board, steps)

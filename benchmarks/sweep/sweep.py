@@ -177,8 +177,9 @@ class _Progress:
 LEGEND = """\
 Class-IL accuracy in percent: mean ± standard deviation over seeds; then forgetting and task-IL of the fixed-point runs.
 kMAC: multiply-accumulates of a training step's forward passes, k instr.: instructions of a training step, both in
-thousands, as executed on {board}, replay included and mask updates left out; RAM KiB: planned for it, stack included.
-erases/task: sector erases of the native board; samples: training samples of all epochs."""
+thousands, as executed on {board}, replay included, mask updates and the end of a task left out.
+RAM KiB: planned for it, stack included; erases/task: sector erases of the native board; samples: training samples of
+all epochs."""
 
 
 def show(outcome: Outcome) -> None:

@@ -151,7 +151,7 @@ def _costs(job: Job) -> Result:
 
 
 def _to_count(config: Config) -> Config:
-    """The same network and method where three epochs are the same: nothing removed, and no weight worth anything."""
+    """The same network and method where the second of three epochs is as any other: no sample is removed."""
     return config.model_copy(
         update={
             "ddr": config.ddr.model_copy(update={"enabled": False}),

@@ -41,7 +41,7 @@ void scl_task_score(int wrong, uint32_t error) {
   uint8_t *score = &scl_table.score[scl_learner.pos];
 #if SCL_DDR_BY_LOSS
   (void)wrong;
-  *score = (uint8_t)scl_log_bin(error); /* those that are told apart are the smallest */
+  *score = (uint8_t)scl_log_bin(error); /* told apart finely where it is small: that is what is removed */
 #else
   (void)error;
   *score = (uint8_t)scl_min_u32(255u, *score + (wrong ? 1u : 0u));

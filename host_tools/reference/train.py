@@ -140,7 +140,7 @@ def _score(state: State, wrong: bool, error: int) -> None:
 
 
 def roll(state: State, logits: list[Ints], sample_id: int) -> None:
-    """Step 8: take logits, PRNG and sample into the rolling digest."""
+    """Step 8: take logits, both generators and the sample into the rolling digest."""
     data = b"".join(z.astype("<i2").tobytes() for z in logits)
     data += struct.pack("<IIH", state.choices.state, state.rounding.state, sample_id)
     state.rolling = zlib.crc32(data, state.rolling)
