@@ -235,7 +235,7 @@ static scl_status_t take_sector(uint32_t *erase_count) {
   return SCL_ERR_STORE_FULL;
 }
 
-/* Without its header the records of a sector would be lost to a checkpoint. */
+/* A sector whose header does not hold is passed over: to a mount only its place would tell that records are there. */
 static scl_status_t take_data_sector(void) {
   header_t h = {.kind = KIND_DATA};
   scl_status_t status = take_sector(&h.erase_count);
