@@ -59,6 +59,7 @@ class MethodEntry(_Section):
     name: str = Field(min_length=1, max_length=60, description="Name in the tables")
     set: Settings = Field((), description='Options as after --set: ["method.name=er", "ddr.enabled=false"]')
     experiment: str | None = Field(None, description="Another experiment file; default: that of the sweep")
+    seeds: int | None = Field(None, ge=1, le=1000, description="Runs of this method; default: as many as of the others")
 
 
 class SweepFile(_Section):
@@ -127,7 +128,7 @@ def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None, on
     if not methods:
         raise UserError(f"--only {', '.join(only)}: {path} has the methods {', '.join(m.name for m in file.methods)}")
     common = tuple(overrides)
-    jobs = [job for m in methods for job in _jobs(path, file, m, common, seeds or file.seeds)]
+    jobs = [job for m in methods for job in _jobs(path, file, m, common, seeds or m.seeds or file.seeds)]
     return Sweep(path.stem, file.board, tuple(m.name for m in methods), tuple(sorted(jobs, key=_order)), common)
 
 

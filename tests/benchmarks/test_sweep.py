@@ -94,6 +94,17 @@ def test_seed_by_seed_so_that_an_interrupted_sweep_has_seen_every_method(file: P
     assert {job.method for job in learn[:2]} == {"SparCL", "finetune, dense"}
 
 
+def test_a_method_has_seeds_of_its_own_unless_the_command_says_how_many(file: Path) -> None:
+    file.write_text(SWEEP.replace('name = "SparCL"', 'name = "SparCL"\nseeds = 5'))
+
+    def seeds_of(name: str, given: int | None) -> int:
+        return 1 + max(job.seed for job in plan.load(file, seeds=given).jobs if job.method == name)
+
+    names = plan.load(file).methods
+    assert [seeds_of(name, None) for name in names] == [5 if name == "SparCL" else 2 for name in names]
+    assert {seeds_of(name, 3) for name in names} == {3}
+
+
 def test_more_seeds_keep_the_keys_of_those_before(file: Path) -> None:
     two, three = ({job.key for job in plan.load(file, seeds=n).jobs} for n in (2, 3))
     assert two < three
