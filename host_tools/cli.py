@@ -319,8 +319,8 @@ def twin(
 ) -> None:
     """Learn in fixed point on the native board and in float32 with TensorFlow: what fixed point costs.
 
-    Both learn with the same algorithm, from the same initial models and with the same random choices; what still
-    differs of a single seed is mostly chance, the means count.
+    Both learn with the same algorithm, from the same initial models, and draw the same random numbers for what
+    they choose; what still differs of a single seed is mostly chance, the means count.
 
     Example: sparcl twin examples/cnn_mnist.toml --seeds 5
     """
