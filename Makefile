@@ -74,7 +74,7 @@ test: setup ## run the tests, without the slow ones
 
 results: setup ## run the sweeps of examples/sweeps (hours) and renew docs/results.md; what is done is not done again
 	@for sweep in $(SWEEPS); do $(VENV)/sparcl sweep examples/sweeps/$$sweep.toml || exit; done
-	@$(VENV)/python -m benchmarks.sweep.page $(SWEEPS)
+	@$(VENV)/python -m sparcl_mcu.benchmarks.sweep.page $(SWEEPS)
 
 powercut: setup ## cut the power at every flash operation, over flash geometries; ID=... shows one cut
 	@$(VENV)/python -m tests.powercut.harness $(ID)
@@ -100,7 +100,9 @@ analyze: setup ## static analysis of the firmware (needs cppcheck)
 lint: setup ## check style and types
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
+	@mkdir -p build/lint && ln -sfn ../.. build/lint/sparcl_mcu
 	@$(VENV)/mypy
+	@$(VENV)/mypy tools
 
 format: setup ## rewrite the Python files in the project's style
 	@$(VENV)/ruff check --fix .

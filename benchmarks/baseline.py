@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from generator.errors import BoardError, UserError
+from sparcl_mcu.generator.errors import BoardError, UserError
 
 from .result import Bench, CaseResult
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import generator
-from generator import boards
-from generator.errors import BoardError, SparclError, UserError
-from generator.pipeline import build_folder
+from sparcl_mcu import generator
+from sparcl_mcu.generator import boards
+from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
+from sparcl_mcu.generator.pipeline import build_folder
 
 from . import host, measure, session, targets
 from .cases import MAIN, Case, Mode, cases, sparse

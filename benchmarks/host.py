@@ -18,13 +18,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from generator import data, keras_model, quantise, train
-from generator.artefacts import Dataset, Model
-from generator.config import load
-from generator.errors import BoardError
-from host_tools import cli
-from host_tools.protocol import Phase, pack_labelled
-from host_tools.reference import Command, Device
+from sparcl_mcu.generator import data, keras_model, quantise, train
+from sparcl_mcu.generator.artefacts import Dataset, Model
+from sparcl_mcu.generator.config import load
+from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.host_tools import cli
+from sparcl_mcu.host_tools.protocol import Phase, pack_labelled
+from sparcl_mcu.host_tools.reference import Command, Device
 
 from .cases import EXAMPLES, Case
 

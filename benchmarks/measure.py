@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from elftools.elf.elffile import ELFFile
-
-from generator import store
-from generator.artefacts import Op
-from generator.boards import ROOT, Board
-from generator.pipeline import Project, generate
-from generator.plan import DoesNotFit
-from host_tools import firmware, metrics
-from host_tools.emulator import load_board
-from host_tools.image import measure as measure_image
-from host_tools.protocol import Statistics
+from sparcl_mcu.generator import store
+from sparcl_mcu.generator.artefacts import Op
+from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.pipeline import Project, generate
+from sparcl_mcu.generator.plan import DoesNotFit
+from sparcl_mcu.host_tools import firmware, metrics
+from sparcl_mcu.host_tools.emulator import load_board
+from sparcl_mcu.host_tools.image import measure as measure_image
+from sparcl_mcu.host_tools.protocol import Statistics
 
 from . import cycles, session, sources
 from .cases import Case, Mode

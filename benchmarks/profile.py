@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-
-from host_tools import firmware
-from host_tools.report.profile import Profile
+from sparcl_mcu.host_tools import firmware
+from sparcl_mcu.host_tools.report.profile import Profile
 
 from . import session
 from .count import by_layer
 
 if TYPE_CHECKING:
-    from generator.pipeline import Project
+    from sparcl_mcu.generator.pipeline import Project
 
 _LEAST_SHARE = 0.001
 

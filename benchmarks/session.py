@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generator.boards import ROOT
-from generator.errors import BoardError
-from host_tools import protocol
-from host_tools import stream as streaming
-from host_tools.emulator import Emulator
-from host_tools.link import Link
-from host_tools.platformio import PioError, run_pio
-from host_tools.stream import StreamResult
+from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.host_tools import protocol
+from sparcl_mcu.host_tools import stream as streaming
+from sparcl_mcu.host_tools.emulator import Emulator
+from sparcl_mcu.host_tools.link import Link
+from sparcl_mcu.host_tools.platformio import PioError, run_pio
+from sparcl_mcu.host_tools.stream import StreamResult
 
 from .count import Counter, Counts, Program
 
 if TYPE_CHECKING:
-    from generator.artefacts import Task
-    from generator.pipeline import Project
+    from sparcl_mcu.generator.artefacts import Task
+    from sparcl_mcu.generator.pipeline import Project
 
 
 @dataclass(frozen=True)

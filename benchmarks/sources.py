@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
-from generator.boards import ROOT
+from sparcl_mcu.generator.boards import ROOT
 
 
 @cache

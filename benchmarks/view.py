@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
-
-from host_tools import markup, view
-from host_tools.view import kib
+from sparcl_mcu.host_tools import markup, view
+from sparcl_mcu.host_tools.view import kib
 
 from .cases import MAIN, Mode
 from .result import Bench, CaseResult

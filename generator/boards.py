@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from generator.errors import UserError
+from sparcl_mcu.generator.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARDS = ROOT / "firmware" / "boards"

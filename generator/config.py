@@ -21,11 +21,10 @@ from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
-
-from generator import shared_key
-from generator.architecture import LAYER_ENTRIES, LayerEntry, layer_conflicts
-from generator.artefacts import DdrScore, Growth, Method, SingleHead
-from generator.errors import UserError
+from sparcl_mcu.generator import shared_key
+from sparcl_mcu.generator.architecture import LAYER_ENTRIES, LayerEntry, layer_conflicts
+from sparcl_mcu.generator.artefacts import DdrScore, Growth, Method, SingleHead
+from sparcl_mcu.generator.errors import UserError
 
 
 def _name(value: object) -> object:

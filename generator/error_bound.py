@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-
-from generator.artefacts import Activation, FloatLayer, FloatModel, Layer, Model, Op, Tensor
-from generator.network import Floats, channel_first, forward, output
+from sparcl_mcu.generator.artefacts import Activation, FloatLayer, FloatModel, Layer, Model, Op, Tensor
+from sparcl_mcu.generator.network import Floats, channel_first, forward, output
 
 
 def logit_bound(float_model: FloatModel, model: Model, x: np.ndarray) -> tuple[Floats, Floats]:

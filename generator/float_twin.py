@@ -20,8 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import (
+from sparcl_mcu.generator.artefacts import (
     Activation,
     Dataset,
     DdrScore,
@@ -37,10 +36,10 @@ from generator.artefacts import (
     Task,
     Window,
 )
-from generator.config import Config
-from generator.network import channel_first, forward
-from host_tools.reference.choices import free_places, shuffled
-from host_tools.reference.prng import Prng
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.network import channel_first, forward
+from sparcl_mcu.host_tools.reference.choices import free_places, shuffled
+from sparcl_mcu.host_tools.reference.prng import Prng
 
 Progress = Callable[[str], None]
 Floats = NDArray[np.float32]

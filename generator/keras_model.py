@@ -25,12 +25,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator import architecture, user_module
-from generator.architecture import Shape, shown
-from generator.artefacts import Activation, FloatLayer, Op, Window
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import architecture, user_module
+from sparcl_mcu.generator.architecture import Shape, shown
+from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 Floats = NDArray[np.float64]
 Array = NDArray[Any]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from generator import architecture
-from generator.artefacts import Activation, FloatLayer, FloatModel, Op
-from generator.errors import UserError
+from sparcl_mcu.generator import architecture
+from sparcl_mcu.generator.artefacts import Activation, FloatLayer, FloatModel, Op
+from sparcl_mcu.generator.errors import UserError
 
 Shape = tuple[int, ...]
 Margins = tuple[int, int, int, int]

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
-
-from generator import (
+from sparcl_mcu.generator import (
     architecture,
     artefacts,
     boards,
@@ -43,11 +42,11 @@ from generator import (
     store,
     train,
 )
-from generator.artefacts import Dataset, FloatModel, Model
-from generator.boards import ROOT, Board
-from generator.config import Config, resolve
-from generator.errors import UserError
-from generator.plan import Plan
+from sparcl_mcu.generator.artefacts import Dataset, FloatModel, Model
+from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.config import Config, resolve
+from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.plan import Plan
 
 T = TypeVar("T")
 Progress = Callable[[str], None]

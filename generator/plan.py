@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-
-from generator.arena import Placement, arena_bytes, captures, eight_bit, place
-from generator.artefacts import SCALARS_BYTES, Growth, Layer, Method, Model, Op, Panel, needs_error, position_bytes
-from generator.boards import Board
-from generator.errors import UserError
+from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, eight_bit, place
+from sparcl_mcu.generator.artefacts import (
+    SCALARS_BYTES,
+    Growth,
+    Layer,
+    Method,
+    Model,
+    Op,
+    Panel,
+    needs_error,
+    position_bytes,
+)
+from sparcl_mcu.generator.boards import Board
+from sparcl_mcu.generator.errors import UserError
 
 ENGINE_RAM = 640
 """Learner, journal, meters and the port's own variables, in bytes.

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator import network
-from generator.artefacts import PANEL_PLACES, FloatLayer, Op
-from generator.config import Config
+from sparcl_mcu.generator import network
+from sparcl_mcu.generator.artefacts import PANEL_PLACES, FloatLayer, Op
+from sparcl_mcu.generator.config import Config
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

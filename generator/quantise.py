@@ -14,9 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator import formats, layout, limits, network, prune, rates
-from generator.artefacts import (
+from sparcl_mcu.generator import formats, layout, limits, network, prune, rates
+from sparcl_mcu.generator.artefacts import (
     PANEL_PLACES,
     Dataset,
     FloatLayer,
@@ -31,9 +30,9 @@ from generator.artefacts import (
     Task,
     Tensor,
 )
-from generator.config import Config
-from generator.proof import overflow_proof
-from generator.store import model_hash
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.proof import overflow_proof
+from sparcl_mcu.generator.store import model_hash
 
 NO_RATE = LearningRate(0, 0)
 

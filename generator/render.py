@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
-
-from generator import __version__
-from generator.arena import Placement, arena_bytes, captures, place
-from generator.artefacts import Layer, Method, Model, Op, position_bytes
-from generator.boards import ROOT, Board
-from generator.plan import active_words, line_payload, mask_space, max_payload, max_sums
-from generator.render_layers import LayerView, frozen_views, views
-from host_tools.reference import golden
+from sparcl_mcu.generator import __version__
+from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, place
+from sparcl_mcu.generator.artefacts import Layer, Method, Model, Op, position_bytes
+from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.plan import active_words, line_payload, mask_space, max_payload, max_sums
+from sparcl_mcu.generator.render_layers import LayerView, frozen_views, views
+from sparcl_mcu.host_tools.reference import golden
 
 TEMPLATES = ROOT / "templates"
 KEY_FILE = "scl_key.h"

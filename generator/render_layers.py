@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from generator.arena import captures, eight_bit, keeps_alive, keeps_arg, pooled_by, readers, stored_values
-from generator.artefacts import Activation, Layer, Model, Op, Tensor, needs_error
-from generator.plan import captured_sums, weight_values
+from sparcl_mcu.generator.arena import captures, eight_bit, keeps_alive, keeps_arg, pooled_by, readers, stored_values
+from sparcl_mcu.generator.artefacts import Activation, Layer, Model, Op, Tensor, needs_error
+from sparcl_mcu.generator.plan import captured_sums, weight_values
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from generator.errors import UserError
+from sparcl_mcu.generator.errors import UserError
 
 BYTES = 32
 FORM = r"(env:[A-Za-z_]\w*|file:.+)"

@@ -22,9 +22,8 @@ from typing import Any, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Model
-from generator.errors import UserError
+from sparcl_mcu.generator.artefacts import Model
+from sparcl_mcu.generator.errors import UserError
 
 T = TypeVar("T")
 

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator import architecture, keras_model, network, prune
-from generator.architecture import Shape, shown
-from generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Op, Task
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import architecture, keras_model, network, prune
+from sparcl_mcu.generator.architecture import Shape, shown
+from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Op, Task
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from generator.errors import UserError
+from sparcl_mcu.generator.errors import UserError
 
 CONSENT = "SPARCL_ALLOW_CODE"
 """Environment variable that an experiment file cannot set."""

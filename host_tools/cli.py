@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from generator.errors import BoardError, SparclError, UserError, ValidationFailed
+from sparcl_mcu.generator.errors import BoardError, SparclError, UserError, ValidationFailed
 
 if TYPE_CHECKING:
-    from generator.pipeline import Project
+    from sparcl_mcu.generator.pipeline import Project
 
     from .emulator import Emulator
     from .stream import StreamResult
@@ -111,7 +110,7 @@ class _Options:
 
     def project(self, *, force: bool = False) -> Project:
         """Bring the generated project up to date."""
-        from generator.pipeline import generate
+        from sparcl_mcu.generator.pipeline import generate
 
         from . import view
 
@@ -139,7 +138,7 @@ _log = _Log()
 @app.command()
 def boards() -> None:
     """List every board, its limits, and how it was verified."""
-    from generator.boards import boards as all_boards
+    from sparcl_mcu.generator.boards import boards as all_boards
 
     from . import view
 
@@ -324,7 +323,7 @@ def twin(
 
     Example: sparcl twin examples/cnn_mnist.toml --seeds 5
     """
-    from generator.config import load
+    from sparcl_mcu.generator.config import load
 
     from . import twin as twins
     from . import view
@@ -369,8 +368,8 @@ def sweep(
 
     Writes build/sweeps/NAME/runs.csv (one row a run) and table.md.
     """
-    from benchmarks.sweep import plan
-    from benchmarks.sweep import sweep as sweeps
+    from sparcl_mcu.benchmarks.sweep import plan
+    from sparcl_mcu.benchmarks.sweep import sweep as sweeps
 
     from . import view
 
@@ -423,9 +422,9 @@ def bench(
     Writes build/bench/bench.json (docs/bench-schema.md) and build/bench/plot.svg; of an experiment profile.json
     into its own folder, for the report.
     """
-    from benchmarks import baseline, profile
-    from benchmarks import bench as benches
-    from benchmarks import view as bench_view
+    from sparcl_mcu.benchmarks import baseline, profile
+    from sparcl_mcu.benchmarks import bench as benches
+    from sparcl_mcu.benchmarks import view as bench_view
 
     from . import view
 
@@ -463,7 +462,7 @@ def _options(experiment: Path, board: str, overrides: list[str] | None, seed: in
 
 
 def _show_plan(project: Project) -> None:
-    from generator.plan import table
+    from sparcl_mcu.generator.plan import table
 
     from . import view
 
@@ -531,7 +530,7 @@ def _stream(project: Project, url: str, *, resume: bool, fresh: bool, plain: boo
 
 def _learn_quietly(project: Project) -> StreamResult:
     """Render, build and teach the project on its emulated board, with no live progress."""
-    from generator.pipeline import write_sources
+    from sparcl_mcu.generator.pipeline import write_sources
 
     from . import stream as streaming
 
@@ -596,7 +595,7 @@ def _compare(names: list[str], output: Path | None) -> None:
             "name at least two runs, each a folder with a report.json or EXPERIMENT/BOARD: "
             "`sparcl report --compare split_digits/native split_digits/microbit`"
         )
-    from generator.pipeline import build_folder
+    from sparcl_mcu.generator.pipeline import build_folder
 
     from . import view
     from .report import compare as comparing
@@ -701,7 +700,7 @@ def call(command: Callable[[], int]) -> int:
 
 def _show_plan_of(error: SparclError) -> None:
     """Show where the memory would go when a model does not fit its board."""
-    from generator.plan import DoesNotFit, table
+    from sparcl_mcu.generator.plan import DoesNotFit, table
 
     from . import view
 

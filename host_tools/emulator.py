@@ -5,8 +5,8 @@ An emulated board lives in a state folder: the image it was given (flash.elf),
 its flash device (flash.img), state.json and logs.  It runs in the background,
 as a board that is plugged in would, with its serial line on a TCP port.
 
-    python -m host_tools.emulator --board microbit upload build/.../firmware.elf
-    python -m host_tools.emulator --board microbit status|reset|kill|start|stop
+    python -m sparcl_mcu.host_tools.emulator --board microbit upload build/.../firmware.elf
+    python -m sparcl_mcu.host_tools.emulator --board microbit status|reset|kill|start|stop
 
 `kill` is a power cut, `start` puts the power back: same image, same flash.
 An emulated board that waits for its serial line keeps one host core busy.
@@ -580,7 +580,7 @@ _COMMANDS: dict[str, tuple[Callable[[Emulator, argparse.Namespace], str], str]] 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     common = argparse.ArgumentParser(add_help=False)
-    parser = argparse.ArgumentParser(prog="python -m host_tools.emulator")
+    parser = argparse.ArgumentParser(prog="python -m sparcl_mcu.host_tools.emulator")
     for target, default in ((parser, None), (common, argparse.SUPPRESS)):
         target.add_argument("--board", default=default, help="a folder of firmware/boards")
         target.add_argument("--state-dir", type=Path, default=default, help="default: build/emulator/<board>")

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generator.errors import BoardError
+from sparcl_mcu.generator.errors import BoardError
 
 from . import platformio
 
 if TYPE_CHECKING:
-    from generator.pipeline import Project
+    from sparcl_mcu.generator.pipeline import Project
 
 
 def build(project: Project, arguments: Sequence[str] = (), defines: Sequence[str] = ()) -> Path:

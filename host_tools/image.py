@@ -10,9 +10,8 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
-
-from generator.errors import BoardError
-from generator.plan import CODE_IN_RAM, Plan
+from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.generator.plan import CODE_IN_RAM, Plan
 
 _ALLOC, _WRITE = 0x2, 0x1
 

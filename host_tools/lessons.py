@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.errors import UserError
+from sparcl_mcu.generator.errors import UserError
 
 from .reference.lesson import Lesson
 

@@ -19,8 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import serial
-
-from generator.errors import BoardError, UserError
+from sparcl_mcu.generator.errors import BoardError, UserError
 
 from . import frame
 from .frame import Frame, Splitter

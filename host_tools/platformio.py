@@ -7,7 +7,7 @@ for that package which hands over to the `scons` wheel of the running Python.
 Platforms, compilers and emulators are not stood in for: the environments of
 platformio.ini that need no download use the ones on PATH.
 
-    python -m host_tools.platformio         prepare the core directory, say what was done
+    python -m sparcl_mcu.host_tools.platformio         prepare the core directory, say what was done
 """
 
 from __future__ import annotations

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import SCALARS_BYTES, Model, position_bytes, regions
-from generator.errors import BoardError, UserError
+from sparcl_mcu.generator.artefacts import SCALARS_BYTES, Model, position_bytes, regions
+from sparcl_mcu.generator.errors import BoardError, UserError
 
 from . import seal
 from .link import DAMAGED, WRONG_NONCE, DeviceError, Link, LinkError

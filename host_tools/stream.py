@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-import generator
-from generator import shared_key
-from generator.artefacts import Dataset, Learning, Model, Task, regions
-from generator.errors import BoardError, UserError
-from generator.store import digest
+from sparcl_mcu import generator
+from sparcl_mcu.generator import shared_key
+from sparcl_mcu.generator.artefacts import Dataset, Learning, Model, Task, regions
+from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.generator.store import digest
 
 from . import metrics, protocol
 from .link import DAMAGED, ERRORS, SELF_TEST, DeviceError, Link, NoisyLineError
@@ -31,7 +30,7 @@ from .protocol import Hello, Phase, ReplayRecord, Statistics, TrainingReply
 from .recording import END, OUT_OF_TURN, Header, Recorder
 
 if TYPE_CHECKING:
-    from generator.pipeline import Project
+    from sparcl_mcu.generator.pipeline import Project
 
 RECORDING = "recording.sclr"
 RESULT = "stream.json"

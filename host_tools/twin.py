@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from . import metrics
 
 if TYPE_CHECKING:
-    from generator.pipeline import Project
+    from sparcl_mcu.generator.pipeline import Project
 
     from .stream import StreamResult
 
@@ -42,7 +42,7 @@ def compare(
     The projects are one experiment with several seeds.  All fixed-point runs come first, because
     the twin keeps TensorFlow and its compiled steps from one seed to the next.
     """
-    from generator import float_twin
+    from sparcl_mcu.generator import float_twin
 
     fixed = []
     for project in projects:

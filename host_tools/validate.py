@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from generator import shared_key
-from generator.artefacts import Model, regions
-from generator.errors import BoardError, UserError, ValidationFailed
+from sparcl_mcu.generator import shared_key
+from sparcl_mcu.generator.artefacts import Model, regions
+from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
 
 from . import lessons, protocol
 from .link import DAMAGED, ERRORS, STORE_ERRORS, Link
@@ -32,7 +31,7 @@ from .reference import Device, Difference, Reply, first_difference
 from .stream import RECORDING, check_board
 
 if TYPE_CHECKING:
-    from generator.pipeline import Project
+    from sparcl_mcu.generator.pipeline import Project
 
 RESULT = "validation.json"
 

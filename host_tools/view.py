@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from generator.boards import Board
+    from sparcl_mcu.generator.boards import Board
 
     from .report import Report
     from .stream import Observer

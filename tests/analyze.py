@@ -12,8 +12,9 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from generator.boards import ROOT
-from generator.render import render
+from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.render import render
+
 from tests.fuzz.programs import SUBJECTS
 
 MODELS = ("sparse", "conv", "latent")

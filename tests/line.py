@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-from host_tools.frame import Splitter
+from sparcl_mcu.host_tools.frame import Splitter
 
 SECONDS = 60.0
 """Until a test that would hang fails; never waited for otherwise."""

@@ -14,4 +14,4 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    runpy.run_module("host_tools.platformio", run_name="__main__")
+    runpy.run_module("sparcl_mcu.host_tools.platformio", run_name="__main__")

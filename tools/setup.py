@@ -34,7 +34,7 @@ VENV_PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "sparcl-setup.json"
 LOG = VENV / "sparcl-setup.log"
 # What the Python side of the setup depends on: a change of one runs pip again.
-INPUTS = ("pyproject.toml", "requirements-data.txt", "tools/setup.py")
+INPUTS = ("pyproject.toml", "setup.py", "requirements-data.txt", "tools/setup.py")
 
 MIN_PYTHON = (3, 11)
 HEARTBEAT_SECONDS = 30
@@ -326,7 +326,7 @@ def pip_install() -> None:
 
 def prepare_platformio() -> None:
     """Settings and build tool of PlatformIO, in .venv/platformio unless the environment says else."""
-    command = [str(VENV_PYTHON), "-m", "host_tools.platformio"]
+    command = [str(VENV_PYTHON), "-m", "sparcl_mcu.host_tools.platformio"]
     done = subprocess.run(
         command,
         cwd=ROOT,

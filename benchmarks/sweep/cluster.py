@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from generator.errors import BoardError, SparclError, UserError
-from host_tools import view
+from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
+from sparcl_mcu.host_tools import view
 
 from . import work
 from .plan import Job

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of docs/results.md, from what was kept of the sweeps of examples/sweeps: `make results`.
 
-python -m benchmarks.sweep.page split_mnist ...
+python -m sparcl_mcu.benchmarks.sweep.page split_mnist ...
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from generator.boards import ROOT
-from generator.errors import UserError
-from host_tools import cli
+from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.host_tools import cli
 
 from . import plan, results, sweep
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from generator import boards, config, data
-from generator.boards import ROOT
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import boards, config, data
+from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 from .. import sources
 

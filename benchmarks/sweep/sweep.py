@@ -11,10 +11,9 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-from generator.errors import BoardError, SparclError, UserError
-from generator.pipeline import build_folder
-from host_tools import view
+from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
+from sparcl_mcu.generator.pipeline import build_folder
+from sparcl_mcu.host_tools import view
 
 from . import cluster, results
 from .plan import Job, Kind, Sweep

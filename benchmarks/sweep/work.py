@@ -22,21 +22,21 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generator import boards, float_twin, network, pipeline
-from generator import plan as plans
-from generator.artefacts import Task
-from generator.config import Config
-from generator.errors import BoardError, SparclError, UserError
-from generator.pipeline import Project
-from host_tools import firmware, metrics, platformio
-from host_tools.emulator import Emulator, EmulatorError
+from sparcl_mcu.generator import boards, float_twin, network, pipeline
+from sparcl_mcu.generator import plan as plans
+from sparcl_mcu.generator.artefacts import Task
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
+from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.host_tools import firmware, metrics, platformio
+from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError
 
 from .. import measure, session
 from .plan import Job, Kind, check, settings
 from .results import Costs, Result, Wear
 
 if TYPE_CHECKING:
-    from host_tools.stream import StreamResult
+    from sparcl_mcu.host_tools.stream import StreamResult
 
 COUNTED = 200
 """Samples of the task that instructions are counted on, in its second epoch."""

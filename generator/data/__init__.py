@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from generator.artefacts import Dataset
-from generator.config import Config
-from generator.data import arrays, images, sets, table, tasks
-from generator.data.raw import Raw, check_size, limit, validation
-from generator.errors import UserError
+from sparcl_mcu.generator.artefacts import Dataset
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.data import arrays, images, sets, table, tasks
+from sparcl_mcu.generator.data.raw import Raw, check_size, limit, validation
+from sparcl_mcu.generator.errors import UserError
 
 _READERS: dict[str, Callable[[Config], Raw]] = {
     "mnist5k": sets.mnist5k,

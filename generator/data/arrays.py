@@ -11,13 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator import user_module
-from generator.config import Config, DataSection
-from generator.data import series
-from generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, hold_out, natural
-from generator.data.tasks import chosen, held_out
-from generator.errors import UserError
+from sparcl_mcu.generator import user_module
+from sparcl_mcu.generator.config import Config, DataSection
+from sparcl_mcu.generator.data import series
+from sparcl_mcu.generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, hold_out, natural
+from sparcl_mcu.generator.data.tasks import chosen, held_out
+from sparcl_mcu.generator.errors import UserError
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -9,11 +9,10 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-from generator.config import Config
-from generator.data.raw import Raw, Samples, check_classes, natural, ungrouped
-from generator.data.tasks import held_out
-from generator.errors import UserError
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.data.raw import Raw, Samples, check_classes, natural, ungrouped
+from sparcl_mcu.generator.data.tasks import held_out
+from sparcl_mcu.generator.errors import UserError
 
 Pictures: TypeAlias = NDArray[np.uint8]
 

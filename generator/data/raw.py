@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.config import MAX_CLASSES, Config, DataSection
-from generator.errors import UserError
+from sparcl_mcu.generator.config import MAX_CLASSES, Config, DataSection
+from sparcl_mcu.generator.errors import UserError
 
 Labels: TypeAlias = NDArray[np.int64]
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.config import WATCH_RATE, DataSection
-from generator.data.raw import Samples
-from generator.errors import UserError
+from sparcl_mcu.generator.config import WATCH_RATE, DataSection
+from sparcl_mcu.generator.data.raw import Samples
+from sparcl_mcu.generator.errors import UserError
 
 Floats = NDArray[np.float64]
 

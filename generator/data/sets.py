@@ -12,12 +12,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-
-from generator.config import Config
-from generator.data import images, series
-from generator.data.raw import Raw, Samples, hold_out, natural, ungrouped
-from generator.data.series import Recording
-from generator.errors import UserError
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.data import images, series
+from sparcl_mcu.generator.data.raw import Raw, Samples, hold_out, natural, ungrouped
+from sparcl_mcu.generator.data.series import Recording
+from sparcl_mcu.generator.errors import UserError
 
 WATCH_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
 """SHA-256 of seglearn 1.2.5's ``watch_dataset.npy``; it is a pickle and is not opened if it differs."""
@@ -95,7 +94,7 @@ def watch(config: Config) -> Raw:
 
 def keras(config: Config) -> Raw:
     """One of Keras's named sets, (n, height, width[, 3]) uint8; Keras downloads it once and keeps it in ~/.keras."""
-    from generator import keras_model  # TensorFlow is imported only for these sets
+    from sparcl_mcu.generator import keras_model  # TensorFlow is imported only for these sets
 
     name = str(config.data.name)
     try:

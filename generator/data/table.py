@@ -18,13 +18,12 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.config import Config, DataSection
-from generator.data import series
-from generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, natural
-from generator.data.series import Recording
-from generator.data.tasks import held_out
-from generator.errors import UserError
+from sparcl_mcu.generator.config import Config, DataSection
+from sparcl_mcu.generator.data import series
+from sparcl_mcu.generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, natural
+from sparcl_mcu.generator.data.series import Recording
+from sparcl_mcu.generator.data.tasks import held_out
+from sparcl_mcu.generator.errors import UserError
 
 
 @dataclass(frozen=True)

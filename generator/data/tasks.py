@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Dataset, Task
-from generator.config import MAX_CLASSES, ClassName, Config
-from generator.data import series
-from generator.data.raw import LACKING, Labels, Raw, Samples, hold_out
-from generator.errors import UserError
+from sparcl_mcu.generator.artefacts import Dataset, Task
+from sparcl_mcu.generator.config import MAX_CLASSES, ClassName, Config
+from sparcl_mcu.generator.data import series
+from sparcl_mcu.generator.data.raw import LACKING, Labels, Raw, Samples, hold_out
+from sparcl_mcu.generator.errors import UserError
 
 CALIBRATION_QUANTILE = 0.99
 """Share of the non-zero magnitudes of float inputs that must not be clipped."""

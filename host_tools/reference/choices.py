@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-from host_tools.reference.fixed import Ints
-from host_tools.reference.prng import Prng
+from sparcl_mcu.host_tools.reference.fixed import Ints
+from sparcl_mcu.host_tools.reference.prng import Prng
 
 
 def shuffled(n: int, choices: Prng) -> list[int]:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Layer, Tensor
-from host_tools.reference.fixed import Counters, Ints, shift
-from host_tools.reference.layer import Gradient, Input, Matrix, Positions, Rules, WeightedLayer
-from host_tools.reference.prng import Prng
-from host_tools.reference.sparse import PanelMask
+from sparcl_mcu.generator.artefacts import Layer, Tensor
+from sparcl_mcu.host_tools.reference.fixed import Counters, Ints, shift
+from sparcl_mcu.host_tools.reference.layer import Gradient, Input, Matrix, Positions, Rules, WeightedLayer
+from sparcl_mcu.host_tools.reference.prng import Prng
+from sparcl_mcu.host_tools.reference.sparse import PanelMask
 
 
 @dataclass(frozen=True, slots=True)

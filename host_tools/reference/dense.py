@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Layer
-from host_tools.reference.fixed import Counters, Ints, guard, shift
-from host_tools.reference.layer import Gradient, Input, Positions, Rules, WeightedLayer
-from host_tools.reference.prng import Prng
-from host_tools.reference.sparse import PanelMask
+from sparcl_mcu.generator.artefacts import Layer
+from sparcl_mcu.host_tools.reference.fixed import Counters, Ints, guard, shift
+from sparcl_mcu.host_tools.reference.layer import Gradient, Input, Positions, Rules, WeightedLayer
+from sparcl_mcu.host_tools.reference.prng import Prng
+from sparcl_mcu.host_tools.reference.sparse import PanelMask
 
 FEW_ROWS = 4
 """Below one active input in this many pays gathering the rows."""

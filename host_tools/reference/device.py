@@ -14,13 +14,12 @@ from enum import IntEnum
 from typing import Self
 
 import numpy as np
-
-from generator.artefacts import Method, Model
-from host_tools.reference import mask, network, task, train
-from host_tools.reference import state as states
-from host_tools.reference.fixed import Counters
-from host_tools.reference.replay import Sample, Slot
-from host_tools.reference.task import NO_TASK, RESIDENT, STREAMED, Phase
+from sparcl_mcu.generator.artefacts import Method, Model
+from sparcl_mcu.host_tools.reference import mask, network, task, train
+from sparcl_mcu.host_tools.reference import state as states
+from sparcl_mcu.host_tools.reference.fixed import Counters
+from sparcl_mcu.host_tools.reference.replay import Sample, Slot
+from sparcl_mcu.host_tools.reference.task import NO_TASK, RESIDENT, STREAMED, Phase
 
 
 class Command(IntEnum):

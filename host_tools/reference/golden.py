@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Method, Model
-from host_tools.reference import loss, train
-from host_tools.reference import state as states
-from host_tools.reference.task import NO_TASK
+from sparcl_mcu.generator.artefacts import Method, Model
+from sparcl_mcu.host_tools.reference import loss, train
+from sparcl_mcu.host_tools.reference import state as states
+from sparcl_mcu.host_tools.reference.task import NO_TASK
 
 
 def sample(model: Model) -> NDArray[np.integer]:

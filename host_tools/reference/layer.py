@@ -16,12 +16,11 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Layer, LearningRate, Panel
-from generator.errors import UserError
-from host_tools.reference.fixed import Counters, Ints, clamp_bias, clamp_weight, shift
-from host_tools.reference.prng import Prng
-from host_tools.reference.sparse import PanelMask
+from sparcl_mcu.generator.artefacts import Layer, LearningRate, Panel
+from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.host_tools.reference.fixed import Counters, Ints, clamp_bias, clamp_weight, shift
+from sparcl_mcu.host_tools.reference.prng import Prng
+from sparcl_mcu.host_tools.reference.sparse import PanelMask
 
 Matrix = NDArray[np.float64]
 Positions = NDArray[np.intp]

@@ -9,16 +9,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from generator.artefacts import Growth, Layer, Learning, Op
-from host_tools.reference import network
-from host_tools.reference.fixed import Ints
-from host_tools.reference.layer import Gradient, Positions, WeightedLayer
-from host_tools.reference.network import Gradients
-from host_tools.reference.sparse import PanelMask, all_selected, grown_best, grown_random, pruned, selected
+from sparcl_mcu.generator.artefacts import Growth, Layer, Learning, Op
+from sparcl_mcu.host_tools.reference import network
+from sparcl_mcu.host_tools.reference.fixed import Ints
+from sparcl_mcu.host_tools.reference.layer import Gradient, Positions, WeightedLayer
+from sparcl_mcu.host_tools.reference.network import Gradients
+from sparcl_mcu.host_tools.reference.sparse import PanelMask, all_selected, grown_best, grown_random, pruned, selected
 
 if TYPE_CHECKING:
-    from host_tools.reference.state import State
+    from sparcl_mcu.host_tools.reference.state import State
 
 SCORE_MAX = 65535
 GRADIENT_MAX = 1 << 20

@@ -9,14 +9,13 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Activation, Layer, LearningRate, Model, Op, Tensor, needs_error
-from host_tools.reference.conv import ConvLayer
-from host_tools.reference.dense import DenseLayer
-from host_tools.reference.fixed import Counters, Ints, guard, sat16, shift
-from host_tools.reference.layer import Flags, Gradient, Input, Node, Rules, WeightedLayer
-from host_tools.reference.pool import Add, AveragePool, MaxPool, Pad, Spreading
-from host_tools.reference.prng import Prng
+from sparcl_mcu.generator.artefacts import Activation, Layer, LearningRate, Model, Op, Tensor, needs_error
+from sparcl_mcu.host_tools.reference.conv import ConvLayer
+from sparcl_mcu.host_tools.reference.dense import DenseLayer
+from sparcl_mcu.host_tools.reference.fixed import Counters, Ints, guard, sat16, shift
+from sparcl_mcu.host_tools.reference.layer import Flags, Gradient, Input, Node, Rules, WeightedLayer
+from sparcl_mcu.host_tools.reference.pool import Add, AveragePool, MaxPool, Pad, Spreading
+from sparcl_mcu.host_tools.reference.prng import Prng
 
 Gradients = tuple[Gradient | None, ...]
 """What one captured step says of the weights of each layer, None for those without masks."""

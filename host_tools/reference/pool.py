@@ -11,11 +11,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-
-from generator.artefacts import Layer, Tensor
-from host_tools.reference.conv import under_window
-from host_tools.reference.fixed import INT16_MAX, INT16_MIN, Ints, sat16, shift
-from host_tools.reference.layer import Input, Node, Positions
+from sparcl_mcu.generator.artefacts import Layer, Tensor
+from sparcl_mcu.host_tools.reference.conv import under_window
+from sparcl_mcu.host_tools.reference.fixed import INT16_MAX, INT16_MIN, Ints, sat16, shift
+from sparcl_mcu.host_tools.reference.layer import Input, Node, Positions
 
 BELOW_ALL = -(1 << 40)
 """Less than any value of a tensor."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-from host_tools.reference.fixed import Ints, mulhi
+from sparcl_mcu.host_tools.reference.fixed import Ints, mulhi
 
 MULTIPLIER = 1664525
 INCREMENT = 1013904223

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-
-from host_tools.reference.fixed import Ints
-from host_tools.reference.prng import MASK, Prng
+from sparcl_mcu.host_tools.reference.fixed import Ints
+from sparcl_mcu.host_tools.reference.prng import MASK, Prng
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Panel
-from host_tools.reference.choices import free_places
-from host_tools.reference.fixed import Ints
-from host_tools.reference.prng import Prng
+from sparcl_mcu.generator.artefacts import Panel
+from sparcl_mcu.host_tools.reference.choices import free_places
+from sparcl_mcu.host_tools.reference.fixed import Ints
+from sparcl_mcu.host_tools.reference.prng import Prng
 
 Flags = NDArray[np.bool_]
 

@@ -11,16 +11,15 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import Model, SingleHead, position_bytes, regions
-from host_tools.reference import network as networks
-from host_tools.reference.fixed import Counters, Ints
-from host_tools.reference.layer import Node
-from host_tools.reference.lesson import Bits, Lesson
-from host_tools.reference.mask import Captured
-from host_tools.reference.prng import MASK, Prng
-from host_tools.reference.replay import Replay, Sample
-from host_tools.reference.task import NO_TASK, RESIDENT, Phase, Table
+from sparcl_mcu.generator.artefacts import Model, SingleHead, position_bytes, regions
+from sparcl_mcu.host_tools.reference import network as networks
+from sparcl_mcu.host_tools.reference.fixed import Counters, Ints
+from sparcl_mcu.host_tools.reference.layer import Node
+from sparcl_mcu.host_tools.reference.lesson import Bits, Lesson
+from sparcl_mcu.host_tools.reference.mask import Captured
+from sparcl_mcu.host_tools.reference.prng import MASK, Prng
+from sparcl_mcu.host_tools.reference.replay import Replay, Sample
+from sparcl_mcu.host_tools.reference.task import NO_TASK, RESIDENT, Phase, Table
 
 SCALARS = struct.Struct("<IIIIIBBBBHHHHHHBBBBIII")
 """The scalars of the state digest in order (52 bytes)."""

@@ -9,15 +9,14 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from generator.artefacts import DdrScore, Learning
-from host_tools.reference.choices import shuffled
-from host_tools.reference.fixed import Ints
-from host_tools.reference.lesson import Lesson
-from host_tools.reference.prng import Prng
+from sparcl_mcu.generator.artefacts import DdrScore, Learning
+from sparcl_mcu.host_tools.reference.choices import shuffled
+from sparcl_mcu.host_tools.reference.fixed import Ints
+from sparcl_mcu.host_tools.reference.lesson import Lesson
+from sparcl_mcu.host_tools.reference.prng import Prng
 
 if TYPE_CHECKING:
-    from host_tools.reference.state import State
+    from sparcl_mcu.host_tools.reference.state import State
 
 
 class Phase(IntEnum):

@@ -8,12 +8,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from generator.artefacts import DdrScore, LearningRate, Method, SingleHead
-from host_tools.reference import loss, mask, network, task
-from host_tools.reference.fixed import Ints
-from host_tools.reference.prng import MASK
-from host_tools.reference.replay import Sample, Slot
-from host_tools.reference.state import State
+from sparcl_mcu.generator.artefacts import DdrScore, LearningRate, Method, SingleHead
+from sparcl_mcu.host_tools.reference import loss, mask, network, task
+from sparcl_mcu.host_tools.reference.fixed import Ints
+from sparcl_mcu.host_tools.reference.prng import MASK
+from sparcl_mcu.host_tools.reference.replay import Sample, Slot
+from sparcl_mcu.host_tools.reference.state import State
 
 
 @dataclass(frozen=True, slots=True)

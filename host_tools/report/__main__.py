@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m host_tools.report` writes the JSON schema of report.json from the class `Report`."""
+"""`python -m sparcl_mcu.host_tools.report` writes the JSON schema of report.json from the class `Report`."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from generator.artefacts import Activation, Dataset, Layer, Model, Op, Task, needs_error
-from generator.errors import UserError
+from sparcl_mcu.generator.artefacts import Activation, Dataset, Layer, Model, Op, Task, needs_error
+from sparcl_mcu.generator.errors import UserError
 
 from .. import lessons, metrics
 from ..image import ImageSizes, measure
@@ -34,7 +34,7 @@ from .schema import (
 )
 
 if TYPE_CHECKING:
-    from generator.pipeline import Project
+    from sparcl_mcu.generator.pipeline import Project
 
 JSON = "report.json"
 HTML = "report.html"

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-
-from generator.artefacts import Dataset, Layer, Model
+from sparcl_mcu.generator.artefacts import Dataset, Layer, Model
 
 from ..reference.lesson import Bits, Lesson
 from .schema import LayerOverlap, MaskOverlap, SampleNote, TaskSamples

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from generator.artefacts import Dataset
+from sparcl_mcu.generator.artefacts import Dataset
 
 from .. import markup
 from . import figures

@@ -211,7 +211,7 @@ def generated_folder(
     if not (folder / "scl_board.h").is_file():
         command = [
             environment.get("SCL_PYTHON", python),
-            *("-m", "host_tools.cli", "generate", "examples/split_digits.toml", "--board", board),
+            *("-m", "sparcl_mcu.host_tools.cli", "generate", "examples/split_digits.toml", "--board", board),
         ]
         print(f"No generated sources for {board} yet, running: {shlex.join(command)}", flush=True)
         status = subprocess.run(command, cwd=root, check=False).returncode

@@ -99,7 +99,7 @@ def _no_drive(board, port):
 
 def _upload_targets(env, board, program):
     port = env.subst("$UPLOAD_PORT") or f"socket://localhost:{board['emulator']['port']}"
-    tool = f'"$PYTHONEXE" -m host_tools.emulator --board {board["name"]}'
+    tool = f'"$PYTHONEXE" -m sparcl_mcu.host_tools.emulator --board {board["name"]}'
     if "://" not in port and board["silicon"].get("drive"):
         # a board people own: a drive that takes a .hex file
         image = os.path.join("$BUILD_DIR", "${PROGNAME}.hex")

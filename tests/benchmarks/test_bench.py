@@ -11,14 +11,13 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
-
-from benchmarks import baseline, bench, cases, result, targets, view
-from benchmarks.cases import Mode
-from benchmarks.host import HostTimes
-from benchmarks.result import Bench, CaseResult, Instructions, Phases
-from generator.boards import ROOT
-from generator.errors import BoardError, UserError
-from host_tools import cli
+from sparcl_mcu.benchmarks import baseline, bench, cases, result, targets, view
+from sparcl_mcu.benchmarks.cases import Mode
+from sparcl_mcu.benchmarks.host import HostTimes
+from sparcl_mcu.benchmarks.result import Bench, CaseResult, Instructions, Phases
+from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.host_tools import cli
 
 
 def instructions(step: float, **others: float) -> Instructions:
@@ -257,7 +256,7 @@ def test_unknown_board_is_named() -> None:
 
 def test_schema_file_is_that_of_the_code() -> None:
     stored = json.loads((ROOT / "benchmarks" / "bench_schema.json").read_text())
-    assert stored == Bench.model_json_schema(), "write it again: python -m benchmarks.result"
+    assert stored == Bench.model_json_schema(), "write it again: python -m sparcl_mcu.benchmarks.result"
 
 
 def test_schema_documentation_names_every_key() -> None:

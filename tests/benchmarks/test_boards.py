@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from benchmarks import measure, session
-from benchmarks.cases import EXPERIMENTS, Case, Mode
-from benchmarks.result import CaseResult
-from benchmarks.session import Session
-from generator.pipeline import generate
-from host_tools import firmware, protocol
-from host_tools.emulator import Emulator, EmulatorError
+from sparcl_mcu.benchmarks import measure, session
+from sparcl_mcu.benchmarks.cases import EXPERIMENTS, Case, Mode
+from sparcl_mcu.benchmarks.result import CaseResult
+from sparcl_mcu.benchmarks.session import Session
+from sparcl_mcu.generator.pipeline import generate
+from sparcl_mcu.host_tools import firmware, protocol
+from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError
 
 pytestmark = [
     pytest.mark.board,

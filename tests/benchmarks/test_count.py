@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from benchmarks import count, cycles, loops
-from benchmarks.count import Instruction, Program
+from sparcl_mcu.benchmarks import count, cycles, loops
+from sparcl_mcu.benchmarks.count import Instruction, Program
 
 LISTING = """
 00003120 <l1_forward>:

@@ -6,10 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from benchmarks import host
-from benchmarks.cases import EXPERIMENTS, MAIN, cases, sparse
-from generator.artefacts import Method
+from sparcl_mcu.benchmarks import host
+from sparcl_mcu.benchmarks.cases import EXPERIMENTS, MAIN, cases, sparse
+from sparcl_mcu.generator.artefacts import Method
 
 
 def test_reference_learns_that_many_samples_of_the_network_of_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,15 +24,14 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-
-from benchmarks.sweep import cluster as clusters
-from benchmarks.sweep import page, plan, results, sweep, work
-from benchmarks.sweep.plan import Kind
-from benchmarks.sweep.results import Kept, Mean, Result
-from generator.boards import ROOT
-from generator.errors import BoardError, UserError
-from host_tools.emulator import EmulatorError, free_port
-from host_tools.link import DeviceError
+from sparcl_mcu.benchmarks.sweep import cluster as clusters
+from sparcl_mcu.benchmarks.sweep import page, plan, results, sweep, work
+from sparcl_mcu.benchmarks.sweep.plan import Kind
+from sparcl_mcu.benchmarks.sweep.results import Kept, Mean, Result
+from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.host_tools.emulator import EmulatorError, free_port
+from sparcl_mcu.host_tools.link import DeviceError
 
 SMALL = """
 [data]
@@ -349,7 +348,7 @@ def cluster(count: int, before: str = "") -> Iterator[tuple[str, list[subprocess
 
 def sparcl_sweep(file: Path, *arguments: str) -> subprocess.Popen[str]:
     """The command in a process group of its own, its output line by line."""
-    command = [sys.executable, "-m", "host_tools.cli", "sweep", str(file), "--plain", *arguments]
+    command = [sys.executable, "-m", "sparcl_mcu.host_tools.cli", "sweep", str(file), "--plain", *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -402,7 +401,7 @@ def test_a_cluster_finishes_the_sweep_when_a_worker_is_killed(file: Path) -> Non
 
 @pytest.mark.slow
 def test_a_cluster_without_sparcl_is_the_user_s_mistake(file: Path) -> None:
-    with cluster(1, "import sys; sys.modules['benchmarks'] = None") as (address, _):
+    with cluster(1, "import sys; sys.modules['sparcl_mcu.benchmarks'] = None") as (address, _):
         process = sparcl_sweep(file, "--scheduler", address)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
@@ -451,7 +450,7 @@ def test_two_sweeps_at_once_do_not_meet_and_nobody_else_is_served() -> None:
 def test_a_job_that_kills_every_worker_fails_and_the_others_are_done(file: Path) -> None:
     before = """
 import os
-from benchmarks.sweep import results, work
+from sparcl_mcu.benchmarks.sweep import results, work
 work.execute.__globals__["_done"] = lambda job: (
     os._exit(1) if job.kind == "costs" else results.Result(method="", seed=0, kind=job.kind, key=job.key, class_il=80.0)
 )
@@ -549,7 +548,7 @@ def test_a_job_learns_what_the_command_run_learns(file: Path) -> None:
     """In a process with other jobs before it, and bit for bit."""
     job = next(j for j in plan.load(file).jobs if (j.method, j.seed, j.kind) == ("SparCL", 1, Kind.FIXED))
     experiment = file.parent / "small.toml"
-    command = [sys.executable, "-m", "host_tools.cli", "run", str(experiment), "--seed", "1", "--plain"]
+    command = [sys.executable, "-m", "sparcl_mcu.host_tools.cli", "run", str(experiment), "--seed", "1", "--plain"]
     subprocess.run(command, check=True, env=environment(), cwd=ROOT, capture_output=True)
     report = json.loads((file.parent / "build" / "small" / "native" / "report.json").read_text())
     for _ in range(2):

@@ -8,7 +8,7 @@ import socket
 from types import TracebackType
 from typing import Self
 
-from host_tools.emulator import Emulator, free_port
+from sparcl_mcu.host_tools.emulator import Emulator, free_port
 
 
 class Gdb:

@@ -17,17 +17,17 @@ from typing import Any
 import board_build  # from platforms/common
 import numpy as np
 import pytest
+from sparcl_mcu.generator import pipeline
+from sparcl_mcu.generator.boards import ROOT, load_board
+from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.generator.render import render
+from sparcl_mcu.host_tools.emulator import Emulator
+from sparcl_mcu.host_tools.protocol import Command, TrainingReply
+from sparcl_mcu.host_tools.recording import transactions
+from sparcl_mcu.host_tools.reference import Device
+from sparcl_mcu.host_tools.stream import RECORDING, Epoch, Observer, StreamResult, stream
+from sparcl_mcu.host_tools.validate import ValidationResult
 
-from generator import pipeline
-from generator.boards import ROOT, load_board
-from generator.pipeline import Project
-from generator.render import render
-from host_tools.emulator import Emulator
-from host_tools.protocol import Command, TrainingReply
-from host_tools.recording import transactions
-from host_tools.reference import Device
-from host_tools.stream import RECORDING, Epoch, Observer, StreamResult, stream
-from host_tools.validate import ValidationResult
 from tests.host_tools.fake_board import FakeBoard
 
 pytestmark = pytest.mark.board
@@ -75,7 +75,16 @@ class Sparcl:
 
     def __call__(self, command: str, board: str, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command that has to end with this status; its output."""
-        arguments = [sys.executable, "-m", "host_tools.cli", command, str(self.experiment), "--board", board, *options]
+        arguments = [
+            sys.executable,
+            "-m",
+            "sparcl_mcu.host_tools.cli",
+            command,
+            str(self.experiment),
+            "--board",
+            board,
+            *options,
+        ]
         done = subprocess.run(
             arguments,
             cwd=ROOT,
@@ -340,7 +349,7 @@ def test_interrupted_while_streaming(
 
 def weight_after(sparcl: Sparcl, step: int, region: str) -> tuple[Any, Device]:
     """The reference's tensor after so many steps of the recorded session."""
-    from host_tools.reference import arrays
+    from sparcl_mcu.host_tools.reference import arrays
 
     model = pipeline.store.load(sparcl.folder / "tiny" / "04-quantised", pipeline.Model)
     device = Device(model)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sparcl_mcu.host_tools.live.figures import accuracies
+from sparcl_mcu.host_tools.stream import StreamResult
 
-from host_tools.live.figures import accuracies
-from host_tools.stream import StreamResult
 from tests.boards.terminal import Terminal
 from tests.boards.test_end_to_end import Sparcl, new, require
 
@@ -76,7 +76,16 @@ def start(
         environment.pop(name, None)
     if "NO_COLOR" not in env:
         environment.pop("NO_COLOR", None)
-    arguments = [sys.executable, "-m", "host_tools.cli", command, str(sparcl.experiment), "--board", board, *options]
+    arguments = [
+        sys.executable,
+        "-m",
+        "sparcl_mcu.host_tools.cli",
+        command,
+        str(sparcl.experiment),
+        "--board",
+        board,
+        *options,
+    ]
     return Terminal(arguments, *size, environment)
 
 

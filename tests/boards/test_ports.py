@@ -22,8 +22,7 @@ import board_build  # from platforms/common
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
-
-from host_tools.emulator import Emulator, EmulatorError, free_url
+from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError, free_url
 
 ROOT = Path(__file__).resolve().parents[2]
 BOARDS = ("native", "microbit", "emcraft_sf2", "ast1030_evb", "mps3_an547")

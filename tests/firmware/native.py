@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from sparcl_mcu.generator import boards
+from sparcl_mcu.generator.artefacts import Model
+from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.render import render
+from sparcl_mcu.host_tools import protocol
+from sparcl_mcu.host_tools.link import DeviceError, Link
+from sparcl_mcu.host_tools.protocol import Command, Hello, Phase
+from sparcl_mcu.host_tools.reference import Device, first_difference
 
-from generator import boards
-from generator.artefacts import Model
-from generator.boards import ROOT, Board
-from generator.render import render
-from host_tools import protocol
-from host_tools.link import DeviceError, Link
-from host_tools.protocol import Command, Hello, Phase
-from host_tools.reference import Device, first_difference
 from tests.host_tools.reference.models import random_samples, samples, task_begin
 
 sys.path.append(str(ROOT / "platforms" / "common"))

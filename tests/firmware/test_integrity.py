@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sparcl_mcu.generator import plan
+from sparcl_mcu.generator.boards import Board, Watchdog
+from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.host_tools import protocol, report, stream, validate
+from sparcl_mcu.host_tools.link import DAMAGED, SELF_TEST, WRONG_NONCE, DeviceError
+from sparcl_mcu.host_tools.protocol import Command, Phase
+from sparcl_mcu.host_tools.recording import OUT_OF_TURN
 
-from generator import plan
-from generator.boards import Board, Watchdog
-from generator.errors import BoardError
-from host_tools import protocol, report, stream, validate
-from host_tools.link import DAMAGED, SELF_TEST, WRONG_NONCE, DeviceError
-from host_tools.protocol import Command, Phase
-from host_tools.recording import OUT_OF_TURN
 from tests.firmware.memory import Memory
 from tests.firmware.native import CORE, Process, Teacher, Twin, board_facts, build, running
 from tests.host_tools.conftest import MakeProject, make_project

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sparcl_mcu.generator import plan
+from sparcl_mcu.generator.artefacts import Method, Model, position_bytes
+from sparcl_mcu.generator.boards import Board
+from sparcl_mcu.host_tools import protocol
+from sparcl_mcu.host_tools.link import Link
+from sparcl_mcu.host_tools.protocol import Command, Phase
+from sparcl_mcu.host_tools.reference import Device
+from sparcl_mcu.host_tools.reference.decode import SCALARS
 
-from generator import plan
-from generator.artefacts import Method, Model, position_bytes
-from generator.boards import Board
-from host_tools import protocol
-from host_tools.link import Link
-from host_tools.protocol import Command, Phase
-from host_tools.reference import Device
-from host_tools.reference.decode import SCALARS
 from tests.firmware.native import Process, Teacher, Twin, board_facts, build, flip, running
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 

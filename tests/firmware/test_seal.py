@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sparcl_mcu.generator.artefacts import Model
+from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.host_tools import protocol
+from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter, decode
+from sparcl_mcu.host_tools.link import DeviceError, Link, LinkError
+from sparcl_mcu.host_tools.protocol import STATE_CHANGING, Command, Hello
+from sparcl_mcu.host_tools.seal import SIZE, Seal
 
-from generator.artefacts import Model
-from generator.boards import ROOT
-from generator.errors import BoardError, UserError
-from host_tools import protocol
-from host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter, decode
-from host_tools.link import DeviceError, Link, LinkError
-from host_tools.protocol import STATE_CHANGING, Command, Hello
-from host_tools.seal import SIZE, Seal
 from tests.firmware.native import SECONDS, Process, Teacher, Twin, build, compile_c, running
 from tests.firmware.test_window import facts
 from tests.host_tools.reference.models import random_model, random_samples, task_begin
@@ -342,7 +342,7 @@ def number(counter: bytes) -> int:
 
 def test_counters_go_on_across_sessions(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second host goes on behind where the first was; the counters of lost requests are not used again."""
-    monkeypatch.setattr("host_tools.seal.secrets.randbelow", lambda _: 1000)
+    monkeypatch.setattr("sparcl_mcu.host_tools.seal.secrets.randbelow", lambda _: 1000)
     for _ in range(3):
         with Link(process.url, key=KEY) as line:
             protocol.hello(line)
@@ -357,7 +357,7 @@ def test_counters_go_on_across_sessions(process: Process, monkeypatch: pytest.Mo
 
 def test_an_earlier_session_does_not_pass_for_this_one(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that the board said, hello included, said again to a host that sends the same."""
-    monkeypatch.setattr("host_tools.link.PATIENCE", 5)
+    monkeypatch.setattr("sparcl_mcu.host_tools.link.PATIENCE", 5)
     said: list[bytes] = []
 
     def listen(chunk: bytes) -> list[bytes]:
@@ -414,7 +414,7 @@ def test_forged_replies_are_not_believed(process: Process, monkeypatch: pytest.M
         replayed = replace(old, sequence=reply.sequence)
         return [frame.encode()[:-1] for frame in (unsealed, changed, replayed)] + ([chunk] if len(kept) < 3 else [])
 
-    monkeypatch.setattr("host_tools.link.PATIENCE", 5)
+    monkeypatch.setattr("sparcl_mcu.host_tools.link.PATIENCE", 5)
     with Proxy(process.url) as proxy, Link(proxy.url, key=KEY) as line:
         protocol.hello(line)
         proxy.say = forge
@@ -425,7 +425,7 @@ def test_forged_replies_are_not_believed(process: Process, monkeypatch: pytest.M
 
 def test_reply_of_long_ago_is_not_believed(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequence numbers come round; counters do not."""
-    monkeypatch.setattr("host_tools.link.PATIENCE", 5)
+    monkeypatch.setattr("sparcl_mcu.host_tools.link.PATIENCE", 5)
     kept: list[bytes] = []
 
     def again(chunk: bytes) -> list[bytes]:

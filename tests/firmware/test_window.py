@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sparcl_mcu.generator.artefacts import Model
+from sparcl_mcu.generator.boards import Board
+from sparcl_mcu.host_tools import frame, link, protocol
+from sparcl_mcu.host_tools.frame import NEXT, REQUEST, Frame
+from sparcl_mcu.host_tools.link import DeviceError, Link
+from sparcl_mcu.host_tools.protocol import Command, Hello, ReplayRecord
+from sparcl_mcu.host_tools.recording import Header, Recorder, transactions
 
-from generator.artefacts import Model
-from generator.boards import Board
-from host_tools import frame, link, protocol
-from host_tools.frame import NEXT, REQUEST, Frame
-from host_tools.link import DeviceError, Link
-from host_tools.protocol import Command, Hello, ReplayRecord
-from host_tools.recording import Header, Recorder, transactions
 from tests.firmware.native import Twin, board_facts, build, running
 from tests.firmware.test_hostile import shout
 from tests.host_tools.reference.models import random_model, random_samples, task_begin

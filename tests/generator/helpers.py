@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator import network, prune, train
-from generator.artefacts import (
+from sparcl_mcu.generator import network, prune, train
+from sparcl_mcu.generator.artefacts import (
     Activation,
     Dataset,
     FloatLayer,
@@ -22,7 +21,7 @@ from generator.artefacts import (
     Task,
     Window,
 )
-from generator.config import Config
+from sparcl_mcu.generator.config import Config
 
 INPUT_SHAPES = ((1, 8, 8), (3, 6, 5), (2, 1, 17), (1, 1, 12), (4, 3, 3), (5, 1, 1))
 

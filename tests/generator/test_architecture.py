@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from generator import architecture, config
-from generator.artefacts import Activation, Op, Window
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import architecture, config
+from sparcl_mcu.generator.artefacts import Activation, Op, Window
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 CONV: dict[str, Any] = {"type": "conv2d", "filters": 4, "kernel": 3}
 CONV_1D: dict[str, Any] = {"type": "conv1d", "filters": 4, "kernel": 3}

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-
-from generator import config
-from generator.artefacts import Method
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import config
+from sparcl_mcu.generator.artefacts import Method
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
@@ -175,5 +174,5 @@ def test_every_option_is_described() -> None:
 def test_the_page_of_options_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "experiment.md"
     assert page.read_text(encoding="utf-8").endswith(config.options_table()), (
-        "run: python -m generator.config, which rewrites the table in docs/experiment.md"
+        "run: python -m sparcl_mcu.generator.config, which rewrites the table in docs/experiment.md"
     )

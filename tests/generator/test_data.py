@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from generator import data
-from generator.artefacts import Dataset
-from generator.config import Config
-from generator.data import sets
-from generator.errors import UserError
+from sparcl_mcu.generator import data
+from sparcl_mcu.generator.artefacts import Dataset
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.data import sets
+from sparcl_mcu.generator.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -210,9 +209,9 @@ def test_unknown_group() -> None:
 KERAS = """
 import gzip, os, pathlib, sys
 import numpy as np
-from generator import data
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import data
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 folder = pathlib.Path(os.environ["KERAS_HOME"], "datasets", "fashion-mnist")
 folder.mkdir(parents=True)

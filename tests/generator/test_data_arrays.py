@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from generator import config, data
-from generator.artefacts import Dataset
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import config, data
+from sparcl_mcu.generator.artefacts import Dataset
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
-from generator import data
-from generator.artefacts import Dataset
-from generator.config import Config
-from generator.data import images
-from generator.errors import UserError
+from sparcl_mcu.generator import data
+from sparcl_mcu.generator.artefacts import Dataset
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.data import images
+from sparcl_mcu.generator.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 

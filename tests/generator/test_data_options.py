@@ -8,9 +8,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-
-from generator import config
-from generator.errors import UserError
+from sparcl_mcu.generator import config
+from sparcl_mcu.generator.errors import UserError
 
 
 def write(tmp_path: Path, data: str = "", tasks: str = "", rest: str = "") -> Path:

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sparcl_mcu.generator import architecture, config, data, float_twin, network, quantise, train
+from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Model, Op, Task, Window
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.float_twin import Mask, Twin
+from sparcl_mcu.host_tools.protocol import Command, Phase
+from sparcl_mcu.host_tools.reference import Device
+from sparcl_mcu.host_tools.reference.prng import Prng
+from sparcl_mcu.host_tools.stream import replay_records
 
-from generator import architecture, config, data, float_twin, network, quantise, train
-from generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Model, Op, Task, Window
-from generator.config import Config
-from generator.float_twin import Mask, Twin
-from host_tools.protocol import Command, Phase
-from host_tools.reference import Device
-from host_tools.reference.prng import Prng
-from host_tools.stream import replay_records
 from tests.host_tools.reference.models import samples, task_begin
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

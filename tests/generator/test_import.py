@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-
-from generator import architecture, keras_model, network, train
-from generator.artefacts import Activation, Dataset, FloatLayer, Op, Task
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import architecture, keras_model, network, train
+from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, Op, Task
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 PICTURE = (7, 6, 2)
 SERIES = (11, 3)
@@ -423,7 +422,7 @@ def broken():
 
 
 def test_functions_beside_the_experiment(keras: Any, tmp_path: Path) -> None:
-    from generator import config
+    from sparcl_mcu.generator import config
 
     (tmp_path / "nets.py").write_text(MODULE)
     (tmp_path / "sizes.py").write_text("CLASSES = 4\n")

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from generator import layout, network
-from generator.artefacts import FloatLayer, FloatModel, Op, Window
-from generator.errors import UserError
+from sparcl_mcu.generator import layout, network
+from sparcl_mcu.generator.artefacts import FloatLayer, FloatModel, Op, Window
+from sparcl_mcu.generator.errors import UserError
 
 from . import helpers
 

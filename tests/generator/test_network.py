@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from generator import network
-from generator.artefacts import Activation, FloatLayer, Op, Window
+from sparcl_mcu.generator import network
+from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
 
 from . import helpers
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from generator import config, keras_model
-from generator.pipeline import generate
+from sparcl_mcu.generator import config, keras_model
+from sparcl_mcu.generator.pipeline import generate
 
 EXPERIMENT = """
 [data]

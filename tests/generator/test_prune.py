@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from generator import network, prune
-from generator.artefacts import Op, Window
-from generator.config import Config
+from sparcl_mcu.generator import network, prune
+from sparcl_mcu.generator.artefacts import Op, Window
+from sparcl_mcu.generator.config import Config
 
 from . import helpers
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-from generator import error_bound, network, proof, prune, quantise
-from generator.artefacts import (
+from sparcl_mcu.generator import error_bound, network, proof, prune, quantise
+from sparcl_mcu.generator.artefacts import (
     Activation,
     FloatLayer,
     FloatModel,
@@ -26,8 +25,8 @@ from generator.artefacts import (
     Tensor,
     Window,
 )
-from generator.errors import UserError
-from generator.store import model_hash
+from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.store import model_hash
 
 from . import helpers
 

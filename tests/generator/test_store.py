@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from generator import quantise, store
-from generator.artefacts import Dataset, FloatModel, Model
-from generator.errors import UserError
+from sparcl_mcu.generator import quantise, store
+from sparcl_mcu.generator.artefacts import Dataset, FloatModel, Model
+from sparcl_mcu.generator.errors import UserError
 
 from . import helpers
 

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from generator import config, data, keras_model, pipeline, shared_key
-from generator.config import Config
-from generator.errors import UserError
-from generator.user_module import CONSENT
+from sparcl_mcu.generator import config, data, keras_model, pipeline, shared_key
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.user_module import CONSENT
 
 RUN: list[str] = []
 """What code of strangers would add to."""

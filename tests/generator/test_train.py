@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from generator import data, prune, train
-from generator.artefacts import FloatModel
-from generator.config import Config
-from generator.errors import UserError
+from sparcl_mcu.generator import data, prune, train
+from sparcl_mcu.generator.artefacts import FloatModel
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.errors import UserError
 
 from . import helpers
 
@@ -24,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import hashlib
 import sys
-from generator import data, store, train
-from generator.config import Config
+from sparcl_mcu.generator import data, store, train
+from sparcl_mcu.generator.config import Config
 kind = sys.argv[1]
 convolutions = (
     {"type": "conv2d", "filters": 4, "kernel": 3, "activation": "relu6"},

@@ -8,11 +8,12 @@ import struct
 from collections.abc import Callable
 from typing import Self
 
-from generator.artefacts import Model
-from host_tools import frame
-from host_tools.frame import Frame, Splitter
-from host_tools.protocol import KEPT, VERSION, Command
-from host_tools.reference import Device
+from sparcl_mcu.generator.artefacts import Model
+from sparcl_mcu.host_tools import frame
+from sparcl_mcu.host_tools.frame import Frame, Splitter
+from sparcl_mcu.host_tools.protocol import KEPT, VERSION, Command
+from sparcl_mcu.host_tools.reference import Device
+
 from tests.line import Connection, Port
 
 

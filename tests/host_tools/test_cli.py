@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from sparcl_mcu.generator import pipeline
+from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
+from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.host_tools import cli, platformio
 
-from generator import pipeline
-from generator.errors import BoardError, UserError, ValidationFailed
-from generator.pipeline import Project
-from host_tools import cli, platformio
 from tests.host_tools.fake_board import FakeBoard
 
 
@@ -213,7 +213,7 @@ def test_validate_and_report_without_session(generated: Project) -> None:
 def test_interrupted_stream_says_how_to_go_on(
     generated: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from host_tools import stream
+    from sparcl_mcu.host_tools import stream
 
     def interrupt(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt

@@ -10,25 +10,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from sparcl_mcu.generator import pipeline, train
+from sparcl_mcu.host_tools import cli
 
-from generator import pipeline, train
-from host_tools import cli
 from tests.host_tools.fake_board import FakeBoard
 
 NEVER = {"tensorflow", "keras", "matplotlib", "scipy", "sklearn", "pandas"}
 """Not even to read what their packages hold."""
-SLOW = NEVER | {"numpy", "jinja2", "serial", "PIL", "platformio", "benchmarks"}
+SLOW = NEVER | {"numpy", "jinja2", "serial", "PIL", "platformio", "sparcl_mcu.benchmarks"}
 """Not to print a text."""
 
 SCRIPT = """
 import json, sys
-from host_tools import cli
+from sparcl_mcu.host_tools import cli
 lines, slow = json.loads(sys.argv[1])
 for line in lines:
     try:
         cli.main(line)
     except SystemExit as end:
-        found = sorted(set(slow) & {name.partition(".")[0] for name in sys.modules})
+        found = sorted(set(slow) & set(sys.modules))
         print(json.dumps([line[0], end.code, found]), file=sys.stderr)
 """
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from host_tools import metrics
+from sparcl_mcu.host_tools import metrics
 
 MATRIX = [
     [90.0, None, None],

@@ -12,10 +12,9 @@ import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from generator.errors import UserError
-from host_tools.frame import NEXT, REPLY, REQUEST, Frame
-from host_tools.recording import (
+from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame
+from sparcl_mcu.host_tools.recording import (
     END,
     NOISE,
     RECEIVED,

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-
-from host_tools.cli import main
-from host_tools.twin import Pair, save, summary
+from sparcl_mcu.host_tools.cli import main
+from sparcl_mcu.host_tools.twin import Pair, save, summary
 
 SMALL = """
 [data]

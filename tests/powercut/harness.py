@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sparcl_mcu.generator import plan
+from sparcl_mcu.generator.artefacts import Model
+from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.host_tools import protocol
+from sparcl_mcu.host_tools.frame import REQUEST, Frame
+from sparcl_mcu.host_tools.protocol import Command, Phase
+from sparcl_mcu.host_tools.reference import Device
 
-from generator import plan
-from generator.artefacts import Model
-from generator.boards import ROOT, Board
-from host_tools import protocol
-from host_tools.frame import REQUEST, Frame
-from host_tools.protocol import Command, Phase
-from host_tools.reference import Device
 from tests.firmware.native import board_facts, flags, generate
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from generator.artefacts import (
+from sparcl_mcu.generator.artefacts import (
     PANEL_PLACES,
     Activation,
     DdrScore,

@@ -13,7 +13,17 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from generator.artefacts import Activation, Growth, Layer, LearningRate, Method, Model, Op, SingleHead, Tensor
+from sparcl_mcu.generator.artefacts import (
+    Activation,
+    Growth,
+    Layer,
+    LearningRate,
+    Method,
+    Model,
+    Op,
+    SingleHead,
+    Tensor,
+)
 
 EXP2 = [round(32768 * 2 ** (-f / 256)) for f in range(256)]
 LOG2 = [round(256 * math.log2(1 + f / 256)) for f in range(256)]

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sparcl_mcu.generator import network as floating
+from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Growth, Layer, Model, Op, Tensor, Window, regions
+from sparcl_mcu.host_tools.reference import Command, Device, arrays, first_difference, loss, mask
+from sparcl_mcu.host_tools.reference.conv import ConvLayer, GradientSums
+from sparcl_mcu.host_tools.reference.fixed import Counters, Ints
+from sparcl_mcu.host_tools.reference.layer import Input, WeightedLayer
+from sparcl_mcu.host_tools.reference.network import Network, Prefix, learning_network
+from sparcl_mcu.host_tools.reference.pool import AveragePool, MaxPool, add_saturating
+from sparcl_mcu.host_tools.reference.prng import Prng
+from sparcl_mcu.host_tools.reference.state import State
 
-from generator import network as floating
-from generator.artefacts import Activation, FloatLayer, Growth, Layer, Model, Op, Tensor, Window, regions
-from host_tools.reference import Command, Device, arrays, first_difference, loss, mask
-from host_tools.reference.conv import ConvLayer, GradientSums
-from host_tools.reference.fixed import Counters, Ints
-from host_tools.reference.layer import Input, WeightedLayer
-from host_tools.reference.network import Network, Prefix, learning_network
-from host_tools.reference.pool import AveragePool, MaxPool, add_saturating
-from host_tools.reference.prng import Prng
-from host_tools.reference.state import State
 from tests.host_tools.reference.models import (
     Masks,
     Spec,

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.host_tools import report, stream, validate
+from sparcl_mcu.host_tools.report import compare
+from sparcl_mcu.host_tools.report.schema import Instructions
 
-from generator.errors import UserError
-from generator.pipeline import Project
-from host_tools import report, stream, validate
-from host_tools.report import compare
-from host_tools.report.schema import Instructions
 from tests.host_tools.fake_board import FakeBoard
 from tests.host_tools.report.test_report import EVIL, Checker, named
 from tests.host_tools.test_cli import run
@@ -182,7 +182,7 @@ def test_what_users_named_is_shown_as_it_is(encoding: str, first: Path, second: 
     data["settings"]["data"]["path"] = "[/old]/Größe[bold].npz"
     second.write_text(json.dumps(data))
     done = subprocess.run(
-        [sys.executable, "-m", "host_tools.cli", "report", "--compare", "tiny/native", str(second)],
+        [sys.executable, "-m", "sparcl_mcu.host_tools.cli", "report", "--compare", "tiny/native", str(second)],
         env=os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "200"},
         capture_output=True,
         check=False,

@@ -10,10 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-
-from generator.artefacts import Dataset
-from host_tools.report import figures
-from host_tools.report.figures import Series
+from sparcl_mcu.generator.artefacts import Dataset
+from sparcl_mcu.host_tools.report import figures
+from sparcl_mcu.host_tools.report.figures import Series
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.host_tools import metrics, report, stream, validate, view
+from sparcl_mcu.host_tools.report import page as report_page
+from sparcl_mcu.host_tools.report.__main__ import SCHEMA
+from sparcl_mcu.host_tools.report.profile import Profile
 
-from generator.boards import ROOT
-from generator.errors import UserError
-from generator.pipeline import Project
-from host_tools import metrics, report, stream, validate, view
-from host_tools.report import page as report_page
-from host_tools.report.__main__ import SCHEMA
-from host_tools.report.profile import Profile
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 
@@ -70,7 +70,7 @@ def test_tasks_with_the_same_classes_are_domains(made: report.Report, project: P
 
 def test_schema_file_is_that_of_the_code() -> None:
     stored = json.loads(SCHEMA.read_text())
-    assert stored == report.Report.model_json_schema(), "write it again: python -m host_tools.report"
+    assert stored == report.Report.model_json_schema(), "write it again: python -m sparcl_mcu.host_tools.report"
 
 
 def test_schema_documentation_names_every_key() -> None:
