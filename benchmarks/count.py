@@ -22,6 +22,7 @@ import numpy as np
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.errors import BoardError
 
 Counts = NDArray[np.uint64]

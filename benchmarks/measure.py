@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from elftools.elf.elffile import ELFFile
+
 from sparcl_mcu.generator import store
 from sparcl_mcu.generator.artefacts import Op
 from sparcl_mcu.generator.boards import ROOT, Board

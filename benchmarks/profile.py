@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+
 from sparcl_mcu.host_tools import firmware
 from sparcl_mcu.host_tools.report.profile import Profile
 

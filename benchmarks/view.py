@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+
 from sparcl_mcu.host_tools import markup, view
 from sparcl_mcu.host_tools.view import kib
 

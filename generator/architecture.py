@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
+
 from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
 from sparcl_mcu.generator.errors import UserError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
 from sparcl_mcu.generator.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
+
 from sparcl_mcu.generator import shared_key
 from sparcl_mcu.generator.architecture import LAYER_ENTRIES, LayerEntry, layer_conflicts
 from sparcl_mcu.generator.artefacts import DdrScore, Growth, Method, SingleHead

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+
 from sparcl_mcu.generator.artefacts import Activation, FloatLayer, FloatModel, Layer, Model, Op, Tensor
 from sparcl_mcu.generator.network import Floats, channel_first, forward, output
 

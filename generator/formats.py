@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import network, proof
 from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Layer, Learning, Op, Tensor, needs_error
 from sparcl_mcu.generator.errors import UserError

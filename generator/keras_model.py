@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import architecture, user_module
 from sparcl_mcu.generator.architecture import Shape, shown
 from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
+
 from sparcl_mcu.generator import (
     architecture,
     artefacts,

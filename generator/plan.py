@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+
 from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, eight_bit, place
 from sparcl_mcu.generator.artefacts import (
     SCALARS_BYTES,

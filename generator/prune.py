@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import network
 from sparcl_mcu.generator.artefacts import PANEL_PLACES, FloatLayer, Op
 from sparcl_mcu.generator.config import Config

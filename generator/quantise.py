@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import formats, layout, limits, network, prune, rates
 from sparcl_mcu.generator.artefacts import (
     PANEL_PLACES,

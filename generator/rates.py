@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import network, proof
 from sparcl_mcu.generator.artefacts import ERROR_FRACTION, FloatLayer, Layer, LearningRate, Model, Op, needs_error
 from sparcl_mcu.generator.errors import UserError

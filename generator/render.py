@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import __version__
 from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, place
 from sparcl_mcu.generator.artefacts import Layer, Method, Model, Op, position_bytes

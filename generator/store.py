@@ -22,6 +22,7 @@ from typing import Any, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.errors import UserError
 

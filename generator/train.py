@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import architecture, keras_model, network, prune
 from sparcl_mcu.generator.architecture import Shape, shown
 from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Op, Task

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError, ValidationFailed
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+
 from sparcl_mcu.generator.errors import BoardError
 from sparcl_mcu.generator.plan import CODE_IN_RAM, Plan
 

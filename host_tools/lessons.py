@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.errors import UserError
 
 from .reference.lesson import Lesson

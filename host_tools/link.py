@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import serial
+
 from sparcl_mcu.generator.errors import BoardError, UserError
 
 from . import frame

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import SCALARS_BYTES, Model, position_bytes, regions
 from sparcl_mcu.generator.errors import BoardError, UserError
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 import msgpack
+
 from sparcl_mcu.generator.errors import UserError
 
 from . import frame

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu import generator
 from sparcl_mcu.generator import shared_key
 from sparcl_mcu.generator.artefacts import Dataset, Learning, Model, Task, regions

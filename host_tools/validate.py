@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from sparcl_mcu.generator import shared_key
 from sparcl_mcu.generator.artefacts import Model, regions
 from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.render import render
-
 from tests.fuzz.programs import SUBJECTS
 
 MODELS = ("sparse", "conv", "latent")

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from sparcl_mcu.generator.boards import ROOT
 
+from sparcl_mcu.generator.boards import ROOT
 from tools.setup import BROWSERS
 
 _SCRIPT = """

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 from serial.urlhandler import protocol_socket
+
 from sparcl_mcu.generator.user_module import CONSENT
 
 # How long an example takes depends on what else the machine does.

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import cli
 from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.stream import FINAL, RESULT, StreamResult
-
 from tests.boards.test_end_to_end import require
 
 pytestmark = pytest.mark.board

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
 from sparcl_mcu.generator import boards, config, data
 from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.config import Config

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from sparcl_mcu.generator.errors import UserError
 
 from .plan import Job, Kind, Sweep

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
 from sparcl_mcu.generator.pipeline import build_folder
 from sparcl_mcu.host_tools import view

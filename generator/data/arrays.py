@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import user_module
 from sparcl_mcu.generator.config import Config, DataSection
 from sparcl_mcu.generator.data import series

@@ -9,6 +9,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.data.raw import Raw, Samples, check_classes, natural, ungrouped
 from sparcl_mcu.generator.data.tasks import held_out

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.config import MAX_CLASSES, Config, DataSection
 from sparcl_mcu.generator.errors import UserError
 

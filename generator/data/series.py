@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.config import WATCH_RATE, DataSection
 from sparcl_mcu.generator.data.raw import Samples
 from sparcl_mcu.generator.errors import UserError

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.data import images, series
 from sparcl_mcu.generator.data.raw import Raw, Samples, hold_out, natural, ungrouped

@@ -18,6 +18,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.config import Config, DataSection
 from sparcl_mcu.generator.data import series
 from sparcl_mcu.generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, natural

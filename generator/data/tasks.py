@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Dataset, Task
 from sparcl_mcu.generator.config import MAX_CLASSES, ClassName, Config
 from sparcl_mcu.generator.data import series

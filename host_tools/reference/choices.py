@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.host_tools.reference.fixed import Ints
 from sparcl_mcu.host_tools.reference.prng import Prng
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Layer, Tensor
 from sparcl_mcu.host_tools.reference.fixed import Counters, Ints, shift
 from sparcl_mcu.host_tools.reference.layer import Gradient, Input, Matrix, Positions, Rules, WeightedLayer

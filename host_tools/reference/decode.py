@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Layer, Model, Op, Region, regions
 
 Array = NDArray[Any]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Layer
 from sparcl_mcu.host_tools.reference.fixed import Counters, Ints, guard, shift
 from sparcl_mcu.host_tools.reference.layer import Gradient, Input, Positions, Rules, WeightedLayer

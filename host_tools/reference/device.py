@@ -14,6 +14,7 @@ from enum import IntEnum
 from typing import Self
 
 import numpy as np
+
 from sparcl_mcu.generator.artefacts import Method, Model
 from sparcl_mcu.host_tools.reference import mask, network, task, train
 from sparcl_mcu.host_tools.reference import state as states

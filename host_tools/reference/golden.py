@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Method, Model
 from sparcl_mcu.host_tools.reference import loss, train
 from sparcl_mcu.host_tools.reference import state as states

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Layer, LearningRate, Panel
 from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.host_tools.reference.fixed import Counters, Ints, clamp_bias, clamp_weight, shift

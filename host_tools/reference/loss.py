@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from sparcl_mcu.host_tools.reference.fixed import EXP2, INT16_MAX, LOG2, Ints, sat16, shift
 
 LOG2_E = 23637

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from sparcl_mcu.generator.artefacts import Growth, Layer, Learning, Op
 from sparcl_mcu.host_tools.reference import network
 from sparcl_mcu.host_tools.reference.fixed import Ints

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Activation, Layer, LearningRate, Model, Op, Tensor, needs_error
 from sparcl_mcu.host_tools.reference.conv import ConvLayer
 from sparcl_mcu.host_tools.reference.dense import DenseLayer

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+
 from sparcl_mcu.generator.artefacts import Layer, Tensor
 from sparcl_mcu.host_tools.reference.conv import under_window
 from sparcl_mcu.host_tools.reference.fixed import INT16_MAX, INT16_MIN, Ints, sat16, shift

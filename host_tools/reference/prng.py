@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.host_tools.reference.fixed import Ints, mulhi
 
 MULTIPLIER = 1664525

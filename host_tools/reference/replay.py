@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.host_tools.reference.fixed import Ints
 from sparcl_mcu.host_tools.reference.prng import MASK, Prng
 

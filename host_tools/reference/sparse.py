@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Panel
 from sparcl_mcu.host_tools.reference.choices import free_places
 from sparcl_mcu.host_tools.reference.fixed import Ints

@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Model, SingleHead, position_bytes, regions
 from sparcl_mcu.host_tools.reference import network as networks
 from sparcl_mcu.host_tools.reference.fixed import Counters, Ints

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from sparcl_mcu.generator.artefacts import DdrScore, Learning
 from sparcl_mcu.host_tools.reference.choices import shuffled
 from sparcl_mcu.host_tools.reference.fixed import Ints

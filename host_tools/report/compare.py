@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
+
 from sparcl_mcu.generator.errors import UserError
 
 from .. import markup

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Dataset
 
 Values = Sequence[float | None]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+
 from sparcl_mcu.generator.artefacts import Dataset, Layer, Model
 
 from ..reference.lesson import Bits, Lesson

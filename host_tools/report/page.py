@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from sparcl_mcu.generator.artefacts import Dataset
 
 from .. import markup

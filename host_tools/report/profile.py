@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from sparcl_mcu.generator.errors import UserError
 
 RESULT = "profile.json"

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
+
 from sparcl_mcu.benchmarks import baseline, bench, cases, result, targets, view
 from sparcl_mcu.benchmarks.cases import Mode
 from sparcl_mcu.benchmarks.host import HostTimes

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.benchmarks import measure, session
 from sparcl_mcu.benchmarks.cases import EXPERIMENTS, Case, Mode
 from sparcl_mcu.benchmarks.result import CaseResult

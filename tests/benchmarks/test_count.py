@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.benchmarks import count, cycles, loops
 from sparcl_mcu.benchmarks.count import Instruction, Program
 

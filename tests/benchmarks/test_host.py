@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from sparcl_mcu.benchmarks import host
 from sparcl_mcu.benchmarks.cases import EXPERIMENTS, MAIN, cases, sparse
 from sparcl_mcu.generator.artefacts import Method

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.benchmarks import profile
 from sparcl_mcu.benchmarks.cases import EXPERIMENTS
 from sparcl_mcu.generator.errors import UserError

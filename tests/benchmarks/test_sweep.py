@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+
 from sparcl_mcu.benchmarks.sweep import cluster as clusters
 from sparcl_mcu.benchmarks.sweep import page, plan, results, sweep, work
 from sparcl_mcu.benchmarks.sweep.plan import Kind

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.config import LinkSection
 from sparcl_mcu.generator.pipeline import Project
@@ -18,7 +19,6 @@ from sparcl_mcu.host_tools.link import DeviceError, LinkError
 from sparcl_mcu.host_tools.recording import is_complete
 from sparcl_mcu.host_tools.stream import RECORDING, StreamResult, stream
 from sparcl_mcu.host_tools.validate import validate
-
 from tests.boards.test_end_to_end import EXPERIMENT, STREAMED
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
 from tests.firmware.native import Hardware, Process, build

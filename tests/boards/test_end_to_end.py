@@ -17,6 +17,7 @@ from typing import Any
 import board_build  # from platforms/common
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.boards import ROOT, load_board
 from sparcl_mcu.generator.pipeline import Project
@@ -27,7 +28,6 @@ from sparcl_mcu.host_tools.recording import transactions
 from sparcl_mcu.host_tools.reference import Device
 from sparcl_mcu.host_tools.stream import RECORDING, Epoch, Observer, StreamResult, stream
 from sparcl_mcu.host_tools.validate import ValidationResult
-
 from tests.host_tools.fake_board import FakeBoard
 
 pytestmark = pytest.mark.board

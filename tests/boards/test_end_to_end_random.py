@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+
 from sparcl_mcu.generator import boards, plan
 from sparcl_mcu.generator.artefacts import Growth, Method, Model, SingleHead
 from sparcl_mcu.generator.boards import ROOT
@@ -22,7 +23,6 @@ from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.reference import Device
-
 from tests.firmware.native import Teacher, Twin, board_build, compile_c, generate
 from tests.host_tools.reference.models import random_conv_model, random_model
 

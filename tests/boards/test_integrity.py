@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.host_tools import validate
 from sparcl_mcu.host_tools.protocol import TrainingReply
 from sparcl_mcu.host_tools.stream import STATE_DAMAGED, WATCHDOG, Observer, stream
-
 from tests.boards.gdb import Gdb
 from tests.boards.test_end_to_end import Sparcl, expected, require, sparcl
 from tests.boards.test_ports import address_of

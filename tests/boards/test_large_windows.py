@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import limits
 from sparcl_mcu.generator.artefacts import Activation, Op
-
 from tests.firmware.native import Teacher, build, running
 from tests.host_tools.reference.models import Spec, conv_model
 

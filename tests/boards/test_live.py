@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.host_tools.live.figures import accuracies
 from sparcl_mcu.host_tools.stream import StreamResult
-
 from tests.boards.terminal import Terminal
 from tests.boards.test_end_to_end import Sparcl, new, require
 

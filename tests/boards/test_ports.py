@@ -22,6 +22,7 @@ import board_build  # from platforms/common
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+
 from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError, free_url
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,13 +19,13 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+
 from sparcl_mcu.generator import boards, plan
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.emulator import Emulator, _Qmp, free_port
 from sparcl_mcu.host_tools.link import Link, LinkError
 from sparcl_mcu.host_tools.reference import Device
-
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
 from tests.firmware.native import Teacher
 from tests.firmware.test_power_cuts import COUNT, TASKS, Cut, finish_task, session

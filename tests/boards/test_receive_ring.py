@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import boards
 from sparcl_mcu.host_tools import link, protocol
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.protocol import Command
-
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
 from tests.firmware.native import Twin
 from tests.firmware.test_window import CLASSES, learn

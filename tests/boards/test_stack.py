@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import stack_bound  # from platforms/common, as board_build
+
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.protocol import Command
-
 from tests.boards.test_end_to_end_random import BOARDS, MODELS, EmulatedBoard, convolutional, cross_build
 from tests.firmware.native import Teacher, Twin, board_build
 from tests.host_tools.reference.models import random_model

@@ -6,10 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.host_tools.link import STORE_ERRORS, DeviceError
 from sparcl_mcu.host_tools.stream import Epoch, Observer, stream
 from sparcl_mcu.host_tools.validate import ValidationResult
-
 from tests.boards.test_end_to_end import Sparcl, expected, sparcl
 from tests.firmware.native import flip
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import boards
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.boards import ROOT, Board
@@ -23,7 +24,6 @@ from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import DeviceError, Link
 from sparcl_mcu.host_tools.protocol import Command, Hello, Phase
 from sparcl_mcu.host_tools.reference import Device, first_difference
-
 from tests.host_tools.reference.models import random_samples, samples, task_begin
 
 sys.path.append(str(ROOT / "platforms" / "common"))

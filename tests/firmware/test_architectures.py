@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import keras_model, network, quantise
 from sparcl_mcu.generator.artefacts import Dataset, FloatModel, Model
 from sparcl_mcu.generator.error_bound import logit_bound
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.protocol import Command
-
 from tests.firmware.native import Teacher, Twin, build, running
 from tests.generator.helpers import config, random_float_model
 

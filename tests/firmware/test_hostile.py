@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame, Splitter, decode
 from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.protocol import Command
-
 from tests.firmware.native import SECONDS, Teacher, Twin, build, running
 from tests.host_tools.reference.models import random_model
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import plan
 from sparcl_mcu.generator.boards import Board, Watchdog
 from sparcl_mcu.generator.errors import BoardError
@@ -21,7 +22,6 @@ from sparcl_mcu.host_tools import protocol, report, stream, validate
 from sparcl_mcu.host_tools.link import DAMAGED, SELF_TEST, WRONG_NONCE, DeviceError
 from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.recording import OUT_OF_TURN
-
 from tests.firmware.memory import Memory
 from tests.firmware.native import CORE, Process, Teacher, Twin, board_facts, build, running
 from tests.host_tools.conftest import MakeProject, make_project

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sparcl_mcu.generator import plan
 from sparcl_mcu.generator.artefacts import Method, Model, position_bytes
 from sparcl_mcu.generator.boards import Board
@@ -19,7 +20,6 @@ from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.reference import Device
 from sparcl_mcu.host_tools.reference.decode import SCALARS
-
 from tests.firmware.native import Process, Teacher, Twin, board_facts, build, flip, running
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from cobs import cobs
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame
 from sparcl_mcu.host_tools.reference import loss as reference_loss
 from sparcl_mcu.host_tools.reference.prng import Prng
-
 from tests.firmware.native import board_facts, compile_c, flags, generate, small_ints
 from tests.host_tools.reference.models import random_model
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import plan
 from sparcl_mcu.generator.artefacts import Method, Model
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import Link, LinkError
 from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.reference import Device
-
 from tests.firmware.native import Process, Teacher, board_facts, build
 from tests.firmware.test_journal import Historian
 from tests.host_tools.reference.models import random_model, random_samples, samples

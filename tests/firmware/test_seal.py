@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.errors import BoardError, UserError
@@ -22,7 +23,6 @@ from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter, d
 from sparcl_mcu.host_tools.link import DeviceError, Link, LinkError
 from sparcl_mcu.host_tools.protocol import STATE_CHANGING, Command, Hello
 from sparcl_mcu.host_tools.seal import SIZE, Seal
-
 from tests.firmware.native import SECONDS, Process, Teacher, Twin, build, compile_c, running
 from tests.firmware.test_window import facts
 from tests.host_tools.reference.models import random_model, random_samples, task_begin

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.host_tools import frame, link, protocol
@@ -17,7 +18,6 @@ from sparcl_mcu.host_tools.frame import NEXT, REQUEST, Frame
 from sparcl_mcu.host_tools.link import DeviceError, Link
 from sparcl_mcu.host_tools.protocol import Command, Hello, ReplayRecord
 from sparcl_mcu.host_tools.recording import Header, Recorder, transactions
-
 from tests.firmware.native import Twin, board_facts, build, running
 from tests.firmware.test_hostile import shout
 from tests.host_tools.reference.models import random_model, random_samples, task_begin

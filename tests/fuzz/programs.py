@@ -13,7 +13,6 @@ from sparcl_mcu.generator import plan
 from sparcl_mcu.generator.artefacts import Activation, DdrScore, Growth, Method, Model, Op
 from sparcl_mcu.generator.boards import ROOT, Board
 from sparcl_mcu.host_tools.link import ERRORS
-
 from tests.firmware.native import POISON, board_facts, flags, generate
 from tests.host_tools.reference.models import Masks, Spec, conv_model, random_model
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparcl_mcu.generator.boards import ROOT
-
 from tests.fuzz.programs import CORPUS, PROGRAMS, SUBJECTS, TARGETS, Program, build
 
 FOLDER = ROOT / "build" / "fuzz"

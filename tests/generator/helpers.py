@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import network, prune, train
 from sparcl_mcu.generator.artefacts import (
     Activation,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sparcl_mcu.generator import architecture, config
 from sparcl_mcu.generator.artefacts import Activation, Op, Window
 from sparcl_mcu.generator.config import Config

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+
 from sparcl_mcu.generator import config
 from sparcl_mcu.generator.artefacts import Method
 from sparcl_mcu.generator.config import Config

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator import config, data
 from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config

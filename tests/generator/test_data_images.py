@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
 from sparcl_mcu.generator import data
 from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import config
 from sparcl_mcu.generator.errors import UserError
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator import data
 from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import architecture, config, data, float_twin, network, quantise, train
 from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Model, Op, Task, Window
 from sparcl_mcu.generator.config import Config
@@ -19,7 +20,6 @@ from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.reference import Device
 from sparcl_mcu.host_tools.reference.prng import Prng
 from sparcl_mcu.host_tools.stream import replay_records
-
 from tests.host_tools.reference.models import samples, task_begin
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import architecture, keras_model, network, train
 from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, Op, Task
 from sparcl_mcu.generator.config import Config

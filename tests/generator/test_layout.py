@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator import layout, network
 from sparcl_mcu.generator.artefacts import FloatLayer, FloatModel, Op, Window
 from sparcl_mcu.generator.errors import UserError

@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from sparcl_mcu.generator import limits, quantise
 from sparcl_mcu.generator.artefacts import Activation, Layer, Model, Op, Panel, Tensor
 from sparcl_mcu.generator.errors import UserError
-
 from tests.generator.helpers import config, random_float_model
 from tests.host_tools.reference.models import Spec, conv_model, random_model
 

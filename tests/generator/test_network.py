@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator import network
 from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
 

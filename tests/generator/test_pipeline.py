@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import config, keras_model
 from sparcl_mcu.generator.pipeline import generate
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
+
 from sparcl_mcu.generator.arena import Placement, arena_bytes, eight_bit, keeps_alive, place, pooled_by
 from sparcl_mcu.generator.artefacts import Activation, Growth, Method, Model, Op, SingleHead, needs_error
 from sparcl_mcu.generator.boards import Memory, load_board
@@ -28,7 +29,6 @@ from sparcl_mcu.generator.plan import (
     snapshot_bytes,
     table,
 )
-
 from tests.host_tools.reference.models import Spec, conv_model, random_conv_model, random_model
 
 SEEDS = range(40)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator import layout, network, proof, quantise
 from sparcl_mcu.generator.artefacts import Activation, FloatModel, Layer, Model, Op, Window, needs_error
 from sparcl_mcu.generator.errors import UserError

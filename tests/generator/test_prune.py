@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator import network, prune
 from sparcl_mcu.generator.artefacts import Op, Window
 from sparcl_mcu.generator.config import Config

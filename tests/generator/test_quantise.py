@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator import error_bound, network, proof, prune, quantise
 from sparcl_mcu.generator.artefacts import (
     Activation,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
+
 from sparcl_mcu.generator.artefacts import Activation, Growth, Model, Op, SingleHead
 from sparcl_mcu.generator.boards import load_board
 from sparcl_mcu.generator.plan import plan
 from sparcl_mcu.generator.render import FILES, render
-
 from tests.firmware.native import flags
 from tests.host_tools.reference.models import Spec, conv_model, random_conv_model, random_model
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator import quantise, store
 from sparcl_mcu.generator.artefacts import Dataset, FloatModel, Model
 from sparcl_mcu.generator.errors import UserError

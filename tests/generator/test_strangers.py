@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator import config, data, keras_model, pipeline, shared_key
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.errors import UserError

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator import data, prune, train
 from sparcl_mcu.generator.artefacts import FloatModel
 from sparcl_mcu.generator.config import Config

@@ -13,7 +13,6 @@ from sparcl_mcu.host_tools import frame
 from sparcl_mcu.host_tools.frame import Frame, Splitter
 from sparcl_mcu.host_tools.protocol import KEPT, VERSION, Command
 from sparcl_mcu.host_tools.reference import Device
-
 from tests.line import Connection, Port
 
 

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import cli, platformio
-
 from tests.host_tools.fake_board import FakeBoard
 
 

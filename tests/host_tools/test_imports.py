@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.generator import pipeline, train
 from sparcl_mcu.host_tools import cli
-
 from tests.host_tools.fake_board import FakeBoard
 
 NEVER = {"tensorflow", "keras", "matplotlib", "scipy", "sklearn", "pandas"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.host_tools import metrics
 
 MATRIX = [

@@ -12,6 +12,7 @@ import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame
 from sparcl_mcu.host_tools.recording import (

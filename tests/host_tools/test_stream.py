@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import link, protocol, report, stream, validate
@@ -24,7 +25,6 @@ from sparcl_mcu.host_tools.recording import END, RECEIVED, SENT, Header, Recorde
 from sparcl_mcu.host_tools.reference import train
 from sparcl_mcu.host_tools.reference.replay import Sample
 from sparcl_mcu.host_tools.reference.state import State
-
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard, commands
 from tests.line import BadFrames, Proxy, damage

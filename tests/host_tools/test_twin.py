@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.host_tools.cli import main
 from sparcl_mcu.host_tools.twin import Pair, save, summary
 

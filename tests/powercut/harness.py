@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sparcl_mcu.generator import plan
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.boards import ROOT, Board
@@ -29,7 +30,6 @@ from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import REQUEST, Frame
 from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.reference import Device
-
 from tests.firmware.native import board_facts, flags, generate
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 

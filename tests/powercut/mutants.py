@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparcl_mcu.generator.boards import ROOT
-
 from tests.powercut.harness import CORE, GEOMETRIES, sweep
 
 STEP = 5

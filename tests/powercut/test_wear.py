@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.protocol import Command
-
 from tests.firmware.native import Process, Teacher, build
 from tests.firmware.test_journal import STORE_ERROR, STORE_FULL, Historian
 from tests.host_tools.reference.models import random_samples, samples, task_begin

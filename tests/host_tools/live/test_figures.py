@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+
 from sparcl_mcu.host_tools.live import figures
 from sparcl_mcu.host_tools.live.figures import Forecast, Meter, Work
 from sparcl_mcu.host_tools.protocol import Phase, TrainingReply

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+
 from sparcl_mcu.host_tools.live import LiveView
 from sparcl_mcu.host_tools.protocol import Phase, TrainingReply
 from sparcl_mcu.host_tools.stream import Epoch, Outline, Score, StreamResult

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator import network as floating
 from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Growth, Layer, Model, Op, Tensor, Window, regions
 from sparcl_mcu.host_tools.reference import Command, Device, arrays, first_difference, loss, mask
@@ -23,7 +24,6 @@ from sparcl_mcu.host_tools.reference.network import Network, Prefix, learning_ne
 from sparcl_mcu.host_tools.reference.pool import AveragePool, MaxPool, add_saturating
 from sparcl_mcu.host_tools.reference.prng import Prng
 from sparcl_mcu.host_tools.reference.state import State
-
 from tests.host_tools.reference.models import (
     Masks,
     Spec,

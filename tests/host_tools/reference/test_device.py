@@ -8,9 +8,9 @@ import zlib
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator.artefacts import SCALARS_BYTES, Method, regions
 from sparcl_mcu.host_tools.reference import Command, Device, Reply, Status, arrays, first_difference
-
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 
 N = 12

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.host_tools.reference import fixed, loss
 from sparcl_mcu.host_tools.reference.dense import DenseLayer
 from sparcl_mcu.host_tools.reference.layer import Input, Rules
 from sparcl_mcu.host_tools.reference.prng import Prng
-
 from tests.host_tools.reference.models import FG, random_model
 
 CORNERS = [-(2**31), -(2**31) + 1, -32769, -32768, -1, 0, 1, 32767, 32768, 2**31 - 1]

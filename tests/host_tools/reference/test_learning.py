@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from sparcl_mcu.generator.artefacts import DdrScore, Layer, Model
 from sparcl_mcu.host_tools.reference import loss
 from sparcl_mcu.host_tools.reference.layer import Input, WeightedLayer
@@ -16,7 +17,6 @@ from sparcl_mcu.host_tools.reference.prng import Prng
 from sparcl_mcu.host_tools.reference.replay import Replay, Sample, Slot
 from sparcl_mcu.host_tools.reference.state import State
 from sparcl_mcu.host_tools.reference.task import Table, logarithmic, removal_count
-
 from tests.host_tools.reference.models import LEARNING, random_model, random_samples
 
 Array = NDArray[np.float64]
@@ -175,7 +175,6 @@ def test_reservoir_is_uniform() -> None:
 def test_learns() -> None:
     """A task is learnt, DDR removes what it should, and a second task does not lose the buffer."""
     from sparcl_mcu.host_tools.reference import Device
-
     from tests.host_tools.reference.models import samples, task_begin
 
     model = random_model(

@@ -9,13 +9,13 @@ from typing import cast
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator.artefacts import Growth
 from sparcl_mcu.host_tools.reference import mask
 from sparcl_mcu.host_tools.reference.dense import DenseLayer, Factors
 from sparcl_mcu.host_tools.reference.prng import Prng
 from sparcl_mcu.host_tools.reference.sparse import PanelMask, grown_best, grown_random, pruned, selected
 from sparcl_mcu.host_tools.reference.state import State
-
 from tests.host_tools.reference.models import random_model
 
 N_IN = 9

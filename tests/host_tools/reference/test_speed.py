@@ -12,9 +12,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
+
 from sparcl_mcu.generator.artefacts import Activation, Model, Op
 from sparcl_mcu.host_tools.reference import Command, Device
-
 from tests.host_tools.reference.models import Spec, conv_model, random_model, random_samples, samples, task_begin
 
 N = 60

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sparcl_mcu.generator.artefacts import DdrScore, Growth, Method, Model, Op, SingleHead
 from sparcl_mcu.host_tools.reference import Command, Device, arrays
 from sparcl_mcu.host_tools.reference.task import Phase
-
 from tests.host_tools.reference.models import random_conv_model, random_model, random_samples, samples, task_begin
 from tests.host_tools.reference.scalar import Sample, Scalar
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+
 from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.host_tools.report import figures
 from sparcl_mcu.host_tools.report.figures import Series

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from sparcl_mcu.generator.artefacts import Activation, Layer, Op, Panel, Tensor
 from sparcl_mcu.generator.errors import BoardError, UserError
 from sparcl_mcu.generator.pipeline import Project
@@ -18,7 +19,6 @@ from sparcl_mcu.host_tools.reference.lesson import Lesson
 from sparcl_mcu.host_tools.report import learnt
 from sparcl_mcu.host_tools.report import page as report_page
 from sparcl_mcu.host_tools.stream import StreamResult
-
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 

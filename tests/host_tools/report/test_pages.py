@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from sparcl_mcu.benchmarks import profile
 from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.host_tools import cli
 from sparcl_mcu.host_tools.report import Report, compare
-
 from tests import browser
 from tests.boards.test_end_to_end import require
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+
 from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import Project
@@ -20,7 +21,6 @@ from sparcl_mcu.host_tools import metrics, report, stream, validate, view
 from sparcl_mcu.host_tools.report import page as report_page
 from sparcl_mcu.host_tools.report.__main__ import SCHEMA
 from sparcl_mcu.host_tools.report.profile import Profile
-
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 
