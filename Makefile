@@ -26,7 +26,7 @@ SWEEPS ?= $(basename $(notdir $(wildcard examples/sweeps/*.toml)))
 # For `make fuzz`: for all programs together, on JOBS cores.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help setup demo boards bench bench-check results powercut test test-slow test-all coverage fuzz analyze lint format clean
+.PHONY: help setup demo boards bench bench-check results powercut test test-slow test-all coverage fuzz analyze lint format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -108,6 +108,11 @@ format: setup ## rewrite the Python files in the project's style
 	@$(VENV)/ruff check --fix .
 	@$(VENV)/ruff format .
 
+wheel: setup ## pack dist/sparcl_mcu-*.whl, which works without this checkout
+	@rm -rf build/wheel
+	@$(VENV)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 clean: ## remove what was built (.venv stays)
-	@rm -rf build .pio .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist .pio .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

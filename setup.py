@@ -6,21 +6,25 @@ Python are packages too, so that what is installed has the layout of the checkou
 and every path is found the same way.
 """
 
-from setuptools import find_namespace_packages, find_packages, setup
+from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
 
 PACKAGE = "sparcl_mcu"
-CODE = ("benchmarks", "generator", "host_tools")
-DATA = ("examples", "firmware", "platforms", "templates")
+FOLDERS = ("benchmarks", "docs", "examples", "firmware", "generator", "host_tools", "platforms", "templates")
 
 
-def within(names: tuple[str, ...]) -> list[str]:
-    """Patterns for folders and all that lies in them."""
-    return [pattern for name in names for pattern in (name, f"{name}.*")]
+class BuildPy(build_py):
+    """Leaves out this file, which lies where the package begins."""
+
+    def find_package_modules(self, package, package_dir):
+        return [] if package == PACKAGE else super().find_package_modules(package, package_dir)
 
 
-folders = find_packages(include=within(CODE)) + find_namespace_packages(include=within(DATA))
+folders = find_namespace_packages(include=[pattern for name in FOLDERS for pattern in (name, f"{name}.*")])
 setup(
     package_dir={PACKAGE: "."},
-    packages=[f"{PACKAGE}.{folder}" for folder in folders],
-    package_data={"": ["*"]},
+    packages=[PACKAGE, *(f"{PACKAGE}.{folder}" for folder in folders)],
+    package_data={PACKAGE: ["platformio.ini"], **{f"{PACKAGE}.{folder}": ["*"] for folder in folders}},
+    cmdclass={"build_py": BuildPy},
+    options={"build": {"build_base": "build/wheel"}},
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from sparcl_mcu import generator
 from sparcl_mcu.generator import boards
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
-from sparcl_mcu.generator.pipeline import build_folder
+from sparcl_mcu.generator.places import build_folder
 
 from . import host, measure, session, targets
 from .cases import MAIN, Case, Mode, cases, sparse

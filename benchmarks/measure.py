@@ -18,8 +18,9 @@ from elftools.elf.elffile import ELFFile
 
 from sparcl_mcu.generator import store
 from sparcl_mcu.generator.artefacts import Op
-from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.pipeline import Project, generate
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.plan import DoesNotFit
 from sparcl_mcu.host_tools import firmware, metrics
 from sparcl_mcu.host_tools.emulator import load_board

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools import stream as streaming
 from sparcl_mcu.host_tools.emulator import Emulator

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 BOARDS = ROOT / "firmware" / "boards"
 
 

@@ -44,9 +44,10 @@ from sparcl_mcu.generator import (
     train,
 )
 from sparcl_mcu.generator.artefacts import Dataset, FloatModel, Model
-from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.config import Config, resolve
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.places import build_folder
 from sparcl_mcu.generator.plan import Plan
 
 T = TypeVar("T")
@@ -146,11 +147,6 @@ def make(settings: Config, facts: Board, progress: Progress | None = None, force
     project = Project(folder, settings, dataset, float_model, model, facts, memory)
     write_sources(project)
     return project
-
-
-def build_folder() -> Path:
-    """Where artefacts go: ``build/`` of the checkout, or ``$SPARCL_BUILD``."""
-    return Path(os.environ.get("SPARCL_BUILD") or ROOT / "build")
 
 
 def _require_no_way_out(*folders: Path) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sparcl_mcu.generator import __version__
 from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, place
 from sparcl_mcu.generator.artefacts import Layer, Method, Model, Op, position_bytes
-from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.boards import Board
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.plan import active_words, line_payload, mask_space, max_payload, max_sums
 from sparcl_mcu.generator.render_layers import LayerView, frozen_views, views
 from sparcl_mcu.host_tools.reference import golden

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError, ValidationFailed
+from sparcl_mcu.generator.places import build_folder
 
 if TYPE_CHECKING:
     from sparcl_mcu.generator.pipeline import Project
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from .emulator import Emulator
     from .stream import StreamResult
     from .validate import Suspects, ValidationResult
-
-CHECKOUT = Path(__file__).resolve().parent.parent
 
 _HELP = """
 Continual learning with sparse networks on a microcontroller.
@@ -130,7 +129,7 @@ class _Options:
 class _Log:
     """Where an unexpected error is written."""
 
-    folder: Path = CHECKOUT / "build"
+    folder: Path | None = None
 
 
 _log = _Log()
@@ -596,8 +595,6 @@ def _compare(names: list[str], output: Path | None) -> None:
             "name at least two runs, each a folder with a report.json or EXPERIMENT/BOARD: "
             "`sparcl report --compare split_digits/native split_digits/microbit`"
         )
-    from sparcl_mcu.generator.pipeline import build_folder
-
     from . import view
     from .report import compare as comparing
 
@@ -734,7 +731,7 @@ def _unexpected(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and error.filename is not None:
         _say(f"{error.filename}: {error.strerror}; SPARCL_BUILD=FOLDER puts what is built into another folder")
         return UserError.exit_code
-    path = _log.folder / "error.log"
+    path = (_log.folder or build_folder()) / "error.log"
     text = "".join(traceback.format_exception(error))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

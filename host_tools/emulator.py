@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-ROOT = Path(__file__).resolve().parents[1]
+from sparcl_mcu.generator.places import ROOT, build_folder
+
 _PLUGINS = ROOT / "platforms" / "sparcl_cortexm" / "plugin"
 _BYTES_PER_COUNT = 2
 _MOST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
@@ -87,7 +88,7 @@ def load_board(name: str, root: Path = ROOT) -> dict[str, Any]:
 
 def default_state_dir(board: str) -> Path:
     """build/emulator/<board>; SCL_EMULATOR_DIR replaces build/emulator."""
-    return Path(os.environ.get("SCL_EMULATOR_DIR") or ROOT / "build" / "emulator") / board
+    return Path(os.environ.get("SCL_EMULATOR_DIR") or build_folder() / "emulator") / board
 
 
 class Emulator:

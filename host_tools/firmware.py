@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.generator.places import ROOT
 
 from . import platformio
 
@@ -31,7 +32,7 @@ def build(project: Project, arguments: Sequence[str] = (), defines: Sequence[str
         flags = [os.environ.get("SCL_EXTRA_CFLAGS", ""), *(f"-D{define}" for define in defines)]
         environment["SCL_EXTRA_CFLAGS"] = " ".join(flags).strip()
     try:
-        platformio.run_pio(["run", "-e", project.board.name, *arguments], environment, cwd=platformio.CHECKOUT)
+        platformio.run_pio(["run", "-e", project.board.name, *arguments], environment, cwd=ROOT)
     except platformio.PioError as error:
         log = folder / "pio.log"
         log.write_text(error.output, encoding="utf-8")

@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+from sparcl_mcu.generator.places import IN_CHECKOUT, ROOT
 
 _SCONS_SCRIPT = '''\
 """Stand-in for PlatformIO's tool-scons: SCons from the packages of this Python."""
@@ -87,14 +87,19 @@ class CoreTools(Enum):
 def core_dir(environ: Mapping[str, str] | None = None) -> Path:
     """PlatformIO's core directory: $PLATFORMIO_CORE_DIR, else `platformio` in the virtual environment.
 
-    Outside a virtual environment it is the one of the checkout, so that a user's
-    own ~/.platformio is never changed.
+    Outside a virtual environment it is that of the checkout, or a folder of the user's cache:
+    a user's own ~/.platformio is never changed.
     """
     given = (os.environ if environ is None else environ).get("PLATFORMIO_CORE_DIR")
     if given:
         return Path(given).expanduser().absolute()
-    in_venv = sys.prefix != sys.base_prefix
-    return (Path(sys.prefix) if in_venv else CHECKOUT / ".venv") / "platformio"
+    if sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        return Path(sys.prefix) / "platformio"
+    if IN_CHECKOUT:
+        return ROOT / ".venv" / "platformio"
+    import platformdirs
+
+    return platformdirs.user_cache_path("sparcl-mcu") / "platformio"
 
 
 def prepare(core: Path) -> CoreTools:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.places import ROOT
 from tools.setup import BROWSERS
 
 _SCRIPT = """

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import cli
 from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.stream import FINAL, RESULT, StreamResult

@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import cli
 
 from . import plan, results, sweep

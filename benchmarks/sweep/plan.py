@@ -16,9 +16,9 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from sparcl_mcu.generator import boards, config, data
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.places import ROOT
 
 from .. import sources
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
-from sparcl_mcu.generator.pipeline import build_folder
+from sparcl_mcu.generator.places import build_folder
 from sparcl_mcu.host_tools import view
 
 from . import cluster, results

@@ -16,8 +16,8 @@ from sparcl_mcu.benchmarks import baseline, bench, cases, result, targets, view
 from sparcl_mcu.benchmarks.cases import Mode
 from sparcl_mcu.benchmarks.host import HostTimes
 from sparcl_mcu.benchmarks.result import Bench, CaseResult, Instructions, Phases
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import cli
 
 

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.boards import ROOT, load_board
+from sparcl_mcu.generator.boards import load_board
 from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.render import render
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.protocol import Command, TrainingReply

@@ -17,7 +17,7 @@ from elftools.elf.sections import SymbolTableSection
 
 from sparcl_mcu.generator import boards, plan
 from sparcl_mcu.generator.artefacts import Growth, Method, Model, SingleHead
-from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.image import measure

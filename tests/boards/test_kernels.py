@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.generator import boards
-from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.emulator import Emulator
 from tests.firmware.native import board_build, compile_c, generate
 from tests.host_tools.reference.models import random_model

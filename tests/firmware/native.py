@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from sparcl_mcu.generator import boards
 from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.boards import Board
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.render import render
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import DeviceError, Link

@@ -19,7 +19,7 @@ from cobs import cobs
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame
 from sparcl_mcu.host_tools.reference import loss as reference_loss
 from sparcl_mcu.host_tools.reference.prng import Prng

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter, decode
 from sparcl_mcu.host_tools.link import DeviceError, Link, LinkError

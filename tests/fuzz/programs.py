@@ -11,7 +11,8 @@ from typing import Any
 
 from sparcl_mcu.generator import plan
 from sparcl_mcu.generator.artefacts import Activation, DdrScore, Growth, Method, Model, Op
-from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.boards import Board
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.link import ERRORS
 from tests.firmware.native import POISON, board_facts, flags, generate
 from tests.host_tools.reference.models import Masks, Spec, conv_model, random_model

@@ -25,7 +25,8 @@ import numpy as np
 
 from sparcl_mcu.generator import plan
 from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.boards import Board
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import REQUEST, Frame
 from sparcl_mcu.host_tools.protocol import Command, Phase

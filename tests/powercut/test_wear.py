@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.protocol import Command
 from tests.firmware.native import Process, Teacher, build

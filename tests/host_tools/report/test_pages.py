@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.benchmarks import profile
-from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import cli
 from sparcl_mcu.host_tools.report import Report, compare
 from tests import browser

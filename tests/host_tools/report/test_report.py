@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import metrics, report, stream, validate, view
 from sparcl_mcu.host_tools.report import page as report_page
 from sparcl_mcu.host_tools.report.__main__ import SCHEMA
