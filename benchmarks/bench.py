@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from sparcl_mcu import generator
-from sparcl_mcu.generator import boards
+from sparcl_mcu.generator import boards, lock
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
 from sparcl_mcu.generator.places import build_folder
 
@@ -41,7 +41,8 @@ def run(chosen: Sequence[str], *, quick: bool, seed: int, say: Say) -> Bench:
     folder = build_folder() / "bench"
     wanted = cases(tuple(chosen) or known, quick)
     session.prepare(sorted({case.board for case in wanted}))
-    with session.projects_in(folder / "projects"):
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock.alone(folder), session.projects_in(folder / "projects"):
         results = _all(wanted, folder / "cases", seed, say)
         times = _host_times(wanted, seed, say) if not quick and MAIN in (chosen or known) else None
     done = _with_accuracies(results)

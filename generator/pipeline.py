@@ -32,6 +32,7 @@ from sparcl_mcu.generator import (
     formats,
     keras_model,
     layout,
+    lock,
     network,
     plan,
     proof,
@@ -52,6 +53,7 @@ from sparcl_mcu.generator.plan import Plan
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
+Claim = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
@@ -84,32 +86,49 @@ def generate(
     seed: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    claim: Claim | None = None,
 ) -> Project:
     """Read an experiment file and make its project.
 
+    ``claim`` is given the project's folder before anything is written there, to keep others out of it.
     Raises ``UserError`` for a bad experiment file, an unknown board, or a model
     that does not fit the board; nothing is rendered then.
     """
     facts = boards.load_board(board)
-    return make(config.load(experiment, overrides, seed), facts, progress, force)
+    return make(config.load(experiment, overrides, seed), facts, progress, force, claim)
 
 
-def make(settings: Config, facts: Board, progress: Progress | None = None, force: bool = False) -> Project:
-    """Runs all stages whose inputs have changed (``force``: all of them).
+def make(
+    settings: Config,
+    facts: Board,
+    progress: Progress | None = None,
+    force: bool = False,
+    claim: Claim | None = None,
+) -> Project:
+    """Runs all stages whose inputs have changed (``force``: all of them); the rest as `generate`.
 
+    What the boards of an experiment share is made by one process at a time; another one waits.
     Raises ``UserError`` for data or a model that cannot be used, or does not fit the board.
     """
     say = progress or (lambda _text: None)
     shared_key.load(settings.link.key)  # before the work of minutes
     shared = build_folder() / settings.experiment.name
     folder = shared / facts.name
-    cache = _Cache(shared, force)
-
     try:
         shared.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{shared} cannot be made ({error.strerror}): is $SPARCL_BUILD a folder?") from None
     _require_no_way_out(shared, build_folder() / "current")
+    if claim is not None:
+        folder.mkdir(exist_ok=True)
+        claim(folder)
+    with lock.in_turn(shared, say):
+        return _make(settings, facts, shared, say, force)
+
+
+def _make(settings: Config, facts: Board, shared: Path, say: Progress, force: bool) -> Project:
+    folder = shared / facts.name
+    cache = _Cache(shared, force)
     (shared / "01-config.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
     dataset = cache.stage(
         "02-data",

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,6 +121,7 @@ class _Options:
             self.seed,
             progress=view.say,
             force=force,
+            claim=_claim,
         )
         _log.folder = project.folder
         return project
@@ -133,6 +134,15 @@ class _Log:
 
 
 _log = _Log()
+_claims = ExitStack()
+"""What the present command keeps others out of."""
+
+
+def _claim(folder: Path) -> None:
+    """Nobody else works in this folder until the command is done."""
+    from sparcl_mcu.generator import lock
+
+    _claims.enter_context(lock.alone(folder))
 
 
 @app.command()
@@ -685,7 +695,8 @@ def _dispatch(arguments: list[str] | None) -> int:
 def call(command: Callable[[], int]) -> int:
     """Run a command; its exit status, with every error said on stderr in the user's terms."""
     try:
-        return command()
+        with _claims:
+            return command()
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except SparclError as error:

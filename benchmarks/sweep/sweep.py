@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sparcl_mcu.generator import lock
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
 from sparcl_mcu.generator.places import build_folder
 from sparcl_mcu.host_tools import view
@@ -89,7 +88,9 @@ def run(sweep: Sweep, scheduler: str | None, processes: int | None, *, plain: bo
     Results are kept as they come: what Ctrl-C interrupts goes on where it was.  A job that
     fails does not stop the others.  Raises ``UserError`` while another process does the same sweep.
     """
-    with _alone(folder(sweep)):
+    place = folder(sweep)
+    place.mkdir(parents=True, exist_ok=True)
+    with lock.alone(place):  # two at a time would do every run twice
         outcome = so_far(sweep)
         todo = outcome.todo()
         total = len(outcome.done) + len(todo)
@@ -99,20 +100,6 @@ def run(sweep: Sweep, scheduler: str | None, processes: int | None, *, plain: bo
             with _Progress(total, len(outcome.done), plain=plain) as progress:
                 _work(todo, outcome, progress, scheduler, processes)
     return outcome
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two at a time would do every run twice."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: a sweep of this name is under way; wait for it, or give this one another SPARCL_BUILD"
-            ) from None
-        yield
 
 
 def _work(

@@ -33,6 +33,7 @@ from sparcl_mcu.generator.errors import BoardError, UserError
 from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.emulator import EmulatorError, free_port
 from sparcl_mcu.host_tools.link import DeviceError
+from tests.holder import other_process
 
 SMALL = """
 [data]
@@ -285,10 +286,8 @@ def test_a_sweep_that_is_under_way_is_not_done_by_another_process_too(file: Path
     wanted = plan.load(file)
     keep(file, wanted.jobs)
     assert not sweep.run(wanted, None, None, plain=True).todo()
-    with (sweep.folder(wanted) / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="a sweep of this name is under way"):
-            sweep.run(wanted, None, None, plain=True)
+    with other_process(sweep.folder(wanted)), pytest.raises(UserError, match=r"in use by process \d+ "):
+        sweep.run(wanted, None, None, plain=True)
 
 
 def test_where_a_result_cannot_be_kept_the_user_is_told(tmp_path: Path) -> None:
