@@ -408,6 +408,10 @@ SCL_INLINE void scl_mve_sparse_step_2(int16_t *w, const int16_t *g, const uint8_
   *s.prng = scl_mve_state(random, 2u * n);
 }
 
+/* In assembler, because gcc 14 asks its intrinsics' shifts to be constants before it has inlined anything. */
+#define SCL_MVE_SHIFT_RIGHT(type, to, from, count) \
+  __asm__("vshr." type " %q0, %q1, %2" : "=w"(to) : "w"(from), "i"(count))
+
 /* Blocks of four: an entry is a vector. */
 SCL_INLINE void scl_mve_sparse_step_4(int16_t *w, const int16_t *g, const uint8_t *index, uint32_t n, int32_t x,
                                       const scl_stepping_t s) {
@@ -416,8 +420,9 @@ SCL_INLINE void scl_mve_sparse_step_4(int16_t *w, const int16_t *g, const uint8_
   uint32x4_t random = scl_mve_random(*s.prng);
   for (uint32_t k = 0; k < n; k++, w += 4) {
     random = vmlasq_n_u32(random, vdupq_n_u32(SCL_MVE_A4), SCL_MVE_C4);
-    const int32x4_t rounding = vreinterpretq_s32_u32(vshrq_n_u32(random, 32 - (int32_t)s.shift));
-    const int32x4_t step = vshrq_n_s32(vmlaq_n_s32(rounding, vldrhq_s32(g + 4u * index[k]), x), (int32_t)s.shift);
+    int32x4_t rounding, step;
+    SCL_MVE_SHIFT_RIGHT("u32", rounding, random, 32u - s.shift);
+    SCL_MVE_SHIFT_RIGHT("s32", step, vmlaq_n_s32(rounding, vldrhq_s32(g + 4u * index[k]), x), s.shift);
     vstrhq_s32(w, vminq_s32(vmaxq_s32(vsubq_s32(vldrhq_s32(w), step), low), high));
   }
   *s.prng = scl_mve_state(random, 4);
