@@ -460,8 +460,7 @@ def bench(
         baseline.update(done)
         view.say(f"{baseline.PATH} updated")
     if check:
-        baseline.require(done)
-        view.say("no figure is more than 2 % above the baseline")
+        view.say(baseline.require(done))
 
 
 # -- stages -------------------------------------------------------------------------------------------
