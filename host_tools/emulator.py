@@ -6,7 +6,7 @@ its flash device (flash.img), state.json and logs.  It runs in the background,
 as a board that is plugged in would, with its serial line on a TCP port.
 
     python -m sparcl_mcu.host_tools.emulator --board microbit upload build/.../firmware.elf
-    python -m sparcl_mcu.host_tools.emulator --board microbit status|reset|kill|start|stop
+    python -m sparcl_mcu.host_tools.emulator --board microbit status|reset|kill|start|stop|check
 
 `kill` is a power cut, `start` puts the power back: same image, same flash.
 An emulated board that waits for its serial line keeps one host core busy.
@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -37,6 +39,7 @@ from urllib.parse import urlsplit
 from sparcl_mcu.generator.places import ROOT, build_folder
 
 _PLUGINS = ROOT / "platforms" / "sparcl_cortexm" / "plugin"
+_PLUGIN_API = _PLUGINS / "qemu_plugin.h"
 _BYTES_PER_COUNT = 2
 _MOST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _START_SECONDS = 15.0
@@ -91,6 +94,40 @@ def default_state_dir(board: str) -> Path:
     return Path(os.environ.get("SCL_EMULATOR_DIR") or build_folder() / "emulator") / board
 
 
+@functools.cache
+def _machines(program: str) -> tuple[str, str]:
+    """QEMU's version ("QEMU emulator version 7.2.9 ..."), and its list of machines; asked once."""
+
+    def ask(*options: str) -> str:
+        done = subprocess.run([program, *options], capture_output=True, text=True, check=False, timeout=20)
+        return done.stdout
+
+    return ask("--version").partition("\n")[0], ask("-M", "help")
+
+
+def unavailable(board: str, root: Path = ROOT) -> str | None:
+    """Why this computer cannot run the emulated board, and what to do about it; None when it can."""
+    facts = load_board(board, root).get("emulator", {})
+    if facts.get("kind") != "qemu":
+        return None
+    program = shutil.which(facts["program"])
+    if program is None:
+        return (
+            f"{facts['program']} is not on PATH. Debian and Ubuntu: "
+            "apt-get install --no-install-recommends qemu-system-arm; "
+            "Fedora: dnf install qemu-system-arm; macOS: brew install qemu."
+        )
+    machine = facts["machine"].partition(",")[0]
+    version, known = _machines(program)
+    if re.search(rf"^{re.escape(machine)}\s", known, re.MULTILINE):
+        return None
+    first = f", QEMU {facts['qemu']} is the first that has" if "qemu" in facts else ""
+    return (
+        f"{program} ({version}) has no machine {machine}{first}. "
+        "Install a newer QEMU (Debian 12 has 7.2, Ubuntu 24.04 has 8.2), or use another board: `sparcl boards`."
+    )
+
+
 class Emulator:
     """One emulated board; all its state is in its folder.
 
@@ -102,6 +139,7 @@ class Emulator:
     def __init__(self, state_dir: Path, board: str, root: Path = ROOT) -> None:
         self.state_dir = Path(state_dir).resolve()
         self.board = board
+        self._root = root
         self._facts = load_board(board, root)
         self._process: subprocess.Popen[bytes] | None = None
         kind = self._facts.get("emulator", {}).get("kind")
@@ -265,6 +303,9 @@ class Emulator:
             self._launch(url, port, self._process_command(port), qmp=None, persistent=True)
             return url
 
+        reason = unavailable(self.board, self._root)
+        if reason is not None:
+            raise EmulatorError(reason)
         qmp = self._qmp_path()
         plugin = self._flash_plugin()
         counting = [] if counts is None else ["-plugin", self._count_plugin(counts)]
@@ -286,15 +327,9 @@ class Emulator:
 
     def _qemu_command(self, port: int, qmp: str, plugin: Path | None) -> list[str]:
         facts = self._facts["emulator"]
-        program = shutil.which(facts["program"])
-        if program is None:
-            raise EmulatorError(
-                f"{facts['program']} is not on PATH. Debian and Ubuntu: "
-                "apt-get install --no-install-recommends qemu-system-arm; "
-                "Fedora: dnf install qemu-system-arm; macOS: brew install qemu."
-            )
         command = [
-            *(program, "-M", facts["machine"], "-display", "none", "-monitor", "none"),
+            *(shutil.which(facts["program"]) or facts["program"], "-M", facts["machine"]),
+            *("-display", "none", "-monitor", "none"),
             *("-kernel", str(self.image_path)),
             *("-serial", f"tcp:127.0.0.1:{port},server=on,wait=off,nodelay=on"),
             *("-qmp", f"unix:{_quoted(qmp)},server=on,wait=off"),
@@ -335,7 +370,7 @@ class Emulator:
     def _built(self, name: str) -> Path:
         """A plugin for QEMU, compiled when its source is new."""
         source = _PLUGINS / f"{name}.c"
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+        digest = hashlib.sha256(source.read_bytes() + _PLUGIN_API.read_bytes()).hexdigest()[:12]
         library = self.state_dir / f"{name}-{digest}.so"
         if library.is_file():
             return library
@@ -391,7 +426,7 @@ class Emulator:
             if status is not None:
                 raise EmulatorError(
                     f"{Path(state.command[0]).name} ended with {status} when it was started on "
-                    f"port {state.port}: {self._log_tail()}"
+                    f"port {state.port}: {self._log_tail()}{self._hint()}"
                 )
             if state.qmp is None:
                 if "listening on" in self._log_tail():
@@ -405,6 +440,16 @@ class Emulator:
 
     def _log_tail(self) -> str:
         return self.log_path.read_text(errors="replace").strip()[-2000:]
+
+    def _hint(self) -> str:
+        """What to do about QEMU's refusal of a plugin, which it says in the log."""
+        if "plugin" not in self._log_tail():
+            return ""
+        version, _ = _machines(self._facts["emulator"]["program"])
+        return (
+            f"\n{version} does not take the plugins of {_PLUGINS}, which are for QEMU 4.2 to 10.2 built with plugins, "
+            "as Debian and Ubuntu build it: install their package qemu-system-arm"
+        )
 
     def _ended(self, state: _State, seconds: float) -> bool:
         for _ in _polls(seconds):
@@ -568,12 +613,20 @@ def _status(emulator: Emulator, options: argparse.Namespace) -> str:
     return f"{emulator.board} {running}; {state['url']}, image {state['sha256'][:16]}"
 
 
+def _check(emulator: Emulator, options: argparse.Namespace) -> str:
+    reason = unavailable(emulator.board)
+    if reason is not None:
+        raise EmulatorError(reason)
+    return f"{emulator.board} can run here"
+
+
 _COMMANDS: dict[str, tuple[Callable[[Emulator, argparse.Namespace], str], str]] = {
     "upload": (_upload, "record an image and boot it"),
     "start": (_start, "boot the recorded image"),
     "stop": (_stop, "end the board's process"),
     "reset": (_reset, "press the reset button"),
     "kill": (_kill, "cut the power"),
+    "check": (_check, "say whether this computer can run the board"),
     "status": (_status, "say what is recorded and whether it runs"),
 }
 

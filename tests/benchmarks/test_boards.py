@@ -16,11 +16,11 @@ from sparcl_mcu.benchmarks.result import CaseResult
 from sparcl_mcu.benchmarks.session import Session
 from sparcl_mcu.generator.pipeline import generate
 from sparcl_mcu.host_tools import firmware, protocol
-from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError
+from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError, unavailable
 
 pytestmark = [
     pytest.mark.board,
-    pytest.mark.skipif(shutil.which("qemu-system-arm") is None, reason="needs qemu-system-arm"),
+    pytest.mark.skipif(unavailable("ast1030_evb") is not None, reason="needs QEMU with ast1030-evb"),
     pytest.mark.skipif(shutil.which("arm-none-eabi-gcc") is None, reason="needs arm-none-eabi-gcc"),
 ]
 

@@ -12,6 +12,7 @@ from sparcl_mcu.benchmarks import profile
 from sparcl_mcu.benchmarks.cases import EXPERIMENTS
 from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import generate
+from sparcl_mcu.host_tools.emulator import unavailable
 from sparcl_mcu.host_tools.report import profile as results
 
 MODEL = "0123456789abcdef"
@@ -43,7 +44,7 @@ def test_damaged(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.board
-@pytest.mark.skipif(shutil.which("qemu-system-arm") is None, reason="needs qemu-system-arm")
+@pytest.mark.skipif(unavailable("microbit") is not None, reason="needs QEMU")
 @pytest.mark.skipif(shutil.which("arm-none-eabi-gcc") is None, reason="needs arm-none-eabi-gcc")
 def test_layers_are_most_of_a_step_on_a_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARCL_BUILD", str(tmp_path))

@@ -23,7 +23,7 @@ from sparcl_mcu.generator.boards import load_board
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.render import render
-from sparcl_mcu.host_tools.emulator import Emulator
+from sparcl_mcu.host_tools.emulator import Emulator, unavailable
 from sparcl_mcu.host_tools.protocol import Command, TrainingReply
 from sparcl_mcu.host_tools.recording import transactions
 from sparcl_mcu.host_tools.reference import Device
@@ -120,10 +120,11 @@ class Sparcl:
 def require(board: str) -> None:
     """Skip where the compiler or the emulator of a board is missing."""
     facts = board_build.load_board(board)
-    needed = [board_build.tool(facts, "gcc"), facts["emulator"].get("program", "gcc")]
-    missing = [program for program in needed if shutil.which(program) is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
+    if shutil.which(board_build.tool(facts, "gcc")) is None:
+        pytest.skip(f"not installed: {board_build.tool(facts, 'gcc')}")
+    reason = unavailable(board)
+    if reason is not None:
+        pytest.skip(reason)
 
 
 def new(folder: Path, text: str = EXPERIMENT, **environment: str) -> Sparcl:

@@ -19,7 +19,7 @@ from sparcl_mcu.generator import boards, plan
 from sparcl_mcu.generator.artefacts import Growth, Method, Model, SingleHead
 from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
-from sparcl_mcu.host_tools.emulator import Emulator
+from sparcl_mcu.host_tools.emulator import Emulator, unavailable
 from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.reference import Device
@@ -107,7 +107,7 @@ def cross_build(
     """As the platform's builder does it; ``planned``: other facts to render."""
     facts = board_build.load_board(board)
     facts["memory"]["code_in_ram"] = code_in_ram
-    if shutil.which(board_build.tool(facts, "gcc")) is None or shutil.which(facts["emulator"]["program"]) is None:
+    if shutil.which(board_build.tool(facts, "gcc")) is None or unavailable(board):
         pytest.skip("no cross compiler or no emulator")
     generated = generate(model, planned or boards.load_board(board), folder, key)
     (folder / "memory.ld").write_text(board_build.memory_ld(facts))

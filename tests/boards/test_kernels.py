@@ -15,7 +15,7 @@ import pytest
 
 from sparcl_mcu.generator import boards
 from sparcl_mcu.generator.places import ROOT
-from sparcl_mcu.host_tools.emulator import Emulator
+from sparcl_mcu.host_tools.emulator import Emulator, unavailable
 from tests.firmware.native import board_build, compile_c, generate
 from tests.host_tools.reference.models import random_model
 
@@ -30,7 +30,7 @@ def build(folder: Path, extra: list[str]) -> Path:
     """kernel_check.c for the board."""
     folder.mkdir()
     facts = board_build.load_board(BOARD)
-    if shutil.which(board_build.tool(facts, "gcc")) is None or shutil.which(facts["emulator"]["program"]) is None:
+    if shutil.which(board_build.tool(facts, "gcc")) is None or unavailable(BOARD):
         pytest.skip("no cross compiler or no emulator")
     generated = generate(random_model(1, stochastic=True), boards.load_board(BOARD), folder)
     (folder / "memory.ld").write_text(board_build.memory_ld(facts))

@@ -23,7 +23,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError, free_url
+from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError, free_url, unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 BOARDS = ("native", "microbit", "emcraft_sf2", "ast1030_evb", "mps3_an547")
@@ -163,9 +163,10 @@ class Board:
 @pytest.fixture(scope="module", params=BOARDS)
 def facts(request: pytest.FixtureRequest) -> dict[str, Any]:
     board = board_build.load_board(request.param)
+    reason = unavailable(request.param)
+    if reason is not None:
+        pytest.skip(reason)
     needed = [board_build.tool(board, "gcc")]
-    if board["emulator"]["kind"] == "qemu":
-        needed.append(board["emulator"]["program"])
     if board["emulator"].get("flash") == "window":
         needed.append("gcc")
     missing = [program for program in needed if shutil.which(program) is None]
@@ -484,3 +485,16 @@ def test_messages_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EmulatorError, match="apt-get install"):
         emulator.start(tmp_path / "image.elf")
+
+
+def test_a_qemu_without_the_machine_is_named_with_the_remedy(tmp_path: Path) -> None:
+    """As ast1030-evb is missing in QEMU 6.2."""
+    if unavailable("emcraft_sf2") is not None:
+        pytest.skip("no QEMU")
+    folder = tmp_path / "firmware" / "boards" / "new"
+    folder.mkdir(parents=True)
+    text = (ROOT / "firmware" / "boards" / "ast1030_evb" / "board.toml").read_text()
+    (folder / "board.toml").write_text(text.replace('"ast1030-evb,', '"ast9999-evb,').replace('"7.1"', '"99.1"'))
+    (tmp_path / "image.elf").write_bytes(b"")
+    with pytest.raises(EmulatorError, match=r"version \d+\.\d+.*no machine ast9999-evb, QEMU 99\.1 is.*newer QEMU"):
+        Emulator(tmp_path / "state", "new", tmp_path).start(tmp_path / "image.elf")

@@ -7,14 +7,11 @@
  * maps PATH over [offset, offset + size) of QEMU's RAM block NAME.  What the
  * guest's flash controller writes is then in the file at once, so that it
  * outlives even a killed QEMU.  PATH must have `size` bytes.
- *
- * Distributions ship no headers for plugins, hence the declarations by hand
- * (QEMU 7.2, include/qemu/qemu-plugin.h and include/exec/cpu-common.h).
  */
+#include "qemu_plugin.h"
+
 #include <fcntl.h>
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,23 +19,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define EXPORT __attribute__((visibility("default")))
-#define PLUGIN_API_VERSION 1
-
-typedef uint64_t qemu_plugin_id_t;
-typedef struct qemu_info_t qemu_info_t;
-struct qemu_plugin_tb;
+/* Not of the plugin interface: QEMU exports these to its own modules (include/exec/cpu-common.h). */
 typedef struct RAMBlock RAMBlock;
-
-void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id,
-                                           void (*callback)(qemu_plugin_id_t,
-                                                            struct qemu_plugin_tb *));
 int qemu_ram_foreach_block(int (*callback)(RAMBlock *, void *), void *data);
 const char *qemu_ram_get_idstr(RAMBlock *block);
 void *qemu_ram_get_host_addr(RAMBlock *block);
 uint64_t qemu_ram_get_used_length(RAMBlock *block);
-
-EXPORT int qemu_plugin_version = PLUGIN_API_VERSION;
 
 static struct {
   char *block;
@@ -98,8 +84,6 @@ static const char *value_of(const char *argument, const char *key)
   return strncmp(argument, key, length) == 0 && argument[length] == '=' ? argument + length + 1
                                                                         : NULL;
 }
-
-EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv);
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
