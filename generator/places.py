@@ -13,5 +13,7 @@ IN_CHECKOUT = (ROOT / "pyproject.toml").is_file()
 
 
 def build_folder() -> Path:
-    """Where artefacts go: ``$SPARCL_BUILD``, else ``build/`` of the checkout; installed, ``build/`` of this folder."""
-    return Path(os.environ.get("SPARCL_BUILD") or (ROOT if IN_CHECKOUT else Path.cwd()) / "build")
+    """Where artefacts go: ``$SPARCL_BUILD``, else ``build/`` of the checkout within it, elsewhere of this folder."""
+    here = Path.cwd()
+    at_home = IN_CHECKOUT and here.resolve().is_relative_to(ROOT)
+    return Path(os.environ.get("SPARCL_BUILD") or (ROOT if at_home else here) / "build")

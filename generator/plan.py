@@ -269,11 +269,11 @@ def _ram(model: Model, board: Board, *, keyed: bool) -> tuple[Row, ...]:
     payload = line_payload(model, board, keyed)
     rows = [
         Row("weights and biases", sum(p[0] for p in parameters), "16 and 32 bit"),
-        Row("masks", sum(p[1] for p in parameters), "indices and columns of sparse layers"),
+        Row("masks", sum(p[1] for p in parameters), "indices and columns"),
         Row("gradients", gradient_bytes(model), f"batch {model.learning.batch}, gradient mask only"),
         Row("activations and errors", activations, "one sample"),
         Row("work space", work_bytes(model), "sums of a pass; mask updates"),
-        Row("gradient factors", factor_bytes(model), f"{model.learning.capture} samples of each kind, for TDM and DGM"),
+        Row("gradient factors", factor_bytes(model), f"{model.learning.capture} samples a kind, for TDM and DGM"),
         Row("latent", latent, "output of the frozen layers"),
         Row("task table", 5 * model.learning.table, f"{model.learning.table} samples: address, id, score"),
         Row(
@@ -297,7 +297,7 @@ def _flash(model: Model, *, keyed: bool) -> tuple[Row, ...]:
     code = ENGINE_CODE + sum(_code(layer, frozen=False) for layer in model.layers)
     code += sum(_code(layer, frozen=True) for layer in model.prefix)
     rows = (
-        Row("engine code", code, "estimate; the build checks the true size"),
+        Row("engine code", code, "estimate; the build checks it"),
         Row("shared key", SEAL_CODE if keyed else 0, "estimate; the key and its tags"),
         Row("initial model", initial, "constants"),
         Row("frozen layers", frozen, "constants"),
@@ -364,8 +364,8 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
         Row("task samples", samples, f"{table} x {sample} B"),
         Row("replay samples and logits", replay, f"{learning.capacity} x {sample + logits} B"),
         *([Row("logits taken anew", refreshed, f"{learning.capacity} x {logits} B")] if refreshed else []),
-        Row("snapshots", 3 * snapshot, "the last one, the next, and one that is garbage"),
-        Row("garbage collection", replay + 6 * store.sector, "kept free, so that records can be moved"),
+        Row("snapshots", 3 * snapshot, "the last, the next, one of garbage"),
+        Row("garbage collection", replay + 6 * store.sector, "kept free, to move records"),
     )
 
 
@@ -406,7 +406,8 @@ def table(p: Plan) -> RenderableType:
 
 def _arena(placements: Sequence[Placement]) -> Table:
     """Who lives where, when: time runs to the right, through frozen layers, forward through the others and back."""
-    result = Table(title="Activations and errors: who lives where, when (forward, then back)", title_justify="left")
+    title = "Activations and errors, forward and back"
+    result = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("name", "shape"):
         result.add_column(heading, no_wrap=True)
     for heading in ("bytes", "offset"):
@@ -427,10 +428,10 @@ def _life(begin: int, end: int, moments: int) -> str:
 
 
 def _regions(p: Plan) -> Table:
-    result = Table(title=f"Memory on {p.board}", title_justify="left")
-    result.add_column("region")
-    result.add_column("bytes", justify="right")
-    result.add_column("", style="dim")
+    result = Table(title=f"Memory on {p.board}", title_justify="left", box=None, pad_edge=False, show_header=False)
+    result.add_column("region", no_wrap=True)
+    result.add_column("bytes", justify="right", no_wrap=True)
+    result.add_column("note", style="dim")
     sections = (("RAM", p.ram, p.ram_limit), ("flash", p.flash, p.flash_limit), ("journal", p.store, p.store_limit))
     for name, rows, limit in sections:
         total = sum(row.size for row in rows)
@@ -439,5 +440,6 @@ def _regions(p: Plan) -> Table:
         share = f"{100 * total / limit:.0f} % of {kib(limit)}" + (
             " shared with RAM" if p.shared and name == "flash" else ""
         )
-        result.add_row(f"{name} in all", f"{total:,}", share, style="bold", end_section=True)
+        result.add_row(f"{name} in all", f"{total:,}", share, style="bold")
+        result.add_row()
     return result

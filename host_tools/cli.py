@@ -33,9 +33,11 @@ Continual learning with sparse networks on a microcontroller.
 An experiment file says what to learn and how; --board names the board.
 
 \b
-  sparcl run examples/split_digits.toml                    everything, on the host as the board
-  sparcl run examples/split_digits.toml --board microbit   the same on an emulated micro:bit
-  sparcl boards                                            which boards there are
+  sparcl new my_project                   a project that runs at once
+  sparcl run my_project.toml              everything, this computer as the board
+  sparcl run my_project.toml -b microbit  the same on an emulated micro:bit
+  sparcl boards                           which boards there are
+  sparcl doctor                           what is missing on this computer
 
 The stages one by one; each first brings the generated project up to date:
 
@@ -44,7 +46,7 @@ The stages one by one; each first brings the generated project up to date:
 Options of the experiment file can be changed for one command:
 
 \b
-  sparcl run EXP.toml --set sparsity.weights=0.95 --set method.epochs=3 --seed 7
+  sparcl run EXP.toml --set sparsity.weights=0.95 --seed 7
 
 \b
 Exit status: 0 success
@@ -55,7 +57,6 @@ Exit status: 0 success
 app = typer.Typer(
     help=_HELP,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"max_content_width": 110},
     pretty_exceptions_enable=False,
@@ -112,7 +113,7 @@ class _Options:
         """Bring the generated project up to date."""
         from sparcl_mcu.generator.pipeline import generate
 
-        from . import view
+        from . import platformio, view
 
         project = generate(
             self.experiment,
@@ -124,6 +125,7 @@ class _Options:
             claim=_claim,
         )
         _log.folder = project.folder
+        platformio.write_environments(build_folder())
         return project
 
 
@@ -145,6 +147,92 @@ def _claim(folder: Path) -> None:
     _claims.enter_context(lock.alone(folder))
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from sparcl_mcu.generator import __version__
+
+        print(f"sparcl-mcu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="NAME", help="Folder to make; its name names the experiment.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="npz (windows of a sensor), csv (a table), images, or digits.")
+    ] = None,
+    network: Annotated[str | None, typer.Option("--network", help="dense or conv.")] = None,
+    board: Annotated[str | None, typer.Option("--board", "-b", help="Board; `sparcl boards` lists them.")] = None,
+) -> None:
+    """Make a project that runs at once.
+
+    It has an experiment file, stand-in samples, platformio.ini and a README. On a terminal it asks
+    for what was not given; elsewhere the defaults are npz, dense and native.
+
+    \b
+      sparcl new my_project
+      sparcl new vibration --data csv --board microbit
+      sparcl new parts --data images --network conv
+    """
+    from . import new as projects
+    from . import view
+
+    chosen = projects.choose(
+        folder,
+        data or _ask("Sensor windows, a table, pictures, or digits?", projects.DATA),
+        network or _ask("Network", projects.NETWORKS[:1] if data == "csv" else projects.NETWORKS),
+        board or _ask("Board", ("native",)),
+    )
+    for path in projects.create(folder, chosen):
+        view.say(str(path))
+    view.say(f"\nNext:\n  cd {shlex.quote(str(folder))}\n  sparcl run {chosen.name}.toml --board {chosen.board}")
+
+
+def _ask(question: str, choices: tuple[str, ...]) -> str:
+    """The answer of whoever sits at the terminal; without one the first of the choices."""
+    if not sys.stdin.isatty() or not sys.stdout.isatty():
+        return choices[0]
+    shown = f"{question} [{'/'.join(choices)}]" if len(choices) > 1 else question
+    return str(typer.prompt(shown, default=choices[0], show_default=len(choices) == 1))
+
+
+@app.command()
+def doctor(
+    board: Annotated[
+        str | None,
+        typer.Option("--board", "-b", help="Board that has to work [native]."),
+    ] = None,
+) -> None:
+    """Check what a run needs; say what to type.
+
+    Looks at compilers, QEMU, PlatformIO, serial ports and disk. Exit status 1 when something needed is missing.
+
+    Example: sparcl doctor --board microbit
+    """
+    from sparcl_mcu.generator.boards import boards as all_boards
+    from sparcl_mcu.generator.boards import load_board
+
+    from . import doctor as doctors
+    from . import view
+
+    wanted = load_board(board).name if board is not None else None
+    missing = []
+    for check in doctors.examine(all_boards(), wanted=wanted):
+        view.show_check(check)
+        missing += [check.what] if check.state is doctors.State.MISSING else []
+    if missing:
+        raise BoardError(f"missing: {', '.join(missing)}")
+
+
 @app.command()
 def boards() -> None:
     """List every board, its limits, and how it was verified."""
@@ -163,7 +251,9 @@ def generate(
     seed: Seed = None,
     force: Annotated[bool, typer.Option("--force", help="Run every stage, also those up to date.")] = False,
 ) -> None:
-    """Train, prune, quantise, plan and render the firmware; prints the RAM and flash budget.
+    """Train, prune, quantise and render the firmware; plan its memory.
+
+    Prints the RAM and flash budget; a network that does not fit its board ends here.
 
     Example: sparcl generate examples/split_digits.toml --board microbit
     """
@@ -189,7 +279,9 @@ def flash(
     overrides: Overrides = None,
     seed: Seed = None,
 ) -> None:
-    """Build and write the firmware; an emulated board is started and keeps running.
+    """Build and write the firmware.
+
+    An emulated board is started and keeps running; `sparcl stop` stops it.
 
     Example: sparcl flash examples/split_digits.toml --board microbit --port /media/$USER/MICROBIT
     """
@@ -207,7 +299,7 @@ def stream(
     overrides: Overrides = None,
     seed: Seed = None,
 ) -> None:
-    """Stream the tasks over the serial line; the board learns them.
+    """Stream the tasks over the serial line; the board learns.
 
     Example: sparcl stream examples/split_digits.toml --resume
     """
@@ -229,7 +321,7 @@ def validate(
     overrides: Overrides = None,
     seed: Seed = None,
 ) -> None:
-    """Replay the recorded session on the NumPy reference and compare every byte.
+    """Replay the session on the NumPy reference, compare every byte.
 
     When a state differs and a board can be reached (a running emulator, or --port), the session is repeated
     on it, so that the first wrong step, tensor and element are named. The board forgets what it has learnt.
@@ -259,13 +351,15 @@ def report(
     overrides: Overrides = None,
     seed: Seed = None,
 ) -> None:
-    """Write report.json and report.html of the last session; with --compare a page that sets runs side by side.
+    """Write report.json and report.html, or compare runs.
+
+    They tell of the last session; --compare writes a page that sets runs side by side.
 
     Example: sparcl report examples/split_digits.toml
 
     \b
       sparcl report --compare split_digits/native split_digits/microbit
-      sparcl report --compare before/report.json build/split_digits/native --output before-after.html
+      sparcl report --compare old/report.json build/split_digits/native -o a.html
     """
     names = what or []
     if compare:
@@ -320,16 +414,44 @@ def run(
 
 
 @app.command()
+def stop(
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="[EXP.toml]", help="Only this experiment's boards; default: all.")
+    ] = None,
+    board: Annotated[str | None, typer.Option("--board", "-b", help="Only this board; default: all.")] = None,
+) -> None:
+    """Stop the emulated boards that run.
+
+    `sparcl flash` and `pio run -t upload` start them. What they have learned stays in their flash;
+    `sparcl stream --resume` continues. A real board is not touched.
+
+    Example: sparcl stop examples/split_digits.toml --board microbit
+    """
+    from sparcl_mcu.generator.config import load
+
+    from . import view
+    from .emulator import running
+
+    name = load(experiment).experiment.name if experiment is not None else None
+    found = [emulator for emulator in running(build_folder(), name) if board in (None, emulator.board)]
+    for emulator in found:
+        emulator.stop()
+        view.say(f"stopped {emulator.board} ({emulator.state_dir})")
+    if not found:
+        view.say("no emulated board runs")
+
+
+@app.command()
 def twin(
     experiment: Experiment,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Seeds, from the experiment's on.")] = 5,
     overrides: Overrides = None,
     seed: Seed = None,
 ) -> None:
-    """Learn in fixed point on the native board and in float32 with TensorFlow: what fixed point costs.
+    """Learn in fixed point and in float32: what fixed point costs.
 
-    Both learn with the same algorithm, from the same initial models, and draw the same random numbers for what
-    they choose; what still differs of a single seed is mostly chance, the means count.
+    The native board and TensorFlow learn with the same algorithm, from the same initial models, and draw the same
+    random numbers for what they choose; what still differs of a single seed is mostly chance, the means count.
 
     Example: sparcl twin examples/cnn_mnist.toml --seeds 5
     """
@@ -363,18 +485,18 @@ def sweep(
     plain: Plain = False,
     overrides: Overrides = None,
 ) -> None:
-    """Compare methods: every one with several seeds, in fixed point on the native board and in float32.
+    """Compare methods over seeds, in fixed point and in float32.
 
     Whatever is done is kept until a setting or the code it depends on changes: after Ctrl-C the same command goes on,
     and more seeds or methods only do what is new. The table has means over the seeds and, counted on an emulated board,
     instructions, multiply-accumulates and memory. docs/results.md is made by this command.
 
     \b
-      sparcl sweep examples/sweeps/split_mnist.toml                      everything
-      sparcl sweep examples/sweeps/split_mnist.toml --only SparCL --seeds 3
-      sparcl sweep examples/sweeps/split_mnist.toml --set method.buffer=500
-      sparcl sweep examples/sweeps/split_mnist.toml --set data.evaluate=validation     to choose settings
-      sparcl sweep examples/sweeps/split_mnist.toml --scheduler tcp://10.0.0.1:8786    on a Dask cluster
+      sparcl sweep examples/sweeps/split_mnist.toml          everything
+      sparcl sweep SWEEP.toml --only SparCL --seeds 3
+      sparcl sweep SWEEP.toml --set method.buffer=500
+      sparcl sweep SWEEP.toml --set data.evaluate=validation to choose settings
+      sparcl sweep SWEEP.toml --scheduler tls://HOST:8786    on a Dask cluster
 
     Writes build/sweeps/NAME/runs.csv (one row a run) and table.md.
     """
@@ -417,17 +539,17 @@ def bench(
     overrides: Overrides = None,
     seed: Seed = None,
 ) -> None:
-    """Count instructions on the emulated boards: by phase, layer and function, for dense and sparse networks.
+    """Count instructions on the emulated boards.
 
-    Counts are exact and repeatable, however busy this computer is: a growth of 2 % is a change of the code.
-    Accuracies beside them are whole runs on the native board. Whatever was measured is kept until a source or a
-    setting changes; an interrupted bench goes on where it was.
+    By phase, layer and function, for dense and sparse networks. Counts are exact and repeatable, however busy this
+    computer is: a growth of 2 % is a change of the code. Accuracies beside them are whole runs on the native board.
+    Whatever was measured is kept until a source or a setting changes; an interrupted bench continues where it was.
 
     \b
-      sparcl bench --quick                                     the important ones
-      sparcl bench --quick --check                             have they grown?
-      sparcl bench --board ast1030_evb                         everything on one board
-      sparcl bench examples/split_mnist.toml -b ast1030_evb    where one experiment spends its instructions
+      sparcl bench --quick                 the important ones
+      sparcl bench --quick --check         have they grown?
+      sparcl bench --board ast1030_evb     everything on one board
+      sparcl bench EXP.toml -b microbit    where one experiment spends them
 
     Writes build/bench/bench.json (docs/bench-schema.md) and build/bench/plot.svg; of an experiment profile.json
     into its own folder, for the report.

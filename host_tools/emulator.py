@@ -469,6 +469,17 @@ class Emulator:
                     Path(state.qmp).parent.rmdir()
 
 
+def running(build: Path, experiment: str | None = None) -> list[Emulator]:
+    """The emulated boards that run below the folder ``build``, or those of one experiment in it.
+
+    ``sparcl flash`` keeps them in EXPERIMENT/BOARD/emulator/BOARD, a plain upload by PlatformIO in emulator/BOARD.
+    """
+    patterns = [f"{experiment or '*'}/*/emulator/*/state.json", *(["emulator/*/state.json"] if not experiment else [])]
+    folders = sorted(path.parent for pattern in patterns for path in build.glob(pattern))
+    found = [Emulator(folder, folder.name) for folder in folders]
+    return [emulator for emulator in found if emulator.is_running()]
+
+
 class _Qmp:
     """QEMU's control socket for one or a few commands."""
 
@@ -591,6 +602,8 @@ def _start(emulator: Emulator, options: argparse.Namespace) -> str:
 
 
 def _stop(emulator: Emulator, options: argparse.Namespace) -> str:
+    if not emulator.is_running():
+        return f"{emulator.board}: nothing runs in {emulator.state_dir}; `sparcl stop` stops all that run"
     emulator.stop()
     return f"{emulator.board} is stopped"
 

@@ -208,6 +208,20 @@ def run_pio(
     return done
 
 
+def write_environments(build: Path) -> None:
+    """Write ``platformio.ini`` into ``build``: the environments, for a project anywhere that includes the file.
+
+    `sparcl new` makes such projects. Only this file says where sparcl-mcu is on this computer.
+    """
+    text = (ROOT / "platformio.ini").read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^core_dir = .*$", lambda _: f"core_dir = {core_dir().as_posix()}", text)
+    text = re.sub(r"(?m)^(src_dir|include_dir) = ", lambda found: f"{found[0]}{ROOT.as_posix()}/", text)
+    text = text.replace("${PROJECT_DIR}", ROOT.as_posix())
+    path = build / "platformio.ini"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
 def _failure(shown: str, done: subprocess.CompletedProcess[str]) -> PioError:
     output = done.stdout + done.stderr
     lines = error_lines(output)

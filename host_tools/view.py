@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from sparcl_mcu.generator.boards import Board
 
+    from .doctor import Check
     from .report import Report
     from .stream import Observer
     from .twin import Pair
@@ -98,6 +100,19 @@ def boards_table(boards: Sequence[Board]) -> Table:
             board.title,
         )
     return table
+
+
+def show_check(check: Check) -> None:
+    """What `sparcl doctor` looked at, and below it what to type where something is missing."""
+    style = {"ok": "green", "note": "yellow", "missing": "red"}[check.state.value]
+    lines = Table.grid(padding=(0, 1))
+    lines.add_column(min_width=7, style=style)
+    lines.add_column(min_width=17, no_wrap=True)
+    lines.add_column()
+    lines.add_row(check.state.value, check.what, Text(check.found))
+    console.print(lines)
+    if check.remedy:
+        say(f"        {check.remedy}")
 
 
 def kib(size: int) -> str:

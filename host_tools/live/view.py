@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator
 
 from rich.bar import Bar
@@ -39,6 +42,14 @@ def _epoch_line(task: str, epochs: int, record: Epoch, instructions: float | Non
     return line if instructions is None else f"{line}, {instructions:.0f} instructions per sample"
 
 
+def fold(text: str, width: int) -> str:
+    """Lines of at most ``width`` columns, broken between words; a longer word keeps its line to itself."""
+    lines = textwrap.wrap(
+        text, max(width, 20), subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines)
+
+
 def _accuracy_line(task: str, row: list[tuple[str, Score]]) -> str:
     values = [metrics.percent(score.class_il, score.total) for _, score in row]
     each = ", ".join(f"{name} {value:.1f} %" for (name, _), value in zip(row, values, strict=True))
@@ -60,7 +71,9 @@ class PlainView(Observer):
         self.meter = Meter(outline, result.statistics)
 
     def message(self, text: str) -> None:
-        print(text, flush=True)
+        """On a terminal broken between words; a log has one line per event."""
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        print(fold(text, width) if width else text, flush=True)
 
     def epoch_done(self, task: str, epochs: int, record: Epoch) -> None:
         self.message(_epoch_line(task, epochs, record, self.meter.since_last(self.result.statistics)))
@@ -84,7 +97,7 @@ class LiveView(PlainView):
         self._live.start()
 
     def message(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(fold(text, self._console.width), markup=False, soft_wrap=True)
 
     def uploading(self, task: str, sent: int, total: int) -> None:
         self.forecast.sent(task, sent, total)

@@ -192,11 +192,12 @@ def generated_folder(
     python: str,
     root: Path = ROOT,
     environment: Mapping[str, str] = os.environ,
+    project: Path = ROOT,
 ) -> Path:
     """The folder with the rendered C files; runs the generator when there is none.
 
-    SCL_GENERATED names it; otherwise build/current/<board>, a symbolic link
-    that the generator makes.
+    SCL_GENERATED names it; otherwise build/current/<board> in the folder of the
+    project, a symbolic link that the generator makes.
     """
     named = environment.get("SCL_GENERATED")
     if named:
@@ -207,14 +208,21 @@ def generated_folder(
         if f'SCL_BOARD_NAME "{board}"' not in header.read_text():
             raise ValueError(f"SCL_GENERATED={named} is for another board than {board}")
         return folder.resolve()
-    folder = root / "build" / "current" / board
+    folder = project / "build" / "current" / board
     if not (folder / "scl_board.h").is_file():
         command = [
             environment.get("SCL_PYTHON", python),
-            *("-m", "sparcl_mcu.host_tools.cli", "generate", "examples/split_digits.toml", "--board", board),
+            *(
+                "-m",
+                "sparcl_mcu.host_tools.cli",
+                "generate",
+                str(root / "examples" / "split_digits.toml"),
+                "--board",
+                board,
+            ),
         ]
         print(f"No generated sources for {board} yet, running: {shlex.join(command)}", flush=True)
-        status = subprocess.run(command, cwd=root, check=False).returncode
+        status = subprocess.run(command, cwd=project, check=False).returncode
         if status != 0 or not (folder / "scl_board.h").is_file():
             raise ValueError(
                 f"{shlex.join(command)} ended with {status} and left no {folder}/scl_board.h. "

@@ -27,7 +27,7 @@ def build(env, suffix):
     build_dir = env.subst("$BUILD_DIR")
     try:
         board = board_build.load_board(name)
-        generated = board_build.generated_folder(name, env.subst("$PYTHONEXE"))
+        generated = board_build.generated_folder(name, env["PYTHONEXE"], project=Path(env["PROJECT_DIR"]))
     except ValueError as error:
         _stop(env, str(error))
 

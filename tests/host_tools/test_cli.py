@@ -44,7 +44,7 @@ def generated(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 def test_help_imports_little_and_teaches() -> None:
     """Help has to come at once: nothing that is slow to import is."""
     code = (
-        "import sys; from host_tools import cli\n"
+        "import sys; from sparcl_mcu.host_tools import cli\n"
         "try: cli.main(['--help'])\n"
         "finally: print(sorted({'numpy', 'tensorflow', 'jinja2', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
     )

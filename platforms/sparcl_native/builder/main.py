@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """PlatformIO's build of the native board: the program `firmware`."""
 
-import os
 import sys
+from pathlib import Path
 
 from SCons.Script import Default, DefaultEnvironment
 
 env = DefaultEnvironment()
-sys.path.insert(0, os.path.join(env.subst("$PROJECT_DIR"), "platforms", "common"))
+sys.path.insert(0, str(Path(env.subst("$BUILD_SCRIPT")).resolve().parents[2] / "common"))
 import builder  # noqa: E402
 
 Default([builder.build(env, "")])

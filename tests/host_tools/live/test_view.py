@@ -90,3 +90,20 @@ def test_loss_is_of_the_present_epoch_and_its_curve_of_all() -> None:
     measured.epochs = [Epoch(0, 0, 10, 5, 20.0), Epoch(0, 1, 10, 1, 1.0), Epoch(0, 2)]
     (line,) = (line for line in drawn(outline(1), measured) if line.startswith("loss"))
     assert line.split() == ["loss", "0.100", "█▁", "training", "accuracy", "90.0", "%"]
+
+
+def test_lines_break_between_words() -> None:
+    """80 columns show the lines of an epoch whole: no word is cut, and none is lost."""
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    view = LiveView(console)
+    view.begins(outline(1), result(["sitting/walking"]))
+    with console.capture() as capture:
+        view.epoch_done("sitting/walking", 5, Epoch(0, 0, 291, 79, 264.5, 0.1, 262, list(range(29))))
+    view.close()
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    assert len(lines) == 2
+    assert all(len(line) <= 80 for line in lines)
+    assert " ".join(line.strip() for line in lines) == (
+        "task sitting/walking: epoch 1/5, 291 samples, 2910 samples/s, loss 0.909, training accuracy 72.9 %, "
+        "29 samples removed, 262 left"
+    )
