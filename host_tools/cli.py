@@ -34,7 +34,7 @@ An experiment file says what to learn and how; --board names the board.
 
 \b
   sparcl new my_project                   a project that runs at once
-  sparcl run my_project.toml              everything, this computer as the board
+  sparcl run my_project.toml              everything, on this computer
   sparcl run my_project.toml -b microbit  the same on an emulated micro:bit
   sparcl boards                           which boards there are
   sparcl doctor                           what is missing on this computer

@@ -22,9 +22,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from what git knows, so that nothing else that lies in the checkout gets into it."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
+    list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(list_files, cwd=ROOT, capture_output=True, check=True)
     for name in filter(None, names.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)

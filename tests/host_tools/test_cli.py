@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sparcl_mcu import generator
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
 from sparcl_mcu.generator.pipeline import Project
@@ -50,7 +53,30 @@ def test_help_imports_little_and_teaches() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    assert "sparcl run examples/split_digits.toml --board microbit" in done.stdout
+    assert "sparcl run my_project.toml -b microbit" in done.stdout
+
+
+def test_help_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """80 columns: neither a summary nor an example is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback is not None]
+    for arguments in ([], *([name] for name in names)):
+        assert run(*arguments, "--help") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if len(line) > 80 or re.search(r"\w\.\.\.$", line)] == []
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"sparcl-mcu {generator.__version__}\n"
+
+
+def test_completion_of_the_shell() -> None:
+    """As the shell asks; the script for it is printed by --show-completion."""
+    environment = os.environ | {"_SPARCL_COMPLETE": "complete_bash", "COMP_WORDS": "sparcl ge", "COMP_CWORD": "1"}
+    command = [Path(sys.executable).parent / "sparcl"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["generate"]
 
 
 @pytest.mark.parametrize("command", ["generate", "build", "flash", "stream", "validate", "report", "run"])
