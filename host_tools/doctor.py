@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.places import build_folder
 
-from . import platformio
+from . import emulator, platformio
 
 MIN_PYTHON = (3, 11)
 FREE_BYTES = 1 << 30
@@ -133,18 +132,13 @@ def _arm(*, needed: bool) -> Check:
 
 def _qemu(boards: Sequence[Board], *, needed: bool) -> Check:
     """Whether QEMU is there and knows the boards' machines."""
-    from .emulator import load_board
-
     program = "qemu-system-arm"
     version = _first_line([program, "--version"])
     if version is None:
         return _absent(program, "without it no emulated boards; real ones and native work", needed=needed)
-    known = _output([program, "-M", "help"]) or ""
-    machines = {b.name: load_board(b.name)["emulator"].get("machine") for b in boards}
-    unknown = [name for name, machine in machines.items() if machine and not re.search(rf"(?m)^{machine}\s", known)]
-    if unknown:
-        state = State.MISSING if needed else State.NOTE
-        return Check(program, state, f"{version}: has no {', '.join(unknown)}", "install QEMU 6.2 or newer")
+    reasons = [reason for reason in (emulator.unavailable(board.name) for board in boards) if reason is not None]
+    if reasons:
+        return Check(program, State.MISSING if needed else State.NOTE, version, "\n        ".join(reasons))
     return Check(program, State.OK, version)
 
 
