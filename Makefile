@@ -12,9 +12,10 @@ EXAMPLE ?= examples/split_mnist.toml
 JOBS ?= 2
 
 # The environment's own Python first: it starts faster than a wrapper on PATH.
+# One that is too old is better than none: setup then says what to type.
 PYTHON ?= $(shell for python in .venv/bin/python python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	&& echo "$$python" && break; done)
+	&& echo "$$python" && exit; done; command -v python3)
 
 VENV := .venv/bin
 export PLATFORMIO_CORE_DIR := $(CURDIR)/.venv/platformio
@@ -43,8 +44,8 @@ help: ## list the targets
 setup: ## install what the other targets need (they call this)
 	@python='$(PYTHON)'; \
 	if [ -z "$$python" ]; then \
-		echo 'setup: error: no Python 3.11 or newer found; type:' >&2; \
-		echo '         sudo apt install python3.11 python3.11-venv' >&2; \
+		echo 'setup: error: no Python found; type:' >&2; \
+		echo '         sudo apt install python3 python3-venv' >&2; \
 		echo '       or name one: make PYTHON=/path/to/python3 ...' >&2; \
 		exit 1; \
 	fi; \
@@ -102,7 +103,7 @@ lint: setup ## check style and types
 	@$(VENV)/ruff format --check .
 	@mkdir -p build/lint && ln -sfn ../.. build/lint/sparcl_mcu
 	@$(VENV)/mypy
-	@$(VENV)/mypy tools
+	@MYPYPATH=tools $(VENV)/mypy tools
 
 format: setup ## rewrite the Python files in the project's style
 	@$(VENV)/ruff check --fix .

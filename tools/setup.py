@@ -19,14 +19,19 @@ import hashlib
 import importlib.util
 import json
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+from progress import AptProgress, PipProgress, Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -37,7 +42,9 @@ LOG = VENV / "sparcl-setup.log"
 INPUTS = ("pyproject.toml", "setup.py", "requirements-data.txt", "tools/setup.py")
 
 MIN_PYTHON = (3, 11)
-HEARTBEAT_SECONDS = 30
+HEARTBEAT_SECONDS = 30  # between two lines that say the same
+PROGRESS_SECONDS = 10  # between two lines at all
+PIP_WITH_BYTES = (24, 1)  # the first pip that can print how much of a file it has
 LOG_TAIL_LINES = 20
 
 HOST_PACKAGES = ("gcc", "libc6-dev")
@@ -120,10 +127,12 @@ def apt_prefix() -> list[str] | None:
 def apt_install(prefix: list[str], packages: list[str], log: Path) -> bool:
     """Install `packages`; whether that worked. The package lists are fetched if it fails without."""
     say("installing with apt: " + " ".join(packages))
-    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]
+    apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C", "apt-get", "-q", "-y"]
     apt += ["-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=1"]
     install = [*apt, "install", "--no-install-recommends", *packages]
-    return run_logged(install, log) == 0 or (run_logged([*apt, "update"], log) == 0 and run_logged(install, log) == 0)
+    if run_logged(install, log, AptProgress()) == 0:
+        return True
+    return run_logged([*apt, "update"], log) == 0 and run_logged(install, log, AptProgress()) == 0
 
 
 def install_system_packages(failed_before: list[str], explicit: bool) -> list[str]:
@@ -203,22 +212,52 @@ def pick_board(board: str, port: str) -> str:
 # --- running commands ----------------------------------------------------------------
 
 
-def run_logged(command: list[str], log: Path) -> int:
-    """Run `command` with its output added to `log`; its exit status. Says now and then that it runs."""
+def run_logged(command: list[str], log: Path, progress: Progress | None = None) -> int:
+    """Run `command` with its output added to `log`; its exit status. Says now and then what it is doing."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
+    lines: queue.Queue[bytes | None] = queue.Queue()
+    with log.open("ab", buffering=0) as file:
         file.write(f"\n$ {' '.join(command)}\n".encode())
-        file.flush()
-        started = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
-        while True:
+        with subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdout is not None
+            threading.Thread(target=_queue_lines, args=(process.stdout, lines), daemon=True).start()
             try:
-                return process.wait(timeout=HEARTBEAT_SECONDS)
-            except subprocess.TimeoutExpired:
-                say(f"... still at it after {time.monotonic() - started:.0f} s")
+                _follow(lines, file, progress)
             except KeyboardInterrupt:
                 process.terminate()
                 raise
+    return process.returncode
+
+
+def _queue_lines(source: IO[bytes], lines: queue.Queue[bytes | None]) -> None:
+    for line in source:
+        lines.put(line)
+    lines.put(None)
+
+
+def _follow(lines: queue.Queue[bytes | None], file: IO[bytes], progress: Progress | None) -> None:
+    """Log the lines until the last; say what `progress` makes of them, and that it lasts when that does not change."""
+    started = said_at = time.monotonic()
+    said = ""
+    while True:
+        try:
+            line = lines.get(timeout=1)
+        except queue.Empty:
+            line = b""
+        if line is None:
+            return
+        file.write(line)
+        if progress is not None and line:
+            progress.take(line.decode(errors="replace"))
+        now = time.monotonic()
+        if now - said_at < PROGRESS_SECONDS:
+            continue
+        text = str(progress or "")
+        if text != said or now - said_at >= HEARTBEAT_SECONDS:
+            say(f"... {text or 'still at it'} ({now - started:.0f} s)")
+            said, said_at = text, now
 
 
 def log_tail(log: Path) -> str:
@@ -278,6 +317,18 @@ def venv_problem(stamp: Stamp) -> str | None:
     return None
 
 
+def python_advice() -> str:
+    """What to type where this Python is too old, as on Ubuntu 22.04."""
+    return (
+        f"Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or newer is needed, this is "
+        f"{sys.version_info[0]}.{sys.version_info[1]} ({sys.executable}).\n"
+        "Ubuntu 22.04 has a newer one beside it; type:\n"
+        "  sudo apt install python3.11 python3.11-venv\n"
+        "  make setup\n"
+        "Debian 12, Ubuntu 24.04 and later have one as python3; or name any other: make PYTHON=/path/to/python3 ..."
+    )
+
+
 def require_venv_module() -> None:
     """Make sure that this Python can make virtual environments: Debian ships that apart."""
     if importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip"):
@@ -308,15 +359,28 @@ def make_venv(why: str) -> None:
         raise SetupError(f"`{' '.join(command)}` failed:\n{done.stdout.strip()}")
 
 
+def site_packages() -> Path | None:
+    """Where .venv keeps its packages."""
+    return next(VENV.glob("[Ll]ib*/**/site-packages"), None)
+
+
+def pip_version(pip: list[str]) -> tuple[int, ...] | None:
+    """The version of the environment's pip; None without one."""
+    done = subprocess.run([*pip, "--version"], capture_output=True, text=True, check=False)
+    found = re.match(r"pip (\d+)\.(\d+)", done.stdout)
+    return None if done.returncode != 0 or found is None else (int(found[1]), int(found[2]))
+
+
 def pip_install() -> None:
     """Install the project, its dependencies and the data packages into .venv."""
     pip = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode != 0:
+    if pip_version(pip) is None:
         run_logged([str(VENV_PYTHON), "-m", "ensurepip"], LOG)  # some tools leave pip out
+    bar = "raw" if (pip_version(pip) or (0,)) >= PIP_WITH_BYTES else "off"
     say("installing Python packages (the first time this takes minutes: TensorFlow is large)")
-    install = [*pip, "install", "--quiet", "--progress-bar", "off"]
+    install = [*pip, "install", "--progress-bar", bar]
     for arguments in (["--editable", ".[dev]"], ["--no-deps", "-r", "requirements-data.txt"]):
-        if run_logged([*install, *arguments], LOG) != 0:
+        if run_logged([*install, *arguments], LOG, PipProgress(site_packages)) != 0:
             tail = log_tail(LOG)
             hint = ""
             if NO_NETWORK.search(tail):
@@ -375,7 +439,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if sys.version_info < MIN_PYTHON:
-            raise SetupError("Python 3.11 or newer is needed, this is {}.{}".format(*sys.version_info))
+            raise SetupError(python_advice())
         if options.pick_board:
             print(pick_board(options.pick_board, options.port))
         elif options.need:
