@@ -18,8 +18,13 @@ PYTHON ?= $(shell for python in .venv/bin/python python3.11 python3.12 python3.1
 	&& echo "$$python" && exit; done; command -v python3)
 
 VENV := .venv/bin
+# Not the script `sparcl`: its first line does not work in every folder.
+SPARCL := $(VENV)/python -m sparcl_mcu.host_tools.cli
 export PLATFORMIO_CORE_DIR := $(CURDIR)/.venv/platformio
 export PATH := $(CURDIR)/$(VENV):$(PATH)
+
+# What names a file reaches a shell as a variable, whatever is in it.
+export EXAMPLE PORT SEED
 
 # For `make results`:
 SWEEPS ?= $(basename $(notdir $(wildcard examples/sweeps/*.toml)))
@@ -53,28 +58,28 @@ setup: ## install what the other targets need (they call this)
 
 demo: setup ## learn five tasks on a board (emulated unless PORT is given) and verify every bit
 	@board='$(BOARD)'; \
-	pick="$(VENV)/python tools/setup.py --port=$(PORT) --pick-board $$board"; \
-	$(if $(BOARD_GIVEN),:,board=$$($$pick)) || exit 1; \
-	$(VENV)/sparcl run $(EXAMPLE) --board "$$board" \
-		$(if $(PORT),--port '$(PORT)') $(if $(SEED),--seed '$(SEED)'); \
+	pick() { $(VENV)/python tools/setup.py --port="$$PORT" --pick-board '$(BOARD)'; }; \
+	$(if $(BOARD_GIVEN),:,board=$$(pick)) || exit 1; \
+	$(SPARCL) run "$$EXAMPLE" --board "$$board" \
+		$(if $(PORT),--port "$$PORT") $(if $(SEED),--seed "$$SEED"); \
 	status=$$?; \
-	[ "$$board" = '$(BOARD)' ] || $$pick >/dev/null; \
+	[ "$$board" = '$(BOARD)' ] || pick >/dev/null; \
 	exit $$status
 
 boards: setup ## list the boards and how each was verified
-	@$(VENV)/sparcl boards
+	@$(SPARCL) boards
 
 bench: setup ## count instructions and memory on every emulated board, and say how far the targets are
-	@$(VENV)/sparcl bench
+	@$(SPARCL) bench
 
 bench-check: setup ## the quick part of bench; fails when a figure grew by more than 2 %
-	@$(VENV)/sparcl bench --quick --check
+	@$(SPARCL) bench --quick --check
 
 test: setup ## run the tests, without the slow ones
 	@$(VENV)/python -m pytest -n $(JOBS) -m "not slow"
 
 results: setup ## run the sweeps of examples/sweeps (hours) and renew docs/results.md; what is done is not done again
-	@for sweep in $(SWEEPS); do $(VENV)/sparcl sweep examples/sweeps/$$sweep.toml || exit; done
+	@for sweep in $(SWEEPS); do $(SPARCL) sweep examples/sweeps/$$sweep.toml || exit; done
 	@$(VENV)/python -m sparcl_mcu.benchmarks.sweep.page $(SWEEPS)
 
 powercut: setup ## cut the power at every flash operation, over flash geometries; ID=... shows one cut
@@ -102,8 +107,8 @@ lint: setup ## check style and types
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@mkdir -p build/lint && ln -sfn ../.. build/lint/sparcl_mcu
-	@$(VENV)/mypy
-	@MYPYPATH=tools $(VENV)/mypy tools
+	@$(VENV)/python -m mypy
+	@MYPYPATH=tools $(VENV)/python -m mypy tools
 
 format: setup ## rewrite the Python files in the project's style
 	@$(VENV)/ruff check --fix .

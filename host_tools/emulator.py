@@ -387,11 +387,15 @@ class Emulator:
         return library
 
     def _qmp_path(self) -> str:
-        path = str(self.state_dir / "qmp.sock")
-        if len(path) > _MOST_SOCKET_PATH:
-            path = str(Path(tempfile.mkdtemp(prefix="scl-emulator-")) / "qmp.sock")
-        Path(path).unlink(missing_ok=True)
-        return path
+        for folder in (None, tempfile.gettempdir(), "/tmp"):
+            place = self.state_dir if folder is None else Path(tempfile.mkdtemp(prefix="scl-emulator-", dir=folder))
+            path = place / "qmp.sock"
+            if len(os.fsencode(path)) <= _MOST_SOCKET_PATH:
+                path.unlink(missing_ok=True)
+                return str(path)
+            if folder is not None:
+                place.rmdir()
+        raise EmulatorError("no folder for temporary files has a name short enough for a socket: set TMPDIR to one")
 
     def _launch(self, url: str, port: int, command: Sequence[str], qmp: str | None, persistent: bool) -> None:
         with self.log_path.open("wb") as log:
@@ -562,7 +566,7 @@ def _arguments_of(pid: int) -> list[str]:
             raw = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return []
-        return raw.decode(errors="replace").split("\0")[:-1]
+        return os.fsdecode(raw).split("\0")[:-1]
     result = subprocess.run(  # macOS, BSD
         ["ps", "-ww", "-p", str(pid), "-o", "stat=,command="],
         capture_output=True,

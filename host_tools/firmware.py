@@ -25,7 +25,9 @@ def build(project: Project, arguments: Sequence[str] = (), defines: Sequence[str
     folder = project.folder.resolve()
     environment = {
         "SCL_GENERATED": str(folder / "generated"),
-        "PLATFORMIO_BUILD_DIR": str(folder / "pio"),
+        # PlatformIO expands what it knows in a path, but not in what that refers to.
+        "SCL_PROJECT": str(folder),
+        "PLATFORMIO_BUILD_DIR": "${sysenv.SCL_PROJECT}/pio",
         "SCL_EMULATOR_DIR": str(folder / "emulator"),
     }
     if defines:

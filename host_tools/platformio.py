@@ -175,7 +175,9 @@ def run_pio(
     environ = {**os.environ, **(env or {})}
     core = core_dir(environ)
     environ.update(
-        PLATFORMIO_CORE_DIR=str(core),
+        # PlatformIO expands what it knows in a path, but not in what that refers to.
+        SCL_CORE_DIR=str(core),
+        PLATFORMIO_CORE_DIR="${sysenv.SCL_CORE_DIR}",
         PLATFORMIO_NO_ANSI="true",
         PLATFORMIO_DISABLE_PROGRESSBAR="true",
         LC_ALL="C.UTF-8",  # compilers translate "error:", which _ERROR_LINE looks for

@@ -16,9 +16,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from plain_paths import before, is_plain
 from stack_bound import bound
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(os.path.abspath(__file__)).parents[2]
+"""The project; in PlatformIO under the name that SCons knows it by (plain_paths.py), so links are kept."""
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 # Compiler support for float and double (Arm RTABI 4.1.2, and GCC's own names),
@@ -89,7 +91,7 @@ def link_flags(board: Mapping[str, Any], memory_folder: str, root: Path = ROOT) 
     if board["core"] == "host":
         return flags
     cpu = [flag for flag in board["build"]["cflags"] if flag.startswith("-m")]
-    script = root / "firmware" / board["build"]["ldscript"]
+    script = root / ldscript(board)
     return [
         *cpu,
         "-nostartfiles",
@@ -99,6 +101,11 @@ def link_flags(board: Mapping[str, Any], memory_folder: str, root: Path = ROOT) 
         f"-T{script}",
         *flags,
     ]
+
+
+def ldscript(board: Mapping[str, Any]) -> str:
+    """The linker script, relative to the project."""
+    return f"firmware/{board['build']['ldscript']}"
 
 
 def board_sources(board: Mapping[str, Any]) -> list[str]:
@@ -187,6 +194,12 @@ def size_report(board: Mapping[str, Any], elf: str) -> str:
     )
 
 
+def without_links(folder: Path) -> Path:
+    """The folder itself, so that a link that moves is noticed; left alone where the link is there to hide its name."""
+    found = folder.resolve()
+    return found if is_plain(found) else Path(os.path.abspath(folder))
+
+
 def generated_folder(
     board: str,
     python: str,
@@ -207,7 +220,7 @@ def generated_folder(
             raise ValueError(f"SCL_GENERATED={named}: no scl_board.h in there")
         if f'SCL_BOARD_NAME "{board}"' not in header.read_text():
             raise ValueError(f"SCL_GENERATED={named} is for another board than {board}")
-        return folder.resolve()
+        return without_links(folder)
     folder = project / "build" / "current" / board
     if not (folder / "scl_board.h").is_file():
         command = [
@@ -222,11 +235,12 @@ def generated_folder(
             ),
         ]
         print(f"No generated sources for {board} yet, running: {shlex.join(command)}", flush=True)
-        status = subprocess.run(command, cwd=project, check=False).returncode
+        original, variables = before(environment)
+        status = subprocess.run(command, cwd=original or project, env=variables, check=False).returncode
         if status != 0 or not (folder / "scl_board.h").is_file():
             raise ValueError(
                 f"{shlex.join(command)} ended with {status} and left no {folder}/scl_board.h. "
                 "Run it yourself, or set SCL_GENERATED (or SCL_PYTHON: the Python that has "
                 "the project's requirements)."
             )
-    return folder.resolve()
+    return without_links(folder)

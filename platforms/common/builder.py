@@ -10,10 +10,13 @@ engine).
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import board_build
+from plain_paths import before, require_plain
 
 
 def _stop(env, message):
@@ -27,16 +30,19 @@ def build(env, suffix):
     build_dir = env.subst("$BUILD_DIR")
     try:
         board = board_build.load_board(name)
-        generated = board_build.generated_folder(name, env["PYTHONEXE"], project=Path(env["PROJECT_DIR"]))
+        generated = board_build.generated_folder(name, sys.executable, project=Path(env["PROJECT_DIR"]))
+        core = os.environ.get("SCL_CORE") or os.path.join(board_build.ROOT, "firmware", "core")
+        require_plain(os.getcwd(), board_build.ROOT, build_dir, generated, core)
     except ValueError as error:
         _stop(env, str(error))
 
+    build_dir = _from_here(build_dir)
     os.makedirs(build_dir, exist_ok=True)
     if board["core"] != "host":
         memory = Path(build_dir) / "memory.ld"
         text = board_build.memory_ld(board)
-        if not memory.is_file() or memory.read_text() != text:
-            memory.write_text(text)
+        if not memory.is_file() or memory.read_text(encoding="utf-8") != text:
+            memory.write_text(text, encoding="utf-8")
 
     env.Replace(
         CC=board_build.tool(board, "gcc"),
@@ -48,17 +54,16 @@ def build(env, suffix):
     )
     env.Append(
         CCFLAGS=board_build.compile_flags(board),
-        LINKFLAGS=board_build.link_flags(board, build_dir),
+        LINKFLAGS=board_build.link_flags(board, build_dir, Path(_from_here(board_build.ROOT))),
         CPPPATH=[str(p) for p in board_build.include_folders(generated)],
     )
-    core = os.environ.get("SCL_CORE") or os.path.join("$PROJECT_SRC_DIR", "core")
     env.BuildSources(os.path.join("$BUILD_DIR", "core"), core, ["+<*.c>"])
     env.BuildSources(os.path.join("$BUILD_DIR", "generated"), str(generated), ["+<*.c>"])
 
     program = env.BuildProgram()
     if board["core"] != "host":
-        script = board_build.ROOT / "firmware" / board["build"]["ldscript"]
-        env.Depends(program, [env.File(str(script)), env.File(str(memory))])
+        script = board_build.ROOT / board_build.ldscript(board)
+        env.Depends(program, [env.File(os.path.abspath(path)) for path in (script, memory)])
 
     def check(target, source, env):
         elf = str(target[0])
@@ -87,8 +92,41 @@ def build(env, suffix):
     return program
 
 
-def _no_drive(board, port):
-    """Copying to anything else would fail in silence: a serial port swallows the file."""
+def _upload_targets(env, board, program):
+    port = env.get("UPLOAD_PORT") or f"socket://localhost:{board['emulator']['port']}"
+
+    # Functions, not command lines: a port is a path, and may have any name.
+    def upload(target, source, env):
+        if "://" not in port and board["silicon"].get("drive"):
+            return _copy_to_drive(board, Path(str(source[0])).with_suffix(".hex"), port)
+        print(f"Uploading {source[0]} to {port}", flush=True)
+        return _emulator(board, "upload", "--port", port, str(source[0]))
+
+    def stop(target, source, env):
+        return _emulator(board, "stop")
+
+    env.AddPlatformTarget(
+        "upload", program, [env.VerboseAction(upload, "Uploading $SOURCE")], "Upload (boot the emulated board)"
+    )
+    env.AddPlatformTarget("stop", None, [env.VerboseAction(stop, "Stopping the board")], "Stop the board")
+
+
+def _emulator(board, *arguments):
+    """Run a command of the emulated board; the exit status."""
+    command = [sys.executable, "-m", "sparcl_mcu.host_tools.emulator", "--board", board["name"], *arguments]
+    _, environment = before()
+    return subprocess.run(command, env=environment, check=False).returncode
+
+
+def _copy_to_drive(board, image, port):
+    """A board people own: a drive that takes a .hex file.
+
+    Copying to anything else would fail in silence: a serial port swallows the file.
+    """
+    if os.path.isdir(port):
+        print(f"Copying {image} to {port}", flush=True)
+        shutil.copyfile(image, os.path.join(port, image.name))
+        return 0
     drive = board["silicon"]["drive"]
     sys.stderr.write(
         f"Error: {port} is not a folder: {board['name']} is written by copying to its drive. "
@@ -97,17 +135,7 @@ def _no_drive(board, port):
     return 1
 
 
-def _upload_targets(env, board, program):
-    port = env.subst("$UPLOAD_PORT") or f"socket://localhost:{board['emulator']['port']}"
-    tool = f'"$PYTHONEXE" -m sparcl_mcu.host_tools.emulator --board {board["name"]}'
-    if "://" not in port and board["silicon"].get("drive"):
-        # a board people own: a drive that takes a .hex file
-        image = os.path.join("$BUILD_DIR", "${PROGNAME}.hex")
-        if os.path.isdir(port):
-            action = env.VerboseAction(f'cp "{image}" "{port}"', f"Copying {image} to {port}")
-        else:
-            action = env.VerboseAction(lambda **_: _no_drive(board, port), f"Looking for the drive {port}")
-    else:
-        action = env.VerboseAction(f'{tool} upload --port "{port}" $SOURCE', f"Uploading $SOURCE to {port}")
-    env.AddPlatformTarget("upload", program, [action], "Upload (boot the emulated board)")
-    env.AddPlatformTarget("stop", None, [env.VerboseAction(f"{tool} stop", "Stopping the board")], "Stop the board")
+def _from_here(path):
+    """Relative where SCons runs, so that the name of a folder of links (plain_paths.py) is no part of a command."""
+    relative = os.path.relpath(path)
+    return os.path.abspath(path) if relative.startswith(os.pardir) else relative

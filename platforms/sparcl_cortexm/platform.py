@@ -2,16 +2,14 @@
 """PlatformIO platform of the bare-metal boards (see platform.json)."""
 
 import shutil
+import sys
+from pathlib import Path
 
-from platformio.public import PlatformBase
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
+from plain_platform import PlainPlatform
 
 
-class Sparcl_cortexmPlatform(PlatformBase):
-    def is_embedded(self):
-        # PlatformIO derives this from an uploader package; ours is
-        # host_tools/emulator.py, so there is none.
-        return True
-
+class Sparcl_cortexmPlatform(PlainPlatform):
     def configure_default_packages(self, options, targets):
         # A compiler on PATH is used as it is, so that no registry is needed;
         # without one, PlatformIO's package is installed.

@@ -7,7 +7,7 @@ from pathlib import Path
 from SCons.Script import Default, DefaultEnvironment
 
 env = DefaultEnvironment()
-sys.path.insert(0, str(Path(env.subst("$BUILD_SCRIPT")).resolve().parents[2] / "common"))
+sys.path.insert(0, str(Path(env.subst("$BUILD_SCRIPT")).parents[2] / "common"))
 import builder  # noqa: E402
 
 Default([builder.build(env, "")])
