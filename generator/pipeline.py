@@ -119,6 +119,8 @@ def make(
     except OSError as error:
         raise UserError(f"{shared} cannot be made ({error.strerror}): is $SPARCL_BUILD a folder?") from None
     _require_no_way_out(shared, build_folder() / "current")
+    if settings.link.key is not None:
+        shared_key.keep_private(folder)
     if claim is not None:
         folder.mkdir(exist_ok=True)
         claim(folder)

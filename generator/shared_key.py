@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The key that host and board share, where an experiment names one (docs/protocol.md, "Shared key").
 
-Only its place is an option.  The key itself goes into the firmware and nowhere else.
+Only its place is an option.  The key itself goes into the firmware and nowhere else,
+and that into a folder which only its owner can enter.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 from sparcl_mcu.generator.errors import UserError
@@ -16,6 +18,8 @@ BYTES = 32
 FORM = r"(env:[A-Za-z_]\w*|file:.+)"
 """Of the option: ``env:NAME`` or ``file:PATH``."""
 
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_ELSEWHERE = "set SPARCL_BUILD to a folder of yours where that works"
 _MAKE = f"openssl rand -hex {BYTES}"
 
 
@@ -33,6 +37,28 @@ def load(place: str | None) -> bytes | None:
     if not re.fullmatch(rf"[0-9A-Fa-f]{{{2 * BYTES}}}", text.strip()):
         raise UserError(f"link.key = {place!r}: a key is {2 * BYTES} hexadecimal digits; `{_MAKE}` makes one")
     return bytes.fromhex(text.strip())
+
+
+def keep_private(folder: Path) -> None:
+    """Make a folder that holds a key its owner's alone, with all that is in it already; it need not be there yet.
+
+    Raises ``UserError`` where the file system or its owner does not allow that. Windows has no such permissions: there
+    a folder in the user's profile is private.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # From the top: what others have open or stand in is closed to them after that.
+        for path in (folder, *folder.rglob("*")):
+            mode = path.lstat().st_mode
+            if mode & _OTHERS and not stat.S_ISLNK(mode):
+                path.chmod(stat.S_IMODE(mode) & ~_OTHERS)
+        private = os.name != "posix" or not folder.stat().st_mode & _OTHERS
+    except OSError as error:
+        raise UserError(
+            f"link.key: {error.filename} cannot be kept from others ({error.strerror}); {_ELSEWHERE}"
+        ) from None
+    if not private:
+        raise UserError(f"link.key: the file system of {folder} keeps nothing from others; {_ELSEWHERE}")
 
 
 def _read(path: Path) -> str:

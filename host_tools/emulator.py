@@ -209,6 +209,7 @@ class Emulator:
         """
         self.stop()
         self.state_dir.mkdir(parents=True, exist_ok=True)
+        self.state_dir.chmod(0o700)  # an image may hold a key, and its flash what was learnt
         if not Path(image).is_file():
             raise EmulatorError(f"no image {image}: build it first (pio run -e {self.board})")
         if Path(image).resolve() != self.image_path:

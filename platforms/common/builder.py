@@ -38,6 +38,8 @@ def build(env, suffix):
 
     build_dir = _from_here(build_dir)
     os.makedirs(build_dir, exist_ok=True)
+    if (generated / "scl_key.h").exists():
+        os.chmod(build_dir, 0o700)  # objects and image hold the key
     if board["core"] != "host":
         memory = Path(build_dir) / "memory.ld"
         text = board_build.memory_ld(board)
