@@ -11,10 +11,17 @@ from hypothesis import settings
 from serial.urlhandler import protocol_socket
 
 from sparcl_mcu.generator.user_module import CONSENT
+from tests.compiled import forget_unused
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Once, not in each worker."""
+    if not hasattr(config, "workerinput"):
+        forget_unused()
 
 
 class _Time:

@@ -23,7 +23,8 @@ from sparcl_mcu.host_tools.emulator import Emulator, unavailable
 from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.reference import Device
-from tests.firmware.native import Teacher, Twin, board_build, compile_c, generate
+from tests.compiled import compile_c
+from tests.firmware.native import Teacher, Twin, board_build, generate
 from tests.host_tools.reference.models import random_conv_model, random_model
 
 pytestmark = pytest.mark.board

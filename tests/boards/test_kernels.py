@@ -16,7 +16,8 @@ import pytest
 from sparcl_mcu.generator import boards
 from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.emulator import Emulator, unavailable
-from tests.firmware.native import board_build, compile_c, generate
+from tests.compiled import compile_c
+from tests.firmware.native import board_build, generate
 from tests.host_tools.reference.models import random_model
 
 pytestmark = pytest.mark.board

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import struct
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import DeviceError, Link
 from sparcl_mcu.host_tools.protocol import Command, Hello, Phase
 from sparcl_mcu.host_tools.reference import Device, first_difference
+from tests.compiled import compile_c
 from tests.host_tools.reference.models import random_samples, samples, task_begin
 
 sys.path.append(str(ROOT / "platforms" / "common"))
@@ -34,10 +34,12 @@ import board_build
 COVERAGE = "SCL_COVERAGE" in os.environ
 """Whether programs count what they execute (tools/coverage.py) instead of looking for faults."""
 SANITIZERS = (
-    ("--coverage", "-fprofile-abs-path", "-DSCL_COVERAGE", "-DSCL_INLINE=static inline")
+    ("--coverage", "-fprofile-abs-path", "-DSCL_COVERAGE")
     if COVERAGE
     else ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 )
+NOT_OPTIMISED = ("-O0", "-DSCL_INLINE=static inline")
+"""One copy of each kernel: as quick without optimisation, compiled in half the time."""
 POISON = "-DSCL_POISON=0x55"
 """Fills work space before each forward pass, so that reading what was never written shows."""
 SECONDS = 60.0
@@ -59,18 +61,12 @@ def generate(model: Model, board: Board, folder: Path, key: bytes | None = None)
     return generated
 
 
-def flags(generated: Path, optimise: str = "-O0") -> list[str]:
-    """Those of the board's firmware, with sanitizers; without optimisation gcc is twice as quick and hides no fault."""
-    given = [f for f in board_build.compile_flags(board_build.load_board("native")) if not f.startswith("-O")]
+def flags(generated: Path, optimise: Sequence[str] = NOT_OPTIMISED) -> list[str]:
+    """Those of the board's firmware, with sanitizers and lines for what they report; not optimised, no fault hides."""
+    given = board_build.compile_flags(board_build.load_board("native"))
+    given = ["-g1" if f == "-g" else f for f in given if not f.startswith("-O")]
     include = [f"-I{folder}" for folder in board_build.include_folders(generated)]
-    return [*given, optimise, *SANITIZERS, *include]
-
-
-def compile_c(arguments: Sequence[str | Path], compiler: str = "gcc") -> None:
-    """Run gcc; the assertion shows what it says."""
-    command = [compiler, *(str(a) for a in arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+    return [*given, *optimise, *SANITIZERS, *include]
 
 
 CORE = ROOT / "firmware" / "core"

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.firmware.native import compile_c, flags, small_ints
+from tests.compiled import compile_c
+from tests.firmware.native import flags, small_ints
 
 HERE = Path(__file__).parent
 ACTIVE = 64

@@ -23,7 +23,8 @@ from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame
 from sparcl_mcu.host_tools.reference import loss as reference_loss
 from sparcl_mcu.host_tools.reference.prng import Prng
-from tests.firmware.native import board_facts, compile_c, flags, generate, small_ints
+from tests.compiled import compile_c
+from tests.firmware.native import board_facts, flags, generate, small_ints
 from tests.host_tools.reference.models import random_model
 
 HERE = Path(__file__).parent

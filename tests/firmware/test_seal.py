@@ -23,7 +23,8 @@ from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter, d
 from sparcl_mcu.host_tools.link import DeviceError, Link, LinkError
 from sparcl_mcu.host_tools.protocol import STATE_CHANGING, Command, Hello
 from sparcl_mcu.host_tools.seal import SIZE, Seal
-from tests.firmware.native import SECONDS, Process, Teacher, Twin, build, compile_c, running
+from tests.compiled import compile_c
+from tests.firmware.native import SECONDS, Process, Teacher, Twin, build, running
 from tests.firmware.test_window import facts
 from tests.host_tools.reference.models import random_model, random_samples, task_begin
 from tests.line import Proxy

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from sparcl_mcu.generator.artefacts import Activation, DdrScore, Growth, Method,
 from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.link import ERRORS
-from tests.firmware.native import POISON, board_facts, flags, generate
+from tests.compiled import compile_c
+from tests.firmware.native import NOT_OPTIMISED, POISON, board_facts, flags, generate
 from tests.host_tools.reference.models import Masks, Spec, conv_model, random_model
 
 HERE = Path(__file__).parent
@@ -116,12 +116,6 @@ PROGRAMS = (
 )
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-
-
 def build(subject: str, folder: Path, *, fuzzer: bool, extra: tuple[str, ...] = ()) -> dict[str, Path]:
     """Compile the engine once and link it with each target for this subject; the programs by name.
 
@@ -131,7 +125,7 @@ def build(subject: str, folder: Path, *, fuzzer: bool, extra: tuple[str, ...] = 
     generated = generate(SUBJECTS[subject].model(), SUBJECTS[subject].board(), folder)
     engine = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
     compiler = "clang" if fuzzer else "gcc"
-    given = flags(generated, "-O1" if fuzzer else "-O0")
+    given = flags(generated, ("-O1",) if fuzzer else NOT_OPTIMISED)
     if fuzzer:  # clang has warnings of its own; gcc's are errors in every other build
         given = [f for f in given if f != "-Werror"] + ["-w", "-fsanitize=fuzzer-no-link"]
     given += [POISON, f"-DFUZZ_LARGEST_STATUS={max(ERRORS)}u", *extra]
@@ -140,7 +134,7 @@ def build(subject: str, folder: Path, *, fuzzer: bool, extra: tuple[str, ...] = 
         result = []
         for source in sources:
             result.append(str(folder / f"{source.stem}.o"))
-            _run([compiler, *map(str, given), "-c", str(source), "-o", result[-1]])
+            compile_c([*given, "-c", source, "-o", result[-1]], compiler)
         return result
 
     edges = objects([HERE / "edge_begin.c", HERE / "edge_end.c"])
@@ -160,6 +154,6 @@ def build(subject: str, folder: Path, *, fuzzer: bool, extra: tuple[str, ...] = 
             image = folder / program.name
             sanitizers = [f for f in given if str(f).startswith(("-fsanitize=a", "--coverage"))]
             link = [] if program.target == "frame" else [wrap]
-            _run([compiler, *sanitizers, *link, *parts[program.target], *target, *main, "-o", str(image)])
+            compile_c([*sanitizers, *link, *parts[program.target], *target, *main, "-o", image], compiler)
             result[program.name] = image
     return result

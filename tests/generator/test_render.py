@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from sparcl_mcu.generator.artefacts import Activation, Growth, Model, Op, Single
 from sparcl_mcu.generator.boards import load_board
 from sparcl_mcu.generator.plan import plan
 from sparcl_mcu.generator.render import FILES, render
-from tests.firmware.native import flags
+from tests.compiled import compile_c
+from tests.firmware.native import NOT_OPTIMISED, flags
 from tests.host_tools.reference.models import Spec, conv_model, random_conv_model, random_model
 
 NATIVE = load_board("native")
@@ -47,15 +48,13 @@ MODELS = {
 }
 
 
-def compiled(model: Model, folder: Path, optimise: str = "-O0") -> dict[str, int]:
+def compiled(model: Model, folder: Path, optimise: Sequence[str] = NOT_OPTIMISED) -> dict[str, int]:
     """Size of every object in scl_model.c, by name."""
     for name, text in render(model, NATIVE).items():
         (folder / name).write_text(text)
     strict = [f for f in flags(folder, optimise) if not f.startswith("-fsanitize")]
     for source in ("scl_model", "scl_initial"):
-        command = ["gcc", *strict, "-c", folder / f"{source}.c", "-o", folder / f"{source}.o"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        compile_c([*strict, "-c", folder / f"{source}.c", "-o", folder / f"{source}.o"])
     with (folder / "scl_model.o").open("rb") as file:
         symbols = ELFFile(file).get_section_by_name(".symtab")
         assert isinstance(symbols, SymbolTableSection)
@@ -100,7 +99,7 @@ def test_as_large_as_planned(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_optimised(seed: int, tmp_path: Path) -> None:
     """What the optimiser sees when it inlines everything draws no warning either."""
-    compiled(random_conv_model(20 + seed, prefix=False), tmp_path, "-O2")
+    compiled(random_conv_model(20 + seed, prefix=False), tmp_path, ["-O2"])
 
 
 def test_frozen_layers_are_constant(tmp_path: Path) -> None:

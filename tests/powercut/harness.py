@@ -31,6 +31,7 @@ from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import REQUEST, Frame
 from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.reference import Device
+from tests.compiled import compile_c
 from tests.firmware.native import board_facts, flags, generate
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 
@@ -204,15 +205,12 @@ def build(model: Model, board: Board, folder: Path, core: Path = CORE) -> Path:
     """powercut.c with the engine, for one model and flash."""
     generated = generate(model, board, folder)
     image = folder / "powercut"
-    options = [f for f in flags(generated, "-O2") if not f.startswith("-fsanitize")]
+    options = [f for f in flags(generated, ("-O2",)) if not f.startswith("-fsanitize")]
     options = [f.replace(str(CORE), str(core)) for f in options]
     options += ["-w"] * (core != CORE)  # a mutant may leave something unused
     wrap = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
     sources = [*sorted(core.glob("*.c")), *sorted(generated.glob("*.c")), HERE / "powercut.c"]
-    command = ["gcc", *options, wrap, *map(str, sources), "-o", str(image)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
+    compile_c([*options, wrap, *sources, "-o", image])
     return image
 
 
