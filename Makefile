@@ -32,7 +32,7 @@ SWEEPS ?= $(basename $(notdir $(wildcard examples/sweeps/*.toml)))
 # For `make fuzz`: for all programs together, on JOBS cores.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help setup demo boards bench bench-check results powercut test test-slow test-all coverage fuzz analyze lint format wheel clean
+.PHONY: help setup demo boards bench bench-check results powercut test test-slow test-all coverage fuzz mutants analyze lint format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,7 +41,8 @@ help: ## list the targets
 	@echo "  PORT=device  the serial port of a real board"
 	@echo "  SEED=number  the seed of demo"
 	@echo "  PYTHON=path  the Python (3.11 or newer) that .venv is made with"
-	@echo "  ID=cut       the power cut that powercut shows step by step"
+	@echo "  ID=cut       the power cut that powercut shows step by step, the mutant that mutants shows"
+	@echo "  MUTANTS=number  mutants of each language"
 	@echo "  JOBS=number  tests run at a time (default $(JOBS))"
 	@echo "  FUZZ_SECONDS=number  how long fuzz takes (default $(FUZZ_SECONDS))"
 	@echo "  SPARCL_NO_APT=1   never install system packages"
@@ -98,6 +99,9 @@ coverage: setup ## lines and branches of firmware/core that tests execute; fails
 fuzz: setup ## feed hostile bytes to frame parser, command handlers and journal (needs clang)
 	@$(VENV)/python tools/setup.py --need clang libclang-rt-dev
 	@$(VENV)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS) --jobs $(JOBS)
+
+mutants: setup ## put faults into engine and host tools, count those no test notices (an hour or two); ID=... shows one
+	@$(VENV)/python -m tests.mutation.harness --jobs $(JOBS) $(if $(MUTANTS),--each '$(MUTANTS)') $(if $(ID),'$(ID)')
 
 analyze: setup ## static analysis of the firmware (needs cppcheck)
 	@$(VENV)/python tools/setup.py --need cppcheck
