@@ -32,10 +32,10 @@ SWEEPS ?= $(basename $(notdir $(wildcard examples/sweeps/*.toml)))
 # For `make fuzz`: for all programs together, on JOBS cores.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help setup demo boards bench bench-check results powercut test test-slow test-all coverage fuzz mutants analyze lint format wheel clean
+.PHONY: help setup demo boards bench bench-check results powercut test test-slow test-all distribution coverage fuzz mutants analyze lint format wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  BOARD=name   the board of demo (default $(BOARD); make boards lists them)"
 	@echo "  PORT=device  the serial port of a real board"
@@ -92,6 +92,9 @@ test-slow: setup ## run the slow tests only
 
 test-all: setup ## run all tests
 	@$(VENV)/python -m pytest -n $(JOBS)
+
+distribution: setup ## the demo and the tests of all boards on a fresh Debian 13 (needs root, git and apt)
+	@$(VENV)/python tools/distribution.py || { status=$$?; [ $$status -eq 75 ] || exit $$status; }
 
 coverage: setup ## lines and branches of firmware/core that tests execute; fails below 95 and 85 %
 	@$(VENV)/python tools/coverage.py $(JOBS)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -125,3 +126,21 @@ def test_an_old_python_is_told_what_to_type(monkeypatch: pytest.MonkeyPatch) -> 
     assert setup.main() == 1
     assert "sudo apt install python3.11 python3.11-venv" in said[0]
     assert f"this is 3.{sys.version_info[1]}" in said[0]
+
+
+def test_the_demo_takes_native_where_qemu_lacks_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program of that name that has no machine at all stands for a QEMU that is too old."""
+    old = tmp_path / "qemu-system-arm"
+    old.write_text("#!/bin/sh\necho QEMU emulator version 6.2.0\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(setup, "missing_packages", lambda *_: [])
+    monkeypatch.setattr(setup, "VENV_PYTHON", Path(sys.executable))
+    assert setup.pick_board("ast1030_evb", "") == "native"
+    said = capsys.readouterr().err
+    assert "version 6.2.0) has no machine ast1030-evb, QEMU 7.1 is the first that has" in said
+    assert "Install a newer QEMU" in said
+    assert setup.pick_board("ast1030_evb", "/dev/ttyUSB0") == "ast1030_evb", "a real board needs no emulator"
+    assert setup.pick_board("native", "") == "native"

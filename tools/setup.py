@@ -189,24 +189,34 @@ def advice(missing: list[str]) -> str:
 
 
 def pick_board(board: str, port: str) -> str:
-    """`board`, or `native` when the tools for `board` are missing.
+    """`board`, or `native` when the tools for `board` are missing, or its machine in this QEMU.
 
     Raises:
         SetupError: a port was given, so a real board is meant, but it cannot be built for.
     """
     needed = set(ARM_PACKAGES if port else ARM_PACKAGES + EMULATOR_PACKAGES)
     missing = [package for package in missing_packages() if package in needed]
-    if board == "native" or not missing:
+    if board == "native":
         return board
     names = " ".join(missing)
-    if port:
+    if missing and port:
         raise SetupError(f"cannot build for the board at {port} without: {names}")
+    why = f"{names} is not installed." if missing else "" if port else emulator_problem(board)
+    if not why:
+        return board
     say(
-        f"NOTE: `{board}` needs {names}, which is not installed.\n"
+        f"NOTE: no `{board}` here: {why}\n"
         "The demo runs on `native` instead: the same firmware, compiled for this machine.\n"
         f"BOARD={board} insists on the board."
     )
     return "native"
+
+
+def emulator_problem(board: str) -> str:
+    """Why the installed emulator cannot run `board`; empty where it can."""
+    command = [str(VENV_PYTHON), "-m", "sparcl_mcu.host_tools.emulator", "--board", board, "check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stderr.strip().removeprefix("Error: ") if done.returncode != 0 else ""
 
 
 # --- running commands ----------------------------------------------------------------
