@@ -172,7 +172,7 @@ def _decode(value: Any, kind: Any, arrays: list[NDArray[Any]], where: str) -> An
         return _decode(value, next(a for a in arguments if a is not type(None)), arrays, where)
     if origin is tuple:
         return _decode_tuple(value, arguments, arrays, where)
-    if origin is np.ndarray:
+    if origin is np.ndarray or origin is NDArray:
         return _decode_array(value, arguments, arrays, where)
     if origin is dict and isinstance(value, dict):
         return {str(k): _decode(v, arguments[1], arrays, f"{where}[{k}]") for k, v in value.items()}
@@ -192,10 +192,15 @@ def _decode_array(value: Any, arguments: tuple[Any, ...], arrays: list[NDArray[A
     if not isinstance(number, int) or not 0 <= number < len(arrays):
         raise _Malformed(f"{where} is not an array")
     array = arrays[number]
-    wanted = typing.get_args(arguments[1])[0]
-    if not np.issubdtype(array.dtype, wanted) or list(array.shape) != value.get("shape"):
+    if not np.issubdtype(array.dtype, _element(arguments)) or list(array.shape) != value.get("shape"):
         raise _Malformed(f"{where} is {array.dtype} {list(array.shape)}, which is not what it has to be")
     return array
+
+
+def _element(arguments: tuple[Any, ...]) -> Any:
+    """The type of an array's numbers: until numpy 2.4 `NDArray[T]` is `ndarray[shape, dtype[T]]`, then an own type."""
+    last = arguments[-1]
+    return (typing.get_args(last) or (last,))[0]
 
 
 def _decode_dataclass(value: Any, kind: Any, arrays: list[NDArray[Any]], where: str) -> Any:

@@ -108,3 +108,9 @@ def test_arrays_of_another_run(artefacts: dict[type, Any], tmp_path: Path) -> No
     np.savez(tmp_path / "a.npz", a0=np.zeros(3))
     with pytest.raises(UserError, match="does not belong"):
         store.load(tmp_path / "a", Model)
+
+
+def test_the_type_of_numbers_is_found_with_any_numpy() -> None:
+    """numpy 2.5, which Python 3.11 has not, made NDArray a type of its own."""
+    assert store._element((tuple[Any, ...], np.dtype[np.int16])) is np.int16
+    assert store._element((np.int16,)) is np.int16
