@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -223,6 +224,7 @@ class Worker:
             return self._attempt(mutant, known_for)
         finally:
             place.write_text(self.plan.text(mutant.file), encoding="utf-8")
+            shutil.rmtree(self.tree.path / "build", ignore_errors=True)  # programs with the fault
 
     def _attempt(self, mutant: Mutant, known_for: str) -> Outcome:
         if mutant.file.endswith(".c"):

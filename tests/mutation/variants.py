@@ -17,6 +17,7 @@ def commands(folder: Path) -> list[list[str]]:
     for name, key in (("derpp", KEY), ("conv", None), ("dense", None), ("latent", KEY)):
         subject = SUBJECTS[name]
         generated = generate(subject.model(), subject.board(), folder / name, key)
-        options = [f for f in flags(generated, "-O2") if not f.startswith(("-fsanitize", "-fno-sanitize", "-g", "-W"))]
+        given = flags(generated, ("-O2",))
+        options = [f for f in given if not f.startswith(("-fsanitize", "-fno-sanitize", "-g", "-W"))]
         result.append(["gcc", *options, f"-I{CORE}", "-w", "-c"])
     return result
