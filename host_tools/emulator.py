@@ -40,6 +40,8 @@ from sparcl_mcu.generator.places import ROOT, build_folder
 
 _PLUGINS = ROOT / "platforms" / "sparcl_cortexm" / "plugin"
 _PLUGIN_API = _PLUGINS / "qemu_plugin.h"
+_LEAST_PLUGIN_API = re.compile(r"this QEMU supports only a minimum version of (\d+)")
+_MOST_PLUGIN_API = 7
 _BYTES_PER_COUNT = 2
 _MOST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _START_SECONDS = 15.0
@@ -142,6 +144,7 @@ class Emulator:
         self._root = root
         self._facts = load_board(board, root)
         self._process: subprocess.Popen[bytes] | None = None
+        self._plugin_api: str | None = None  # the version of QEMU's interface, where the plugins' own choice is too low
         kind = self._facts.get("emulator", {}).get("kind")
         if kind not in ("qemu", "process"):
             raise EmulatorError(f"board {board!r} has no emulator: use the real board's port")
@@ -316,6 +319,10 @@ class Emulator:
         try:
             self._launch(url, port, command, qmp, persistent)
         except EmulatorError as error:
+            least = _LEAST_PLUGIN_API.search(str(error))
+            if least and self._plugin_api is None and int(least[1]) <= _MOST_PLUGIN_API:
+                self._plugin_api = least[1]
+                return self._boot(url, counts)
             if plugin is None or counting or "plugin" not in str(error):
                 raise
             _warn(f"QEMU refused the flash plugin, its flash will not survive a stop: {error}")
@@ -399,9 +406,11 @@ class Emulator:
         raise EmulatorError("no folder for temporary files has a name short enough for a socket: set TMPDIR to one")
 
     def _launch(self, url: str, port: int, command: Sequence[str], qmp: str | None, persistent: bool) -> None:
+        told = {} if self._plugin_api is None else {"SCL_PLUGIN_API": self._plugin_api}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
+                env={**os.environ, **told},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -452,7 +461,7 @@ class Emulator:
             return ""
         version, _ = _machines(self._facts["emulator"]["program"])
         return (
-            f"\n{version} does not take the plugins of {_PLUGINS}, which are for QEMU 4.2 to 10.2 built with plugins, "
+            f"\n{version} does not take the plugins of {_PLUGINS}, which are for QEMU 4.2 to 11.1 built with plugins, "
             "as Debian and Ubuntu build it: install their package qemu-system-arm"
         )
 

@@ -14,7 +14,6 @@
 
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -103,9 +102,8 @@ static void map(void)
 
 /* Counting is added by the translated code itself, before each instruction: exact, and no call.
  * A scoreboard has a part only for a core that exists: one does when the first code is translated. */
-static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+static void on_translation(struct qemu_plugin_tb *tb)
 {
-  (void)id;
   if (counts == NULL) {
     map();
   }
@@ -127,7 +125,6 @@ static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
   const char *path = NULL;
-  (void)info;
   for (int i = 0; i < argc; ++i) {
     if (strncmp(argv[i], "image=", 6) == 0) {
       path = argv[i] + 6;
@@ -140,6 +137,6 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
   if (open_image(path) != 0) {
     return -1;
   }
-  qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
+  scl_on_translation(id, info, on_translation);
   return 0;
 }

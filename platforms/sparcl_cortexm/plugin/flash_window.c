@@ -13,7 +13,6 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -66,9 +65,8 @@ static int attach_to(RAMBlock *block, void *data)
 
 /* RAM blocks do not exist yet when plugins are installed; they do when the
  * first guest instruction is translated, before it runs. */
-static void on_translation(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+static void on_translation(struct qemu_plugin_tb *tb)
 {
-  (void)id;
   (void)tb;
   if (!window.attached) {
     (void)qemu_ram_foreach_block(attach_to, NULL);
@@ -87,7 +85,6 @@ static const char *value_of(const char *argument, const char *key)
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
 {
-  (void)info;
   for (int i = 0; i < argc; ++i) {
     const char *value;
     if ((value = value_of(argv[i], "block")) != NULL) {
@@ -107,6 +104,6 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
     (void)fprintf(stderr, "flash_window: block, image and size are needed\n");
     return -1;
   }
-  qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
+  scl_on_translation(id, info, on_translation);
   return 0;
 }
