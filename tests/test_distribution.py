@@ -60,6 +60,10 @@ def test_the_root_sees_the_ways_to_the_network_and_nothing_else(monkeypatch: pyt
     assert not {"SPARCL_NO_APT", "SECRET_TOKEN", "MY_PIP_X"} & set(found)
 
 
+def test_every_board_that_runs_without_hardware_is_tried() -> None:
+    assert distribution.boards() == ["ast1030_evb", "emcraft_sf2", "microbit", "mps3_an547", "native"]
+
+
 def test_without_root_rights_it_says_so_and_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
