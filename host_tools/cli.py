@@ -477,8 +477,12 @@ def sweep(
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option("--scheduler", metavar="tcp://HOST:PORT", help="Dask scheduler; default: this computer."),
+        typer.Option("--scheduler", metavar="tls://HOST:PORT", help="Dask scheduler; default: this computer."),
     ] = None,
+    trust_network: Annotated[
+        bool,
+        typer.Option("--trust-network", help="Use a scheduler elsewhere without encryption: see docs/security.md."),
+    ] = False,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; default: one a core.")
     ] = None,
@@ -500,13 +504,15 @@ def sweep(
 
     Writes build/sweeps/NAME/runs.csv (one row a run) and table.md.
     """
-    from sparcl_mcu.benchmarks.sweep import plan
+    from sparcl_mcu.benchmarks.sweep import cluster, plan
     from sparcl_mcu.benchmarks.sweep import sweep as sweeps
 
     from . import view
 
     if scheduler is not None and jobs is not None:
         raise UserError("--jobs is for this computer: a cluster does as many at a time as it has workers")
+    if scheduler is not None:
+        cluster.require_trust(scheduler, network=trust_network)
     wanted = plan.load(file, tuple(overrides or ()), seeds, tuple(only or ()))
     try:
         outcome = sweeps.run(wanted, scheduler, jobs, plain=plain)

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many jobs at a time: worker processes of this computer, or a Dask cluster that runs already."""
+"""Many jobs at a time: worker processes of this computer, or a Dask cluster that runs already.
+
+Whoever reaches a port of a Dask cluster runs code in it.  Those of this computer's workers take nobody without the
+certificate that is made for the run, in memory; what a running cluster asks for is its own matter, see `require_trust`.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
 from sparcl_mcu.host_tools import view
@@ -64,6 +70,30 @@ def run(
             future.release()
 
 
+def require_trust(scheduler: str, *, network: bool) -> None:
+    """Raise ``UserError`` for a scheduler at the other end of a network that anybody could have put there.
+
+    Workers run what the scheduler says, and this computer unpickles what comes back, which runs code too.  ``network``:
+    the user trusts everybody on the way.
+    """
+    if network or scheduler.startswith(("tls://", "wss://")) or _is_here(scheduler):
+        return
+    raise UserError(
+        f"--scheduler {scheduler}: without encryption, whoever is between here and there can run code on both: "
+        "use tls://HOST:PORT with certificates in Dask's configuration, or add --trust-network where nobody else "
+        "can reach the cluster"
+    )
+
+
+def _is_here(address: str) -> bool:
+    """Whether the address is of this computer; names other than localhost are what the network says they are."""
+    try:
+        host = urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _without_sparcl(error: Exception) -> Exception:
     """What to say when a computer of the cluster cannot read a job; other errors are as they are."""
     if isinstance(error, RuntimeError) and "deserialization" not in str(error):
@@ -92,6 +122,9 @@ def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.target": False,
+        # Web pages have no password.
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
     }
     with dask.config.set(settings):
         for name in ("distributed", "distributed.client"):
@@ -105,8 +138,9 @@ def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
                 n_workers=processes,
                 threads_per_worker=1,
                 processes=True,
+                security=True,
                 dashboard_address=None,
-                # It listens all the same: on any free port, or a second sweep would complain, and for nobody else.
+                # It listens all the same: on any free port, or a second sweep would complain.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
             )

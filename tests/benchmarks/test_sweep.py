@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import dataclasses
 import fcntl
@@ -437,13 +438,112 @@ def test_a_scheduler_that_goes_away_ends_the_sweep_with_what_is_done(file: Path)
     assert runs(file)
 
 
+def listening(process: int) -> set[int]:
+    """TCP ports that a process and all it has started listen at (Linux)."""
+    found = set()
+    opened = {os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir() if link.is_symlink()}
+    for name in ("tcp", "tcp6"):
+        for row in Path(f"/proc/{process}/net/{name}").read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in opened:
+                found.add(int(fields[1].rpartition(":")[2], 16))
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found |= listening(int(child))
+    return found
+
+
+async def served(port: int) -> list[str]:
+    """What a stranger can do at a port: read web pages, or be a client of Dask's, with or without a certificate."""
+    import distributed
+
+    answers = {}
+    for path in ("/info/main/workers.html", "/json/counts.json", "/metrics"):
+        with suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            answers[path] = await reader.readline()
+            writer.close()
+    if any(answer.startswith(b"HTTP/") for answer in answers.values()):
+        return [path for path, answer in answers.items() if b" 200 " in answer]
+    found = []
+    for protocol, security in (("tcp", distributed.Security()), ("tls", distributed.Security.temporary())):
+        with suppress(OSError, ValueError):  # the latter: it speaks before there is encryption
+            address = f"{protocol}://127.0.0.1:{port}"
+            (await distributed.core.connect(address, timeout=5, **security.get_connection_args("client"))).abort()
+            found.append(address)
+    return found
+
+
+def strangers_at(process: int) -> dict[int, list[str]]:
+    """What they can do at each of its ports."""
+
+    async def ask() -> dict[int, list[str]]:
+        ports = sorted(listening(process))
+        return dict(zip(ports, await asyncio.gather(*map(served, ports)), strict=True))
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="needs /proc")
+def test_no_port_of_a_local_sweep_serves_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scheduler, nanny, worker and web server listen; only who has the run's certificate is a client."""
+    with clusters._client(None, 1) as client:
+        assert client.submit(pow, 2, 10).result() == 1024
+        found = strangers_at(os.getpid())
+    assert len(found) >= 4
+    assert not any(found.values()), found
+
+
 @pytest.mark.slow
-def test_two_sweeps_at_once_do_not_meet_and_nobody_else_is_served() -> None:
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="needs /proc")
+def test_strangers_are_noticed() -> None:
+    """The test before can fail: they are served by a cluster of Dask's own settings."""
+    import distributed
+
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"):
+        found = strangers_at(os.getpid())
+    assert [f"tcp://127.0.0.1:{port}" for port in found if f"tcp://127.0.0.1:{port}" in found[port]]
+    assert any("/json/counts.json" in pages for pages in found.values())
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_do_not_meet() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with clusters._client(None, 1) as one, clusters._client(None, 1) as other:
             for client in (one, other):
                 assert client.cluster.scheduler.http_server.address == "127.0.0.1"
+                assert client.submit(pow, 2, 10).result() == 1024
+
+
+@pytest.mark.parametrize(
+    "address", ["tls://10.0.0.1:8786", "wss://dask.example:443", "tcp://127.0.0.1:1", "localhost:1", "tcp://[::1]:1"]
+)
+def test_schedulers_that_are_trusted(address: str) -> None:
+    clusters.require_trust(address, network=False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tcp://10.0.0.1:8786",
+        "10.0.0.1:8786",
+        "ws://10.0.0.1:1",
+        "ucx://10.0.0.1:1",
+        "tcp://dask.example:1",
+        "tcp://[::1",
+    ],
+)
+def test_schedulers_elsewhere_have_to_be_asked_for(file: Path, address: str) -> None:
+    process = sparcl_sweep(file, "--scheduler", address) if address.startswith("tcp://10.") else None
+    with pytest.raises(UserError, match=r"without encryption.*use tls://.*or add --trust-network"):
+        clusters.require_trust(address, network=False)
+    clusters.require_trust(address, network=True)
+    if process is not None:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "or add --trust-network" in output
 
 
 @pytest.mark.slow
