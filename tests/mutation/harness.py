@@ -13,6 +13,7 @@ that an interrupted run continues.  Exit status 1: a mutant lives without a reas
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import inspect
 import json
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import traceback
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -139,12 +141,12 @@ def take_survey(plan: Plan, mutants: list[Mutant], *, keep: bool) -> None:
     """Run the tests of these mutants without a fault: they have to pass, and say what they execute."""
     tree: Tree | None = None
     tested = [f for f in files(plan.root) if f.startswith("tests/") and f.endswith((".py", ".c", ".toml"))]
-    for number, subject in enumerate(plan.subjects):
+    for subject in plan.subjects:
         if not any(m.file in subject.files for m in mutants):
             continue
         if plan.quick:
             subject = replace(subject, thorough=())
-        path = plan.folder / f"survey{number}{'-quick' * plan.quick}.json"
+        path = plan.folder / f"survey-{Path(subject.files[0]).name}{'-quick' * plan.quick}.json"
         key = digest(plan.root, sorted({*tested, *subject.files}))
         known = json.loads(path.read_text()) if path.exists() else {}
         if known.get("key") != key and not (keep and known):
@@ -330,6 +332,8 @@ def try_all(plan: Plan, mutants: list[Mutant], state: str, jobs: int) -> None:
             try:
                 _try_share(plan, left[number::jobs], state, number, results)
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 os._exit(status)
@@ -370,6 +374,20 @@ def table(plan: Plan, mutants: list[Mutant], state: str) -> int:
     return int(unexplained > 0)
 
 
+def write_csv(plan: Plan, mutants: list[Mutant], state: str, path: Path) -> None:
+    """Every mutant that was tried, with the test that noticed it or the reason why it may live."""
+    results = Results(plan.folder / "results.jsonl")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["id", "file", "operator", "before", "after", "outcome", "noticed by, or why it may live"])
+        for m in sorted(mutants, key=lambda m: (m.file, m.line, m.id)):
+            outcome = results.of(m, known_for(plan, m, state))
+            if outcome is not None:
+                why = plan.reasons.get(m.id, "") if outcome.status in (LIVES, OPEN) else outcome.killer
+                one_line = (" ".join(text.split()) for text in (m.before, m.after))
+                out.writerow([m.id, m.file, m.operator, *one_line, outcome.status, why])
+
+
 def _row(name: str, counts: Counter[str]) -> str:
     tried = counts[KILLED] + counts[LIVES]
     rest = f"{counts['left'] + counts[OPEN]:5}   {counts[SAME]} {counts[INVALID]}"
@@ -402,6 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep-survey", action="store_true", help="trust the survey although tests have changed")
     parser.add_argument("--quick", action="store_true", help="only the quick tests; what they let live stays open")
     parser.add_argument("--patience", type=float, default=20.0, help="CPU seconds more than expected, until it hangs")
+    parser.add_argument("--csv", type=Path, help="write what is known to this file, too")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout (default: this one)")
     given = parser.parse_args(arguments)
     plan = Plan.load(given.root.resolve(), given.root.resolve() / "build" / "mutation")
@@ -422,6 +441,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan.folder.mkdir(parents=True, exist_ok=True)
         take_survey(plan, drawn, keep=given.keep_survey)
         try_all(plan, drawn, state, given.jobs)
+    if given.csv:
+        write_csv(plan, drawn, state, given.csv)
     return table(plan, drawn, state)
 
 
