@@ -24,3 +24,10 @@ class BoardError(SparclError):
     """The board, its emulator or the line to it failed (exit status 1)."""
 
     exit_code = 1
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """What a stranger says (a file, a board), to be shown in a message: no line breaks, no control characters."""
+    line = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * most])
+    line = " ".join(line.split())
+    return line if len(line) <= most else f"{line[:most]}..."

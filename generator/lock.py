@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.errors import UserError, one_line
 
 FILE = ".lock"
 HOLDER = ".holder.json"
@@ -82,11 +82,6 @@ def _holder(folder: Path) -> str:
     """Who has the lock of ``folder``, in words."""
     try:
         facts = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return f"process {int(facts['pid'])} (`{_line(facts['command'])}`, since {_line(facts['since'])})"
+        return f"process {int(facts['pid'])} (`{one_line(facts['command'])}`, since {one_line(facts['since'])})"
     except (OSError, ValueError, TypeError, KeyError):
         return "another process"
-
-
-def _line(text: object) -> str:
-    """What a file says, as one line without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))[:200]

@@ -66,16 +66,14 @@ class Splitter:
     """Cuts a stream of bytes at the zero bytes, wherever reading starts."""
 
     LIMIT = 1 << 17
-    """No frame is longer; more bytes without a zero are noise and dropped."""
+    """No frame is longer; of more bytes without a zero the first ones are dropped."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Add received bytes; the chunks they complete, without their zero byte, empty ones left out."""
-        self._rest += data
-        *chunks, rest = bytes(self._rest).split(DELIMITER) if DELIMITER in data else [bytes(self._rest)]
-        self._rest = bytearray(rest[-self.LIMIT :])
+        *chunks, self._rest = (chunk[-self.LIMIT :] for chunk in (self._rest + data).split(DELIMITER))
         return [chunk for chunk in chunks if chunk]
 
     @property
@@ -85,5 +83,5 @@ class Splitter:
 
     def drop(self) -> bytes:
         """Forget what has come of a chunk that is not complete, and return it."""
-        rest, self._rest = bytes(self._rest), bytearray()
+        rest, self._rest = self._rest, b""
         return rest

@@ -20,9 +20,10 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 import msgpack
 
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.errors import UserError, one_line
 
 from . import frame
+from .frame import Splitter
 
 FORMAT = 1
 KIND = "sparcl-recording"
@@ -32,8 +33,10 @@ SENT, RECEIVED, NOISE, SESSION, END = ">", "<", "~", "S", "E"
 OUT_OF_TURN = 11
 """Status of a request that the board did not execute because one before it was lost (docs/protocol.md)."""
 
-_LARGEST = 1 << 17
-"""More bytes than one entry ever has (a frame is below 64 KiB)."""
+_LARGEST = Splitter.LIMIT
+"""Bytes that the data of an entry have at most."""
+_MOST_WAITING = 255
+"""Requests that are under way at once at most: a board's window is a byte."""
 
 
 class Entry(NamedTuple):
@@ -108,8 +111,13 @@ class Recorder:
         self.close()
 
     def _write(self, value: Any) -> None:
-        self._file.write(msgpack.packb(value, use_bin_type=True))
-        self._file.flush()
+        try:
+            self._file.write(msgpack.packb(value, use_bin_type=True))
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}): make room, then `sparcl stream --resume` goes on"
+            ) from error
 
 
 def read_header(path: Path) -> Header:
@@ -132,7 +140,7 @@ def is_complete(path: Path) -> bool:
 
 def transactions(path: Path) -> Iterator[Transaction]:
     """What the board executed, in order: retries merged, damaged and repeated frames left out."""
-    waiting = _Waiting()
+    waiting = _Waiting(path)
     for entry in entries(path):
         if entry.kind == SENT:
             yield from waiting.sent(_frame(path, entry))
@@ -146,7 +154,8 @@ def transactions(path: Path) -> Iterator[Transaction]:
 class _Waiting:
     """Requests of a recording whose replies are still to come, in the order in which the board executes them."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._requests: list[tuple[frame.Frame, frame.Frame | None]] = []
 
     def sent(self, request: frame.Frame) -> Iterator[Transaction]:
@@ -155,6 +164,11 @@ class _Waiting:
             return
         if request.kind != frame.NEXT:
             yield from self.given_up()
+        if len(self._requests) == _MOST_WAITING:
+            raise UserError(
+                f"{self._path}: more than {_MOST_WAITING} requests wait for replies, which no session does; "
+                "record again with `sparcl stream`"
+            )
         self._requests.append((request, None))
 
     def received(self, reply: frame.Frame) -> Iterator[Transaction]:
@@ -212,7 +226,8 @@ class _Reader:
                 read_size=1 << 16,
                 raw=False,
                 strict_map_key=True,
-                max_buffer_size=4 * _LARGEST,
+                max_bin_len=_LARGEST,
+                max_str_len=_LARGEST,
                 max_array_len=8,
                 max_map_len=64,
                 max_ext_len=0,
@@ -231,12 +246,14 @@ class _Reader:
     def _check_torn(self, file: BinaryIO) -> None:
         """What is left at the end has to be the beginning of an entry, not damage that swallows the rest."""
         file.seek(self.end)
-        rest = file.read(_LARGEST + 1)
+        rest = file.read(8)
         kinds = "".join((SENT, RECEIVED, NOISE, SESSION, END)).encode()
-        # [kind, bytes of at most 64 KiB or a small map], as msgpack writes it
-        expected = (b"\x92", b"\xa1", kinds, bytes([0xC4, 0xC5, *range(0x80, 0x90)]))
+        # [kind, bytes or a small map], as msgpack writes it
+        expected = (b"\x92", b"\xa1", kinds, bytes([0xC4, 0xC5, 0xC6, *range(0x80, 0x90)]))
         fits = all(byte in allowed for byte, allowed in zip(rest, expected, strict=False))
-        if self.end and not (fits and len(rest) <= _LARGEST):
+        if rest[3:4] == b"\xc6":  # a length of four bytes
+            fits = fits and rest[4:8] <= _LARGEST.to_bytes(4, "big")
+        if self.end and not fits:
             raise self._damaged("an entry has an impossible length")
 
     def _header(self, value: Any) -> Header:
@@ -244,7 +261,7 @@ class _Reader:
             raise UserError(f"{self.path} is not a sparcl recording; make one with `sparcl stream`")
         if value.get("format") != FORMAT:
             raise UserError(
-                f"{self.path} has format {value.get('format')!r}, this version reads {FORMAT}: "
+                f"{self.path} has format {one_line(value.get('format'), 20)}, this version reads {FORMAT}: "
                 "record again with `sparcl stream`"
             )
         try:
@@ -258,14 +275,14 @@ class _Reader:
         return Header(**fields)
 
     def _entry(self, value: Any) -> Entry:
-        if not isinstance(value, list) or len(value) < 2 or not isinstance(value[0], str):
+        if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
             raise self._damaged("an entry is not [kind, data]")
         kind, data = value[0], value[1]
         if kind in (SENT, RECEIVED, NOISE):
             if not isinstance(data, bytes):
                 raise self._damaged("a frame is not bytes")
         elif kind not in (SESSION, END):
-            raise self._damaged(f"unknown kind of entry {kind!r}")
+            raise self._damaged(f"unknown kind of entry {kind[:9]!r}")
         return Entry(kind, data)
 
     def _damaged(self, what: str) -> UserError:

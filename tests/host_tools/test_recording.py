@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparcl_mcu.generator.errors import UserError
-from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame
+from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter
 from sparcl_mcu.host_tools.recording import (
     END,
     NOISE,
@@ -130,6 +130,41 @@ def test_requests_whose_replies_never_came(tmp_path: Path) -> None:
     assert _many(tmp_path / "2", *refused) == [(b"a", 0, b"A"), (b"b", 6, b""), (b"d", None, b"")]
 
 
+def test_the_first_reply_is_the_one_that_counts(tmp_path: Path) -> None:
+    """A line may carry a reply twice; whatever comes later to a request that was answered is not its answer."""
+    sent: list[Any] = [("first", 1, b"a"), ("next", 2, b"b")]
+    assert _many(tmp_path / "1", *sent, ("good", 2, b"B"), ("good", 2, b"C"), ("good", 1, b"A")) == [
+        (b"a", 0, b"A"),
+        (b"b", 0, b"B"),
+    ]
+
+
+def test_the_longest_noise_is_read_again(tmp_path: Path) -> None:
+    """Bytes without an end, as a line may carry them, whole and torn."""
+    splitter = Splitter()
+    chunks = [chunk for part in (50_000, 60_000, 65_536) for chunk in splitter.feed(b"x" * part)]
+    chunks += splitter.feed(b"y" * 65_535 + b"\0")
+    path = tmp_path / "r"
+    with Recorder(path, HEADER) as recorder:
+        for chunk in chunks:
+            recorder.entry(NOISE, chunk)
+    assert [len(entry.data) for entry in entries(path) if entry.kind == NOISE] == [Splitter.LIMIT]
+    whole = path.read_bytes()
+    for size in range(len(whole) - Splitter.LIMIT - 8, len(whole) - Splitter.LIMIT + 8):
+        path.write_bytes(whole[:size])
+        assert NOISE not in [entry.kind for entry in entries(path)]
+    path.write_bytes(whole[:-1])
+    assert NOISE not in [entry.kind for entry in entries(path)]
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "r", HEADER)
+    recorder.close()
+    recorder._file = open("/dev/full", "wb")  # noqa: SIM115
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\).*--resume"):
+        recorder.entry(NOISE, b"x")
+
+
 def test_appending_cuts_a_torn_entry_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
     with Recorder(path, HEADER, append=True) as recorder:
@@ -178,6 +213,17 @@ HOSTILE: dict[str, tuple[list[Any], bytes]] = {
     "no list": ([GOOD, 5], b""),
     "unknown kind": ([GOOD, ["?", b""]], b""),
     "frame not bytes": ([GOOD, [">", "text"]], b""),
+    "long entry": ([GOOD, [">", bytes(200_000)]], b""),
+    "long text": ([GOOD, [200_000 * "S", {}]], b""),
+    "long name": ([GOOD | {"experiment": 200_000 * "e"}], b""),
+    "large entry": ([GOOD, [">", bytes(4), *[bytes(100_000)] * 6]], b""),
+    "many values": ([GOOD, [">", bytes(4), *range(20)]], b""),
+    "many fields": ([GOOD, ["S", {str(k): k for k in range(70)}]], b""),
+    "extension in an entry": ([GOOD, [">", bytes(4), msgpack.ExtType(5, b"abcd")]], b""),
+    "endless array": ([GOOD], b"\x92\xa1S\xdd\x00\xff\xff\xff" + bytes(100_000)),
+    "endless map": ([GOOD], b"\x92\xa1S\xdf\x00\xff\xff\xff" + bytes(100_000)),
+    "torn entry of any length": ([GOOD], b"\x92\xa1>\xc6\x00\x02\x00\x01" + bytes(1000)),
+    "many requests under way": ([GOOD, *([">", bytes([NEXT, k % 256, k // 256, 0])] for k in range(256))], b""),
     "frame too short": ([GOOD, [">", b"\x01"]], b""),
     "bad text": ([GOOD], b"\x92\xa1\xff\xc4\x00"),
     "reserved byte": ([GOOD], b"\xc1"),

@@ -249,3 +249,22 @@ def test_tasks_of_a_board_that_was_shipped_with_something(what: str, make_projec
     for t, name in zip(made.samples, names, strict=True):
         assert {note.label for note in (*t.easiest, *t.hardest)} == set(name.split("/"))
     assert report_page.html(made, project.dataset).count('<summary class="task">') == len(names)
+
+
+class _Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_lessons_of_strangers_run_no_code(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    arrays = {f"task0.{name}": np.zeros(2, np.uint16) for name in ("losses", "left")}
+    np.savez(tmp_path / "validation.npz", **arrays, **{"task0.mistakes": np.array([_Trap(sprung)], dtype=object)})
+    with pytest.raises(UserError, match="run `sparcl validate` again"):
+        lessons.load(tmp_path / "validation.npz")
+    assert not sprung.exists()
