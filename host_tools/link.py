@@ -14,15 +14,14 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import serial
 
-from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.generator.errors import BoardError
 
-from . import frame
+from . import bounds, frame, ports
 from .frame import Frame, Splitter
 from .recording import NOISE, OUT_OF_TURN, RECEIVED, SENT, Recorder
 from .seal import Seal
@@ -43,6 +42,10 @@ PROD = 0.5
 
 QUESTION = b"\x01" + frame.DELIMITER
 """No frame.  A board that waits says so at once; one that works does after its reply."""
+_SAMPLE = 1024
+"""Bytes of what is no reply that are looked at, to tell what they are."""
+_FRAME = 512
+"""Bytes a frame has at most besides its payload: head, checksum, seal, and those of COBS."""
 BANNER = b"sparcl-mcu "
 """Text a board prints when it starts: no damaged reply."""
 
@@ -109,6 +112,10 @@ STORE_ERRORS = frozenset((8, 9))
 
 class LinkError(BoardError):
     """No answer, or no line at all."""
+
+
+class StrangerError(LinkError):
+    """Whatever is at the port, it is no board with our firmware."""
 
 
 class NoisyLineError(LinkError):
@@ -248,6 +255,12 @@ class Link:
         self.damaged = 0
         """Frames that were damaged on the line, either way, as far as one end noticed."""
         self.room = self._most = self._least = 1 << 16
+        self.identity: tuple[object, ...] | None = None
+        """What the board has called itself so far."""
+        self._traffic = bounds.Traffic()
+        self._strange: bytearray | None = bytearray()
+        """The beginning of what has come, until a reply did: None from then on."""
+        self._echoes = 0
         self._clean = 0
         self._seal: Seal | None = None
         self._forged = 0
@@ -256,6 +269,7 @@ class Link:
         self._slowest: dict[int, float] = {}
         self._splitter = Splitter()
         self._port: Any = None
+        self._descriptor: int | None = None
         self._was_open = False
         self.open()
 
@@ -268,20 +282,21 @@ class Link:
                 self.url, baudrate=self._baud, timeout=0, write_timeout=30, exclusive=True
             )
         except (serial.SerialException, ValueError, OSError) as error:
-            missing = isinstance(error, ValueError) or ("://" not in self.url and not Path(self.url).exists())
-            if missing and not self._was_open:  # later it is a board that was unplugged
-                raise UserError(
-                    f"there is no port {self.url}: `pio device list` shows those of boards that are plugged in"
-                ) from error
+            mistake = None if self._was_open else ports.mistake(self.url, error)
+            if mistake is not None:  # later it is a board that was unplugged
+                raise mistake from error
             raise LinkError(
                 f"cannot open {self.url}: {error}. Is the board plugged in, or its emulator running?"
             ) from error
+        self._descriptor = None  # as on Windows, where it has none to select
+        with contextlib.suppress(AttributeError, OSError):
+            self._descriptor = self._port.fileno()
         self._was_open = True
         self._write(frame.DELIMITER)
 
     def close(self) -> None:
         """Close the line."""
-        port, self._port = self._port, None
+        port, self._port, self._descriptor = self._port, None, None
         if port is not None:
             with contextlib.suppress(serial.SerialException, OSError):
                 port.close()
@@ -350,8 +365,10 @@ class Link:
         if command in self._slowest:
             first = min(timeout, max(SHORTEST_WAIT, 20 * self._slowest[command]))
         started = time.monotonic()
+        longest = bounds.TRIES_IN_ALL * timeout + PATIENCE * SHORTEST_WAIT
         tries = setbacks = 0
         while oldest.answer is None:
+            self._check_time(command, time.monotonic() - started, longest)
             if flight.stalled:
                 setbacks += 1
                 tries = 0  # damaged frames are a sign of life
@@ -380,6 +397,38 @@ class Link:
             self._clean = 0
             self.room = min(self._most, 2 * self.room)
 
+    def _text(self) -> str:
+        """What the device at the port prints, if that is text and not ours."""
+        strange = self._strange or b""
+        return "" if BANNER in strange else ports.text_in(bytes(strange))
+
+    def _stranger(self) -> LinkError | None:
+        """Who is at the port, when it is not a board with our firmware."""
+        if self._strange is None:
+            return None
+        if self._echoes:
+            return StrangerError(
+                f"{self.url} sends back whatever is sent to it: there is no board, but a loop or a terminal; "
+                f"name the board's port with --port: {ports.known()}"
+            )
+        if text := self._text():
+            return StrangerError(
+                f"{self.url}: the device there prints text and does not answer (`{text}`): it is another device, "
+                f"or has other firmware. Name the board's port with --port ({ports.known()}), or type `sparcl flash` "
+                "to write the firmware"
+            )
+        if self._strange:
+            return LinkError(
+                f"{self.url}: what comes from there is no reply ({bytes(self._strange[:16]).hex(' ')} ...): is it the "
+                f"board's port, is the firmware on it (`sparcl flash` writes it), is its baud rate {self._baud}?"
+            )
+        return None
+
+    def _also_open(self) -> str:
+        """A word on other programs at the same port, which get a part of what comes."""
+        found = ports.others(self.url)
+        return f". It is also open in {found}: close that" if found else ""
+
     def _check_patience(self, oldest: _Pending, setbacks: int) -> None:
         """Give up a request that does not get through."""
         if setbacks >= SHRINK_AFTER and oldest.room >= 2 * self.room:
@@ -391,19 +440,28 @@ class Link:
             return
         if self._forged:
             raise LinkError(f"{self.url}: the replies are not sealed with this key: is it the one of the firmware?")
-        raise LinkError(
+        raise self._stranger() or LinkError(
             f"{self.url}: a request was sent {setbacks} times and never came through whole ({self.damaged} frames "
             "were damaged so far): check the cable, its ground, the baud rate, and what disturbs the line; "
-            "then `sparcl stream --resume` goes on"
+            f"then `sparcl stream --resume` goes on{self._also_open()}"
         )
+
+    def _check_time(self, command: int, seconds: float, longest: float) -> None:
+        """Give up a board that says something ever again, but never answers."""
+        if seconds > longest:
+            raise LinkError(
+                f"{self.url}: something comes all the time, but for {seconds:.0f} s no answer to command "
+                f"0x{command:02x}: check the cable and the baud rate, or power the board off and on; then "
+                "`sparcl stream --resume` goes on"
+            )
 
     def _check_tries(self, command: int, tries: int) -> None:
         """Give up a board that is silent."""
         if tries == TRIES:
-            raise LinkError(
+            raise self._stranger() or LinkError(
                 f"{self.url}: no answer to command 0x{command:02x} after {TRIES} tries. "
                 "Is this the board's port, does no other program use it, and is the firmware on it? "
-                "`sparcl flash` writes it"
+                f"`sparcl flash` writes it{self._also_open()}"
             )
 
     def _listen(self, flight: _Flight, timeout: float, command: int) -> bool:
@@ -432,15 +490,30 @@ class Link:
     def _hand_on(self, data: bytes, flight: _Flight) -> bool:
         """Give the flight the frames that ``data`` completes; whether one concerns it."""
         heard = False
+        if self._strange is not None:
+            self._strange += data[: _SAMPLE - len(self._strange)]
+        self._count(0, len(data))
         for chunk in self._splitter.feed(data):
             got = frame.decode(chunk)
+            self._echoes += got is not None and got.kind != frame.REPLY
             opened = self._opened(got) if got is not None and got.kind == frame.REPLY else None
             if opened is None:
                 heard = self._note_damage(chunk, flight) or heard
             else:
+                self._strange = None
+                self._count((opened.sequence, opened.command) != (0, 0), 0)
                 self._record(RECEIVED, opened.body())
                 heard = flight.take(opened) or heard
         return heard
+
+    def _count(self, replies: int, size: int) -> None:
+        """Note what has come; BoardError when that is more than was asked for."""
+        too_much = self._traffic.came(replies, size)
+        if too_much is not None:
+            raise self._stranger() or BoardError(
+                f"{self.url}: the board sends {too_much}. Does something else use its line, or is it no sparcl-mcu "
+                "board? Power it off and on, then `sparcl stream --resume`; if that does not help, `sparcl flash`"
+            )
 
     def _opened(self, got: Frame) -> Frame | None:
         """The reply without its seal; None for one that the board did not send."""
@@ -453,7 +526,7 @@ class Link:
     def _note_damage(self, chunk: bytes, flight: _Flight) -> bool:
         """A chunk that is no reply; whether it may have been one."""
         self._record(NOISE, chunk)
-        if BANNER in chunk:
+        if BANNER in chunk or self._text():
             return False
         self.damaged += 1
         flight.damaged()
@@ -473,6 +546,7 @@ class Link:
     def _write(self, data: bytes) -> None:
         if self._port is None:
             self.open()
+        self._traffic.asked(self._most + _FRAME)
         try:
             self._port.write(data)
         except (serial.SerialException, OSError) as error:
@@ -481,8 +555,8 @@ class Link:
     def _receive(self, timeout: float) -> bytes:
         """What has come, after waiting up to ``timeout`` seconds for the first byte."""
         try:
-            if hasattr(self._port, "fileno"):
-                ready, _, _ = select.select([self._port.fileno()], [], [], timeout)
+            if self._descriptor is not None:
+                ready, _, _ = select.select([self._descriptor], [], [], timeout)
                 return bytes(self._port.read(1 << 16)) if ready else b""
             self._port.timeout = timeout
             return bytes(self._port.read(max(1, self._port.in_waiting)))

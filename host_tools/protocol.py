@@ -22,7 +22,7 @@ from sparcl_mcu.generator.artefacts import SCALARS_BYTES, Model, position_bytes,
 from sparcl_mcu.generator.errors import BoardError, UserError
 
 from . import seal
-from .link import DAMAGED, WRONG_NONCE, DeviceError, Link, LinkError
+from .link import DAMAGED, WRONG_NONCE, DeviceError, Link, LinkError, StrangerError
 
 VERSION = 4
 
@@ -91,6 +91,8 @@ SAMPLE_HEAD = 8
 REPLAY_SLOT = 12
 """Bytes of a slot in the dump region of the replay buffer."""
 
+_QUICK = 5.0
+"""Seconds for the other commands."""
 SLOW = 120.0
 """Seconds for commands that train, or that write or erase flash."""
 _SECONDS: dict[int, float] = {
@@ -107,10 +109,21 @@ _SECONDS: dict[int, float] = {
     Command.RESET: SLOW,
 }
 
+_HELLO_SECONDS = 1.0
+"""Until a board that is there answers; three times as long at most."""
+_BOOT_SECONDS = 4.0
+"""Until what a device sends is taken for its last word: with two tries below 8 s."""
+
 _HELLO = struct.Struct("<B3B8s16sHHBBHHBHHIIHIBBBBHHHHHHIBB8sBBH")
 _TRAIN = struct.Struct("<HHHHBBHI")
 _STATISTICS = struct.Struct("<7QIIIIQHHHIIIIHIIIII")
 _U32 = struct.Struct("<I")
+
+
+_IDENTITY = (
+    *("version", "model_hash", "board", "n_in", "n_classes", "n_layers", "input", "max_payload", "steps_per_request"),
+    *("window", "table_capacity", "replay_capacity", "sector", "store_size", "program_unit", "keyed"),
+)
 
 
 @dataclass(frozen=True)
@@ -166,24 +179,39 @@ class Hello:
 
     def identity(self) -> tuple[object, ...]:
         """What does not change while a firmware runs."""
-        return (
-            self.version,
-            self.model_hash.hex(),
-            self.board,
-            self.n_in,
-            self.n_classes,
-            self.n_layers,
-            self.input,
-            self.max_payload,
-            self.steps_per_request,
-            self.window,
-            self.table_capacity,
-            self.replay_capacity,
-            self.sector,
-            self.store_size,
-            self.program_unit,
-            self.keyed,
-        )
+        values = (getattr(self, name) for name in _IDENTITY)
+        return tuple(value.hex() if isinstance(value, bytes) else value for value in values)
+
+    def require_possible(self) -> None:
+        """Raise BoardError for what no firmware says: loops and buffers here are as long as these numbers."""
+        limits = {
+            "phase": max(Phase),
+            "mode": 1,
+            "n_start": self.table_capacity,
+            "n": self.n_start,
+            "pos": self.n,
+            "received": self.n_start,
+            "filled": self.replay_capacity,
+        }
+        for name, limit in limits.items():
+            if getattr(self, name) > limit:
+                raise _impossible(f"{name} is {getattr(self, name)}, it can be {limit} at most")
+        for name, least in {"max_payload": self.n_in + SAMPLE_HEAD, "steps_per_request": 1, "window": 1}.items():
+            if getattr(self, name) < least:
+                raise _impossible(f"{name} is {getattr(self, name)}, it has to be {least} at least")
+
+    def require_same(self, before: tuple[object, ...]) -> None:
+        """Raise BoardError where this is not the board of an earlier `identity`."""
+        changed = [
+            f"{name} is {now!r}, it was {then!r}"
+            for name, now, then in zip(_IDENTITY, self.identity(), before, strict=True)
+            if now != then
+        ]
+        if changed:
+            raise BoardError(
+                f"the board calls itself another one than a moment ago ({', '.join(changed)}): "
+                "does something else use its line, or was it flashed meanwhile?"
+            )
 
     def position(self) -> tuple[int, ...]:
         """Where in the stream the board stands; equal positions of one run are equal states."""
@@ -385,9 +413,16 @@ def _training_bytes(steps: int) -> int:
     return _TRAIN.size + 4 + 4 * steps
 
 
-def hello(link: Link, timeout: float = 5.0) -> Hello:
-    """Who is there, and where in the stream it stands; from here on the line is used as this board needs it."""
-    state = unpack_hello(link.request(Command.HELLO, timeout=timeout))
+def hello(link: Link, timeout: float | None = None) -> Hello:
+    """Who is there, and where in the stream it stands; from here on the line is used as this board needs it.
+
+    Raises BoardError when it says what cannot be, or is another one than at the hello before.
+    """
+    seconds = _SECONDS.get(Command.HELLO, _QUICK) if timeout is None else timeout
+    state = unpack_hello(link.request(Command.HELLO, timeout=seconds))
+    state.require_possible()
+    state.require_same(link.identity or state.identity())
+    link.identity = state.identity()
     if state.keyed != (link.key is not None):
         raise UserError(
             "the board's firmware has a shared key: set link.key to it"
@@ -422,17 +457,26 @@ def samples(link: Link, state: Hello, labels: NDArray[np.integer], x: NDArray[np
 
     ``state``: the board's present hello.  ``labels``: (n,), ``x``: (n, n_in), of the whole task.
     """
-    parts = _parts(link, state.received, len(x), samples_per_frame(state), 1 + state.n_in)
-    requests = (struct.pack("<H", part.start) + pack_labelled(labels[part], x[part]) for part in parts)
+    under_way: deque[int] = deque()
+
+    def request(part: slice) -> bytes:
+        under_way.append(part.stop)
+        return struct.pack("<H", part.start) + pack_labelled(labels[part], x[part])
+
+    requests = map(request, _parts(link, state.received, len(x), samples_per_frame(state), 1 + state.n_in))
     for reply in _ask_in_turn(link, Command.SAMPLES, requests, window(state, 2)):
-        yield int(_unpack(struct.Struct("<H"), reply, "samples")[0])
+        received = int(_unpack(struct.Struct("<H"), reply, "samples")[0])
+        if received != under_way.popleft():
+            raise _impossible(f"it counts {received} samples, it was sent another number")
+        yield received
 
 
 def train(link: Link, steps: int, *, digest: bool = True) -> TrainingReply:
     """Train up to ``steps`` steps on stored samples; 0 shuffles the table (streamed mode)."""
     fits = max(1, (link.room - _training_bytes(0)) // 4)
-    request = struct.pack("<HB", min(steps, fits), int(digest))
-    return unpack_training(_ask(link, Command.TRAIN, request, divisible=True))
+    asked = min(steps, fits)
+    request = struct.pack("<HB", asked, int(digest))
+    return _trained(_ask(link, Command.TRAIN, request, divisible=True), asked)
 
 
 def steps(
@@ -448,14 +492,24 @@ def steps(
     digest as often as if it trained on stored samples.
     """
     count = steps_per_frame(state)
+    under_way: deque[int] = deque()
 
     def request(part: slice) -> bytes:
+        under_way.append(part.stop - part.start)
         due = part.stop >= len(ids) or part.stop // state.steps_per_request > part.start // state.steps_per_request
         return pack_steps(ids[part], labels[part], x[part], DIGEST_FLAG if due else 0)
 
     requests = map(request, _parts(link, 0, len(ids), count, 3 + state.n_in))
     for reply in _ask_in_turn(link, Command.STEP, requests, window(state, _training_bytes(count))):
-        yield unpack_training(reply)
+        yield _trained(reply, under_way.popleft())
+
+
+def _trained(reply: bytes, asked: int) -> TrainingReply:
+    """The reply to a training request of ``asked`` steps."""
+    result = unpack_training(reply)
+    if result.done > asked:
+        raise _impossible(f"it has trained {result.done} steps, it was asked for {asked}")
+    return result
 
 
 def evaluations(
@@ -489,7 +543,10 @@ def replays(link: Link, state: Hello, records: Iterable[ReplayRecord]) -> Iterat
     """Upload replay records of a task the host trained; after each, the slots in use."""
     requests = (struct.pack("<IHBB", r.seen, r.id, r.task, r.label) + r.x.tobytes() for r in records)
     for reply in _ask_in_turn(link, Command.REPLAY, requests, window(state, 2)):
-        yield int(_unpack(struct.Struct("<H"), reply, "replay")[0])
+        filled = int(_unpack(struct.Struct("<H"), reply, "replay")[0])
+        if filled > state.replay_capacity:
+            raise _impossible(f"{filled} records are in a replay buffer of {state.replay_capacity}")
+        yield filled
 
 
 def task_end(link: Link) -> tuple[int, int]:
@@ -507,7 +564,7 @@ def dump(link: Link, region: int, size: int, max_payload: int) -> bytes:
     """The first ``size`` bytes of a dump region, read in pieces."""
     result = bytearray()
     while len(result) < size:
-        piece = min(size - len(result), max_payload, link.room, 0xFFFF)
+        piece = max(1, min(size - len(result), max_payload, link.room, 0xFFFF))
         got = _ask(link, Command.DUMP, struct.pack("<HIH", region, len(result), piece), divisible=True)
         if len(got) != piece:
             raise _malformed("dump")
@@ -519,6 +576,7 @@ def dump_regions(link: Link, model: Model, state: Hello) -> dict[int, bytes]:
     """Every dump region of the board, by number.  ``state``: its present hello."""
     result: dict[int, bytes] = {}
     sizes = region_sizes(model, state.n, state.filled)
+    capacities = iter([panel.capacity for _, layer in model.weighted for panel in layer.panels])
     entries = 0
     for region in regions(model):
         size = sizes[region.number]
@@ -526,7 +584,9 @@ def dump_regions(link: Link, model: Model, state: Hello) -> dict[int, bytes]:
             size *= -entries
         result[region.number] = dump(link, region.number, size, state.max_payload) if size else b""
         if region.name.endswith(".start"):
-            entries = int(np.frombuffer(result[region.number], f"<u{region.itemsize}")[-1])
+            entries, most = int(np.frombuffer(result[region.number], f"<u{region.itemsize}")[-1]), next(capacities)
+            if entries > most:
+                raise _impossible(f"{region.name} counts {entries} entries where there is room for {most}")
     return result
 
 
@@ -572,31 +632,43 @@ def reset_request(state: Hello, kind: int) -> bytes:
 
 
 def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
-    """Ask until the board answers, reopening the line where it breaks; LinkError after ``patience`` s."""
-    deadline = time.monotonic() + patience
+    """Ask until the board answers, reopening the line where it breaks; LinkError after ``patience`` s.
+
+    Something else than a board is given up earlier; a boot loader may print text before the firmware starts.
+    """
+    started = time.monotonic()
     while True:
         try:
-            return hello(link, 1.0)
+            return hello(link, _HELLO_SECONDS)
         except (LinkError, DeviceError) as error:
             # A board that finds a flipped bit just now starts again.
-            if time.monotonic() > deadline or (isinstance(error, DeviceError) and error.status != DAMAGED):
+            most = min(patience, _BOOT_SECONDS) if isinstance(error, StrangerError) else patience
+            late = time.monotonic() - started > most
+            if late or (isinstance(error, DeviceError) and error.status != DAMAGED):
                 raise
             time.sleep(0.1)
 
 
 def _ask(link: Link, command: Command, payload: bytes = b"", *, divisible: bool = False) -> bytes:
-    return link.request(command, payload, _SECONDS.get(command, 5.0), divisible=divisible)
+    return link.request(command, payload, _SECONDS.get(command, _QUICK), divisible=divisible)
 
 
 def _ask_in_turn(link: Link, command: Command, payloads: Iterable[bytes], places: int) -> Iterator[bytes]:
     """Requests of one kind, several of them under way at once."""
-    return link.requests(command, payloads, places, _SECONDS.get(command, 5.0))
+    return link.requests(command, payloads, places, _SECONDS.get(command, _QUICK))
 
 
 def _unpack(layout: struct.Struct, data: bytes, name: str) -> tuple[Any, ...]:
     if len(data) != layout.size:
         raise _malformed(name)
     return layout.unpack(data)
+
+
+def _impossible(what: str) -> BoardError:
+    return BoardError(
+        f"the board says what cannot be: {what}. Firmware and host tools differ, the board is defective, "
+        "or something else uses its line: `sparcl flash`, then `sparcl stream --fresh`"
+    )
 
 
 def _malformed(name: str) -> BoardError:

@@ -26,6 +26,7 @@ from sparcl_mcu.generator.errors import BoardError, UserError
 from sparcl_mcu.generator.store import digest
 
 from . import metrics, protocol
+from .bounds import Advance
 from .link import DAMAGED, ERRORS, SELF_TEST, DeviceError, Link, NoisyLineError
 from .protocol import Hello, Phase, ReplayRecord, Statistics, TrainingReply
 from .recording import END, OUT_OF_TURN, Header, Recorder
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 RECORDING = "recording.sclr"
 RESULT = "stream.json"
 FINAL = "final.npz"
-
-MOST_RETURNS = 3
-"""Times in a row that a board may come back from a fault at the same step, before it is given up."""
 
 _COUNTERS = ("training_steps", "passes", "programs", "erases", "bytes_written", "relocated", "checkpoints")
 _SINCE_START = frozenset((*protocol.PHASE_TICKS, *_COUNTERS))
@@ -268,6 +266,12 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
             f"the firmware on the board holds model {state.model_hash.hex()}, "
             f"this experiment has {model.model_hash.hex()}: {fix}"
         )
+    told, expected = (state.n_in, state.n_classes), (model.n_in, model.n_classes)
+    if told != expected:
+        raise BoardError(
+            f"the board says it has this experiment's model, but with {told[0]} inputs and {told[1]} classes in place "
+            f"of {expected[0]} and {expected[1]}: {fix}"
+        )
     plan = make_plan(project.dataset, model, first_on_host=project.config.tasks.first == "host")
     largest = max(len(task.y_train) for task in project.dataset.tasks[plan.first :])
     if largest > state.table_capacity:
@@ -290,23 +294,23 @@ def _tell_health(state: Hello, observer: Observer) -> None:
 
 def _go_through(project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
     """Stream to the end; after a fault that the board found itself, go on from the snapshot it went back to."""
-    session = _Session(project, link, observer, result)
+    advance = Advance(len(project.dataset.tasks))
+    session = _Session(project, link, observer, result, advance)
+    advance.begins(session.state.step)
     observer.begins(_outline(project), result)
-    tried: list[int] = []
     while True:
-        tried.append(session.state.step)
         try:
             session.run()
             return
         except (DeviceError, _Restarted) as error:
-            restarted = isinstance(error, _Restarted) or error.status in (DAMAGED, OUT_OF_TURN)
-            if not restarted or tried[-MOST_RETURNS:] == [tried[-1]] * MOST_RETURNS:
+            if not isinstance(error, _Restarted) and error.status not in (DAMAGED, OUT_OF_TURN):
                 raise
-            session = _Session(project, link, observer, result)
+            session = _Session(project, link, observer, result, advance)
             cause = _fault(session.state)
             if cause is None:
                 raise
             result.resets.append(cause)
+            advance.returned(session.state.step, cause)
             observer.message(f"{cause}: the board went back to step {session.state.step}, streaming goes on from there")
 
 
@@ -398,7 +402,9 @@ def _open_recording(project: Project, state: Hello, *, resume: bool) -> Recorder
 class _Session:
     """One run over the line, from where the board stands to the end."""
 
-    def __init__(self, project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
+    def __init__(
+        self, project: Project, link: Link, observer: Observer, result: StreamResult, advance: Advance
+    ) -> None:
         self.dataset = project.dataset
         self.imported = bool(project.float_model.imported_accuracy)
         self.model = project.model
@@ -407,14 +413,16 @@ class _Session:
         self.link = link
         self.observer = observer
         self.result = result
+        self.advance = advance
         self.started = time.monotonic()
         self.seconds_before = result.wall_seconds
         self.retries_before = result.retries
         self.statistics_before = dict(result.statistics)
         self.state = protocol.wait_for_hello(link)
+        self._require_place()
         # `validate` finds by this digest which of its states a resumed board came back in.
         protocol.digest(link)
-        self.baseline = protocol.statistics(link)
+        self.baseline = self.counted = protocol.statistics(link)
         self._count(self.baseline)
 
     def _look(self) -> None:
@@ -422,6 +430,23 @@ class _Session:
         before, self.state = self.state, protocol.hello(self.link)
         if self.state.start != before.start:
             raise _Restarted
+        self._require_place()
+        self.advance.check()
+
+    def _require_place(self) -> None:
+        """Raise BoardError where the board says it stands beyond the end of what it is to learn."""
+        epochs, tasks = self.model.learning.epochs, self.dataset.tasks
+        ends = {
+            "step": epochs * sum(len(task.y_train) for task in tasks[self.plan.first :]),
+            "task": len(tasks) + self.plan.offset,
+            "epoch": epochs,
+        }
+        for name, end in ends.items():
+            if getattr(self.state, name) > end:
+                raise BoardError(
+                    f"the board says it stands at {name} {getattr(self.state, name)}, this session ends at {end}: "
+                    "`sparcl stream --fresh` starts from the beginning"
+                )
 
     def run(self) -> None:
         """Everything, in order."""
@@ -446,6 +471,7 @@ class _Session:
                     self.observer.message(f"the line damages frames: going on with {self.link.room} bytes at a time")
                 return self._work()
             except NoisyLineError:
+                self.advance.lap()
                 lost = True
 
     def _work(self) -> None:
@@ -471,7 +497,8 @@ class _Session:
             self.result.scores[row] = [None] * len(self.dataset.tasks)
             if self.result.base:
                 self.result.base[row] = None
-        here = (done, self.state.epoch + (self.state.phase == Phase.TRAINED))
+        trains = self.state.phase >= Phase.TRAINING
+        here = (done, self.state.epoch + (self.state.phase == Phase.TRAINED) if trains else -1)
         self.result.epochs = [e for e in self.result.epochs if (e.task, e.epoch) <= here]
 
     # -- what the host learnt -------------------------------------------------------------------
@@ -481,6 +508,7 @@ class _Session:
         for number, task in self.plan.uploads:
             records = replay_records(task, number, self.model.learning)
             for filled in protocol.replays(self.link, self.state, records[self.state.filled :]):
+                self.advance.reached("filled", filled)
                 self.observer.uploading(task.name, filled, len(records))
         if self.plan.uploads:
             self._look()
@@ -529,6 +557,7 @@ class _Session:
 
     def _fill(self, task: Task) -> None:
         for received in protocol.samples(self.link, self.state, task.y_train, task.x_train):
+            self.advance.reached(("received", self.state.task), received)
             self.observer.uploading(task.name, received, len(task.y_train))
         self._look()
 
@@ -536,16 +565,23 @@ class _Session:
         """Train to the end of the board's present epoch."""
         record = self._epoch_record(index, self.state.epoch)
         epochs = self.model.learning.epochs
-        started = time.monotonic()
+        started, done = time.monotonic(), 0
         for reply in self._requests(task):
             if reply.done == 0:
                 raise BoardError("the board does not train any further; `sparcl stream --resume` asks it again")
             record.steps += reply.done
             record.wrong += reply.wrong
             record.loss += reply.loss
+            done += reply.done
+            self.advance.reached("step", self.state.step + done)
             self.observer.training(task.name, record.epoch, epochs, reply)
         record.seconds += time.monotonic() - started
         self._look()
+        if (self.state.phase, self.state.epoch) <= (Phase.TRAINING, record.epoch):
+            raise BoardError(
+                f"the board has trained epoch {record.epoch + 1} to its end and still stands in it, at sample "
+                f"{self.state.pos} of {self.state.n}: `sparcl stream --fresh` starts from the beginning"
+            )
         record.samples_left = self.state.n
         if self.model.learning.ddr:
             record.removed = self._newly_removed(index, len(task.y_train))
@@ -633,6 +669,7 @@ class _Session:
             score.class_il += metrics.class_correct(reply.logits, labels)
             score.task_il += metrics.task_correct(reply.logits, labels, task.classes)
             done += len(labels)
+            self.advance.reached(("tested", self.state.step, task.name), done)
             self.observer.evaluating(task.name, done, score.total)
         return score
 
@@ -651,6 +688,13 @@ class _Session:
         self._save()
 
     def _count(self, now: Statistics) -> None:
+        for name in _SINCE_START:
+            if getattr(now, name) < getattr(self.counted, name):
+                raise BoardError(
+                    f"the board's counter {name} runs backwards ({getattr(now, name)} after "
+                    f"{getattr(self.counted, name)}), which it does only after a start it does not tell of"
+                )
+        self.counted = now
         self.result.statistics = _sum_statistics(self.statistics_before, self.baseline, now)
 
     def _save(self) -> None:

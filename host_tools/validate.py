@@ -22,7 +22,7 @@ import numpy as np
 
 from sparcl_mcu.generator import shared_key
 from sparcl_mcu.generator.artefacts import Model, regions
-from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
+from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed, one_line
 
 from . import lessons, protocol
 from .link import DAMAGED, ERRORS, STORE_ERRORS, Link
@@ -308,7 +308,7 @@ class _Comparison:
             elif command == Command.STATISTICS:
                 self._statistics(protocol.unpack_statistics(board))
         except BoardError as error:
-            self._differs(f"the reply to {_name(command)}", board.hex(), f"of another form ({error})")
+            self._differs(f"the reply to {_name(command)}", board[:_EXCERPT].hex(), f"of another form ({error})")
 
     def _hello(self, state: protocol.Hello, following: Transaction | None) -> None:
         """Follow a board that came back in an earlier state."""
@@ -342,7 +342,7 @@ class _Comparison:
             self._compare(command, request, board, expected)
         if self.result.mismatches == before and not expected.matches(0, board):
             what = f"the reply to {_name(command)}"
-            self._differs(what, board.hex(), expected.payload.hex(), state=command in STATE_CHANGING)
+            self._differs(what, *_excerpts(board, expected.payload), state=command in STATE_CHANGING)
 
     def _compare(self, command: int, request: bytes, board: bytes, expected: Reply) -> None:
         """Name what differs, for the commands whose replies are more than a number."""
@@ -416,7 +416,7 @@ class _Comparison:
         state: bool = False,
     ) -> None:
         self.result.mismatches += 1
-        mismatch = Mismatch(self._step + steps, self._task, what, str(board), str(reference))
+        mismatch = Mismatch(self._step + steps, self._task, what, one_line(board), one_line(reference))
         if self.result.first is None:
             self.result.first = mismatch
         if state and self.suspects is None:
@@ -532,6 +532,18 @@ def _name(command: int) -> str:
 
 def _status(status: int) -> str:
     return "accepted" if status == 0 else f"refused ({ERRORS.get(status, (str(status),))[0]})"
+
+
+_EXCERPT = 16
+"""Bytes of a reply that a message shows."""
+
+
+def _excerpts(board: bytes, reference: bytes) -> tuple[str, str]:
+    """Two replies that differ, where they begin to, with their lengths."""
+    shorter = min(len(board), len(reference))
+    at = next((k for k in range(shorter) if board[k] != reference[k]), shorter)
+    first, second = (data[at : at + _EXCERPT].hex() or "at its end" for data in (board, reference))
+    return f"{first} from byte {at} of {len(board)} on", f"{second} there, of {len(reference)} bytes"
 
 
 def _hex(value: int) -> str:

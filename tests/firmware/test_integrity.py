@@ -307,7 +307,7 @@ def test_stream_gives_up_a_board_that_is_damaged_again_and_again(make_project: M
             Memory(process.image, process.pid).flip("scl_learner", 1)
 
     try:
-        with pytest.raises(DeviceError, match=r"state damaged.*--resume"):
+        with pytest.raises(BoardError, match=r"started again 3 times in a row.*a bit flipped.*--resume"):
             stream.stream(project, process.url, observer=Always())
     finally:
         process.kill()

@@ -96,6 +96,19 @@ def test_splitter_does_not_care_how_bytes_arrive(chunks: list[bytes], data: st.D
     assert found == chunks
 
 
+@pytest.mark.parametrize("end", [b"", b"\0"])
+def test_a_frame_without_its_end_is_none(end: bytes) -> None:
+    """Whatever may follow: it is decoded when the zero byte has come, not before."""
+    whole = Frame(0x81, 1, 2, 0, b"payload").encode()
+    splitter = Splitter()
+    assert splitter.feed(whole[:-1]) == []
+    assert splitter.begun
+    assert splitter.feed(end) == [whole[:-1]] * len(end)
+    assert splitter.begun == (not end)
+    splitter.drop()
+    assert splitter.feed(b"\0\0") == []  # zero bytes that end nothing
+
+
 def test_splitter_forgets_endless_noise() -> None:
     splitter = Splitter()
     for _ in range(20):
@@ -190,6 +203,40 @@ def test_faults_on_the_line_change_nothing(
     assert noisy == (way == "say" and fault in (damage, _with_noise))
 
 
+def test_a_reply_that_comes_twice_answers_one_request(board: FakeBoard) -> None:
+    """The second one is that of no other request, nor a sign that one was lost, nor another answer."""
+    with Link(board.url) as line:
+        flight = link._Flight(line, divisible=True)
+        for sequence, kind in ((1, frame.REQUEST), (2, frame.NEXT), (3, frame.NEXT)):
+            flight.send(Frame(kind, sequence, Command.SAMPLES, 0, b""))
+        first = Frame(frame.REPLY, 1, Command.SAMPLES, 0, b"first")
+        assert flight.take(first)
+        for again in (first, Frame(frame.REPLY, 1, Command.SAMPLES, 0, b"second")):
+            assert not flight.take(again)
+        assert flight.waiting[0].answer == first
+        assert not flight.stalled  # two replies are still to come
+        assert flight.take(replace(first, sequence=2))
+        assert not flight.stalled
+        assert flight.take(replace(first, sequence=3))
+        assert [pending.answer is not None for pending in flight.waiting] == [True] * 3
+
+
+def test_the_line_is_opened_with_the_end_of_whatever_was_unfinished(tmp_path: Path) -> None:
+    """And so is each repetition: the board would take it for the rest of a frame whose end was lost."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    os.set_blocking(master, False)
+    request = Frame(frame.REQUEST, 1, Command.DIGEST, 0, b"")
+    with Link(os.ttyname(slave)) as line:
+        assert os.read(master, 100) == frame.DELIMITER
+        flight = link._Flight(line, divisible=True)
+        flight.send(request)
+        flight.send_again()
+        assert os.read(master, 100) == request.encode() + frame.DELIMITER + request.encode()
+    os.close(master)
+    os.close(slave)
+
+
 @pytest.mark.parametrize("window", [1, 2, 5, 8])
 def test_window_is_filled(project: Project, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     """No reply comes through before as many requests as the board takes have come."""
@@ -228,7 +275,7 @@ def test_no_more_under_way_than_the_board_takes(project: Project) -> None:
     labels = np.repeat(project.dataset.tasks[0].y_test, 40)
     with FakeBoard(project.model) as board, Link(board.url) as line:
         for window in (1, 3, 8):
-            board.window = window
+            board.window, line.identity = window, None
             state = protocol.hello(line)
             each = 1 + protocol.evaluations_per_frame(state) * (1 + 2 * state.n_classes)
             places = protocol.window(state, each)

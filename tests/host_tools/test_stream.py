@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -336,6 +337,33 @@ def test_resume_after_the_host_died(
     assert undisturbed.samples_removed == result.samples_removed
 
 
+def test_what_a_board_has_forgotten_is_not_kept(
+    project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the host dies again before anything has been learnt once more."""
+
+    class Early(stream.Observer):
+        def uploading(self, *_: object) -> None:
+            raise _Killed
+
+    class Late(stream.Observer):
+        def training(self, task: str, *_: object) -> None:
+            if task == "4/5" and board.device.epoch == 1:
+                raise _Killed
+
+    with pytest.raises(_Killed):
+        stream.stream(project, board.url, observer=Late())
+    before = stream.StreamResult.load(project.folder / stream.RESULT)
+    assert {epoch.task for epoch in before.epochs} == {0, 1, 2}
+    board.power_cycle()
+    with pytest.raises(_Killed):
+        stream.stream(project, board.url, resume=True, observer=Early())
+    left = stream.StreamResult.load(project.folder / stream.RESULT)
+    assert [(epoch.task, epoch.epoch) for epoch in left.epochs] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert sum(epoch.steps for epoch in left.epochs) == board.device.step
+    assert all(score is None for score in left.scores[2])
+
+
 def test_snapshot_within_a_training_request(project: Project, board: FakeBoard) -> None:
     """A board may save in the middle of a request and come back there."""
     replay = validate.Replay(project.model)
@@ -426,6 +454,33 @@ def test_every_byte_of_a_reply_counts(project: Project, board: FakeBoard) -> Non
         _change_reply(path, lambda c: c == Command.TRAIN, 0, offset)
         assert not validate.validate(project)[0].bit_exact, offset
         path.write_bytes(original)
+
+
+def test_an_excerpt_of_a_long_reply_is_shown(project: Project, board: FakeBoard) -> None:
+    """Where it begins to differ, and not all of it."""
+    board.alter = lambda command, payload: payload + bytes(800) if command == Command.TASK_END else payload
+    with pytest.raises(BoardError, match="wrong length"):
+        stream.stream(project, board.url)
+    result, _ = validate.validate(project)
+    assert result.first is not None
+    assert re.fullmatch(r"[0-9a-f]{32} from byte 0 of 808 on", result.first.board)
+    assert re.fullmatch(r"[0-9a-f]{16} there, of 8 bytes", result.first.reference)
+    assert validate._excerpts(b"same", b"same, longer") == (
+        "at its end from byte 4 of 4 on",
+        "2c206c6f6e676572 there, of 12 bytes",
+    )
+
+
+def test_what_a_recorded_board_says_of_itself_is_shown_as_text(project: Project, board: FakeBoard) -> None:
+    header = Header("tiny", "native", project.model.model_hash, 3, "0")
+    with Recorder(project.folder / stream.RECORDING, header) as recorder:
+        for number, name in enumerate((b"native", b"\x1b[31m\n")):
+            board.name = name.decode()
+            recorder.entry(SENT, Frame(REQUEST, number, Command.HELLO, 0, b"").body())
+            recorder.entry(RECEIVED, Frame(REPLY, number, Command.HELLO, 0, board.hello()).body())
+    result, _ = validate.validate(project)
+    assert result.first is not None
+    assert str(result.first).isprintable()
 
 
 def test_unfinished_session_is_not_bit_exact(project: Project, board: FakeBoard) -> None:
