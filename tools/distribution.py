@@ -14,6 +14,7 @@ Exit status: 0 everything passed, 1 something failed, 75 no root can be made her
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shlex
@@ -265,20 +266,19 @@ class Inside:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             env=environment(),
         )
-        assert process.stdout is not None
-        output = []
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            output.append(line)
+        assert isinstance(process.stdout, io.BufferedReader)
+        output = b""
+        while chunk := process.stdout.read1():  # not by lines: pytest's dots are to be seen as they come
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+            output += chunk
         status = process.wait()
         say(f"{command}: exit status {status} after {time.monotonic() - started:.0f} s")
         if status != 0:
             self.failed.append(command)
-        return "".join(output)
+        return output.decode(errors="replace")
 
     def demo(self, options: str = "") -> str | None:
         """The digest a demo ends with; None, and noted, unless it was validated."""
