@@ -243,3 +243,19 @@ def test_question(twin: Twin) -> None:
     twin.link = Link(twin.process.url)
     twin.check()
     assert protocol.hello(twin.link).phase == protocol.Phase.TRAINING
+
+
+def test_the_greeting_ends_like_a_frame(twin: Twin) -> None:
+    """A zero byte behind the text of a start: the first reply is not taken for its end."""
+    restart = Frame(REQUEST, 1, Command.RESET, 0, bytes([protocol.RESTART]) + twin.hello().nonce)
+    twin.link.close()
+    with socket.create_connection(("127.0.0.1", int(twin.process.url.rsplit(":", 1)[1])), SECONDS) as raw:
+        raw.sendall(b"\0" + restart.encode())
+        heard = b""
+        while not heard.endswith(b"\0") or b"sparcl-mcu" not in heard:
+            heard += raw.recv(1 << 16)
+    *_, greeting, nothing = heard.split(b"\0")
+    assert greeting.startswith(b"sparcl-mcu ")
+    assert greeting.endswith(b"\r\n")
+    assert nothing == b""
+    twin.link = Link(twin.process.url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import struct
 import time
 import tty
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparcl_mcu.generator.artefacts import Task
+from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import frame, link, protocol
@@ -556,3 +558,9 @@ def test_waiting_costs_neither_time_nor_processor(any_board: FakeBoard) -> None:
         processor = time.thread_time()
         protocol.hello(line)
         assert time.thread_time() - processor < 0.1
+
+
+def test_each_status_of_the_firmware_is_explained() -> None:
+    """All that scl_types.h lists, and no other."""
+    listed = re.findall(r"SCL_ERR_\w+ = -(\d+)", (ROOT / "firmware/core/scl_types.h").read_text(encoding="utf-8"))
+    assert link.ERRORS.keys() == set(map(int, listed))

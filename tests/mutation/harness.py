@@ -289,9 +289,9 @@ class Worker:
         return result
 
 
-def known_for(plan: Plan, mutant: Mutant, state: str) -> str:
-    """Digest of the fault alone; where it lives, of all files too: better tests may kill it."""
-    return f"{hashlib.sha256(mutant.text.encode()).hexdigest()[:16]}-{state}"
+def known_for(mutant: Mutant, state: str) -> str:
+    """What an outcome holds for: killed, as long as its line stays as it is; alive, until any file changes."""
+    return f"{mutant.id}-{hashlib.sha256(mutant.after.encode()).hexdigest()[:8]} {state}"
 
 
 class Results:
@@ -307,7 +307,7 @@ class Results:
     def of(self, mutant: Mutant, key: str) -> Outcome | None:
         """What is known, if it still holds; one that was killed is killed whatever tests came since."""
         known = self._known.get(mutant.id)
-        if known is None or known.known_for.split("-")[0] != key.split("-")[0]:
+        if known is None or known.known_for.split()[0] != key.split()[0]:
             return None
         return known if known.status not in (LIVES, OPEN) or known.known_for == key else None
 
@@ -322,7 +322,7 @@ def try_all(plan: Plan, mutants: list[Mutant], state: str, jobs: int) -> None:
     """Try those that are not known, each of ``jobs`` processes its share."""
     results = Results(plan.folder / "results.jsonl")
     done = {KILLED, LIVES, SAME, INVALID} | ({OPEN} if plan.quick else set())
-    known = {m.id: results.of(m, known_for(plan, m, state)) for m in mutants}
+    known = {m.id: results.of(m, known_for(m, state)) for m in mutants}
     left = [m for m in mutants if (outcome := known[m.id]) is None or outcome.status not in done]
     children = []
     for number in range(min(jobs, len(left))):
@@ -345,7 +345,7 @@ def try_all(plan: Plan, mutants: list[Mutant], state: str, jobs: int) -> None:
 def _try_share(plan: Plan, mutants: list[Mutant], state: str, number: int, results: Results) -> None:
     worker = Worker(plan, Tree(plan.root, plan.folder / f"worker{number}"))
     for k, mutant in enumerate(mutants, 1):
-        outcome = worker.attempt(mutant, known_for(plan, mutant, state))
+        outcome = worker.attempt(mutant, known_for(mutant, state))
         results.add(outcome)
         told = f"{k}/{len(mutants)} {outcome.status:10} {mutant.id:20} {mutant.file}:{mutant.line} {mutant.operator}"
         print(f"{told}  {outcome.killer}  ({outcome.seconds} s)", flush=True)
@@ -354,7 +354,7 @@ def _try_share(plan: Plan, mutants: list[Mutant], state: str, number: int, resul
 def table(plan: Plan, mutants: list[Mutant], state: str) -> int:
     """Print totals by file, then each mutant that lives; 1 when one has no reason."""
     results = Results(plan.folder / "results.jsonl")
-    known = {m.id: results.of(m, known_for(plan, m, state)) for m in mutants}
+    known = {m.id: results.of(m, known_for(m, state)) for m in mutants}
     print(f"\n{'file':32} {'tried':>6} {KILLED:>7} {LIVES:>6} {'left':>5}   without effect: {SAME}, {INVALID}")
     total: Counter[str] = Counter()
     for file in sorted({m.file for m in mutants}):
@@ -381,7 +381,7 @@ def write_csv(plan: Plan, mutants: list[Mutant], state: str, path: Path) -> None
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["id", "file", "operator", "before", "after", "outcome", "noticed by, or why it may live"])
         for m in sorted(mutants, key=lambda m: (m.file, m.line, m.id)):
-            outcome = results.of(m, known_for(plan, m, state))
+            outcome = results.of(m, known_for(m, state))
             if outcome is not None:
                 why = plan.reasons.get(m.id, "") if outcome.status in (LIVES, OPEN) else outcome.killer
                 one_line = (" ".join(text.split()) for text in (m.before, m.after))
@@ -399,7 +399,7 @@ def show(plan: Plan, name: str, state: str) -> int:
     for mutant in [*plan.all_mutants(), *plan.named_mutants()]:
         if mutant.id == name:
             print(mutant.diff(plan.text(mutant.file)), end="")
-            outcome = Results(plan.folder / "results.jsonl").of(mutant, known_for(plan, mutant, state))
+            outcome = Results(plan.folder / "results.jsonl").of(mutant, known_for(mutant, state))
             print(f"{outcome.status} {outcome.killer}" if outcome else "not tried")
             print(plan.reasons.get(name, ""))
             return 0
