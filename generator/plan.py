@@ -35,8 +35,17 @@ ENGINE_CODE = 32 * 1024
 SEAL = 12
 """Bytes of a seal: a counter and a tag (docs/protocol.md, "Shared key")."""
 
-SEAL_CODE = 2048
-"""What seals take in flash besides, rounded up."""
+SEAL_CODE = 3072
+"""What seals and tags take in flash besides, rounded up."""
+
+RECORD_HEAD = 8
+"""Bytes of a record before its sample or logits (docs/flash-format.md)."""
+
+SNAPSHOT_END = 4
+"""Bytes of the digest that a snapshot ends with."""
+
+TAG = 8
+"""Bytes of a tag, which records and snapshots have besides where there is a shared key."""
 
 CODE_PER_PASS = 1300
 """Code of one panel or dense layer over all passes, in bytes; kernels are specialised for each."""
@@ -131,7 +140,7 @@ def plan(model: Model, board: Board, *, keyed: bool = False) -> Plan:
         board=board.name,
         ram=ram,
         flash=flash,
-        store=_store(model, board),
+        store=_store(model, board, keyed=keyed),
         ram_limit=board.memory.ram_bytes,
         flash_limit=board.memory.flash_bytes,
         store_limit=board.store.size,
@@ -264,7 +273,7 @@ def _ram(model: Model, board: Board, *, keyed: bool) -> tuple[Row, ...]:
     position = position_bytes(model)
     parameters = [parameter_bytes(layer, position) for layer in model.layers]
     activations = arena_bytes(model) + 4 * model.layers[-1].n_pad
-    sample = 0 if board.store.mapped else 8 + model.n_stored
+    sample = 0 if board.store.mapped else record_head(keyed=keyed) + model.n_stored
     latent = model.input.values if model.latent_stored else 0
     payload = line_payload(model, board, keyed)
     rows = [
@@ -298,7 +307,7 @@ def _flash(model: Model, *, keyed: bool) -> tuple[Row, ...]:
     code += sum(_code(layer, frozen=True) for layer in model.prefix)
     rows = (
         Row("engine code", code, "estimate; the build checks it"),
-        Row("shared key", SEAL_CODE if keyed else 0, "estimate; the key and its tags"),
+        Row("shared key", SEAL_CODE if keyed else 0, "estimate; key, seals, tags"),
         Row("initial model", initial, "constants"),
         Row("frozen layers", frozen, "constants"),
     )
@@ -322,7 +331,12 @@ def _code(layer: Layer, *, frozen: bool) -> int:
     return table + CODE_PER_SPARSE_CONV + CODE_PER_PASS * (len(layer.panels) - 1)
 
 
-def snapshot_bytes(model: Model) -> int:
+def record_head(*, keyed: bool) -> int:
+    """Bytes of a record before its sample or logits."""
+    return RECORD_HEAD + (TAG if keyed else 0)
+
+
+def snapshot_bytes(model: Model, *, keyed: bool = False) -> int:
     """Largest snapshot of the learner (docs/flash-format.md)."""
     position = position_bytes(model)
     learning = model.learning
@@ -334,19 +348,22 @@ def snapshot_bytes(model: Model) -> int:
         + sum(sum(parameter_bytes(layer, position)) for layer in model.layers)
         + gradient_bytes(model)
         + factor_bytes(model)
+        + SNAPSHOT_END
+        + (TAG if keyed else 0)
     )
 
 
-def _store(model: Model, board: Board) -> tuple[Row, ...]:
+def _store(model: Model, board: Board, *, keyed: bool) -> tuple[Row, ...]:
     store, learning = board.store, model.learning
+    head = record_head(keyed=keyed)
 
     def rounded(size: int, unit: int) -> int:
         return -(-size // unit) * unit
 
     header = rounded(rounded(48, store.program_unit), store.granule)
     room = store.sector - header
-    sample = rounded(8 + model.n_stored, store.granule)
-    logits = rounded(8 + 2 * model.n_classes, store.granule) if learning.method == Method.DERPP else 0
+    sample = rounded(head + model.n_stored, store.granule)
+    logits = rounded(head + 2 * model.n_classes, store.granule) if learning.method == Method.DERPP else 0
     if max(sample, logits) > room:
         raise UserError(
             f"a sample of {model.n_stored} bytes with {model.n_classes} logits does not fit a flash sector of "
@@ -359,7 +376,7 @@ def _store(model: Model, board: Board) -> tuple[Row, ...]:
     samples = rounded(table * sample, useful) // useful * store.sector
     replay = rounded(learning.capacity * (sample + logits), useful) // useful * store.sector
     refreshed = rounded(learning.capacity * logits, useful) // useful * store.sector if learning.refresh else 0
-    snapshot = rounded(snapshot_bytes(model), room) // room * store.sector
+    snapshot = rounded(snapshot_bytes(model, keyed=keyed), room) // room * store.sector
     return (
         Row("task samples", samples, f"{table} x {sample} B"),
         Row("replay samples and logits", replay, f"{learning.capacity} x {sample + logits} B"),

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator import __version__
+from sparcl_mcu.generator import __version__, shared_key
 from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, place
 from sparcl_mcu.generator.artefacts import Layer, Method, Model, Op, position_bytes
 from sparcl_mcu.generator.boards import Board
@@ -49,7 +49,9 @@ def render(model: Model, board: Board, key: bytes | None = None) -> dict[str, st
         autoescape=False,
     )
     keyed = key is not None
-    context = _context(model, board) | {"key": key, "keyed": keyed, "line_payload": line_payload(model, board, keyed)}
+    context = _context(model, board) | {"keyed": keyed, "line_payload": line_payload(model, board, keyed)}
+    if key is not None:
+        context |= {"key": key, "journal_key": shared_key.journal_key(key, model.model_hash)}
     result = {}
     for name in (*FILES, *([KEY_FILE] if key is not None else [])):
         template = f"{name}.j2"

@@ -7,6 +7,7 @@ and that into a folder which only its owner can enter.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -59,6 +60,11 @@ def keep_private(folder: Path) -> None:
         ) from None
     if not private:
         raise UserError(f"link.key: the file system of {folder} keeps nothing from others; {_ELSEWHERE}")
+
+
+def journal_key(key: bytes, model_hash: bytes) -> bytes:
+    """The key of tags in flash (docs/flash-format.md), 32 bytes: of one model, and of no use on the line."""
+    return hashlib.blake2s(b"sparcl-mcu journal" + model_hash, key=key, digest_size=BYTES).digest()
 
 
 def _read(path: Path) -> str:

@@ -24,7 +24,7 @@ from sparcl_mcu.generator.errors import BoardError, UserError
 from . import seal
 from .link import DAMAGED, WRONG_NONCE, DeviceError, Link, LinkError, StrangerError
 
-VERSION = 4
+VERSION = 5
 
 
 class Command(IntEnum):
@@ -78,7 +78,7 @@ WATCHDOG = 4
 """Reset reason: the board hung."""
 RESET_REASONS = ("unknown", "power-on", "reset pin", "software", "watchdog")
 """By the code in hello."""
-SELF_TEST_FAILED, RESTORED = 1, 2
+SELF_TEST_FAILED, RESTORED, LOST_SAVE = 1, 2, 4
 """Bits of the health in hello."""
 DIGEST_FLAG = 1
 
@@ -116,7 +116,7 @@ _BOOT_SECONDS = 4.0
 
 _HELLO = struct.Struct("<B3B8s16sHHBBHHBHHIIHIBBBBHHHHHHIBB8sBBH")
 _TRAIN = struct.Struct("<HHHHBBHI")
-_STATISTICS = struct.Struct("<7QIIIIQHHHIIIIHIIIII")
+_STATISTICS = struct.Struct("<7QIIIIQHHHIIIIHHIIIII")
 _U32 = struct.Struct("<I")
 
 
@@ -163,7 +163,7 @@ class Hello:
     nonce: bytes
     keyed: bool
     health: int
-    """Bits SELF_TEST_FAILED and RESTORED."""
+    """Bits SELF_TEST_FAILED, RESTORED and LOST_SAVE."""
     faults: int
     """Flipped bits the board has found since power-on."""
 
@@ -297,6 +297,7 @@ class Statistics:
     relocated: int
     checkpoints: int
     retired_sectors: int
+    lost_records: int
     saturated_activations: int
     saturated_errors: int
     guard_shifts: int

@@ -38,7 +38,16 @@ RECORDING = "recording.sclr"
 RESULT = "stream.json"
 FINAL = "final.npz"
 
-_COUNTERS = ("training_steps", "passes", "programs", "erases", "bytes_written", "relocated", "checkpoints")
+_COUNTERS = (
+    "training_steps",
+    "passes",
+    "programs",
+    "erases",
+    "bytes_written",
+    "relocated",
+    "checkpoints",
+    "lost_records",
+)
 _SINCE_START = frozenset((*protocol.PHASE_TICKS, *_COUNTERS))
 """Statistics that count since the board started; the others are states."""
 
@@ -290,6 +299,9 @@ def _tell_health(state: Hello, observer: Observer) -> None:
         observer.message(f"The board has found {state.faults} flipped bit(s) in its memory since power-on")
     if state.reset_reason == protocol.WATCHDOG:
         observer.message("The board's last reset was by its watchdog: it had hung")
+    if state.health & protocol.LOST_SAVE:
+        left = f"went back to an older one, step {state.step}" if state.restored else "is as new: no save was left"
+        observer.message(f"What the board last saved is damaged, or not what it wrote: it {left}")
 
 
 def _go_through(project: Project, link: Link, observer: Observer, result: StreamResult) -> None:

@@ -8,7 +8,7 @@
 #include "scl_port.h"
 
 #define MAGIC 0x4A4C4353u
-#define VERSION 3u
+#define VERSION 4u
 #define KIND_DATA 1u
 #define KIND_STATE 2u
 #define HEADER_BYTES 48u
@@ -528,6 +528,17 @@ static int complete(uint32_t number, uint16_t *last, header_t *h) {
   return part == h->parts;
 }
 
+/* Whether a snapshot was complete once: the header of its last part is written last. */
+static int was_complete(uint32_t number) {
+  for (uint32_t s = 0; s < SCL_SECTORS; s++) {
+    header_t h;
+    if (read_part_header(s, number, &h) && h.part + 1u == h.parts) {
+      return 1;
+    }
+  }
+  return 0;
+}
+
 /*
  * The largest snapshot number below `limit`, 0 if there is none; also learns the largest numbers in use, and how many
  * sectors were taken and have no header: worn ones, mostly.
@@ -609,6 +620,9 @@ scl_status_t scl_journal_mount(uint32_t limit) {
       scl_journal.tail_sequence = h.tail_sequence;
       scl_journal.used = span_to(last);
       return SCL_OK;
+    }
+    if (was_complete(number)) { /* else the power failed before it was */
+      scl_journal.counts.lost_saves++;
     }
     limit = number;
   }

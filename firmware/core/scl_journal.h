@@ -24,6 +24,8 @@ typedef struct {
   uint32_t programs, erases, relocated, checkpoints;
   uint64_t bytes_written;
   uint16_t retired;
+  uint16_t lost_records; /* not whole, or another than meant, when they were needed */
+  uint16_t lost_saves;   /* newer than the one that is restored, complete once, and not to be used any more */
 } scl_journal_counts_t;
 
 typedef struct {

@@ -13,7 +13,7 @@
 #include "scl_task.h"
 #include "scl_train.h"
 
-#define PROTOCOL_VERSION 4u
+#define PROTOCOL_VERSION 5u
 #define KIND_REQUEST 0x01u
 #define KIND_NEXT 0x02u /* a request that is executed only in its turn */
 #define KIND_REPLY 0x81u
@@ -121,7 +121,7 @@ static scl_status_t do_hello(in_t in, out_t *o) {
   scl_seal_nonce(o->bytes + o->size);
   o->size += SCL_NONCE_BYTES;
   put_u8(o, SCL_KEYED);
-  put_u8(o, scl_health.health);
+  put_u8(o, scl_health.health | (scl_journal.counts.lost_saves != 0 ? SCL_HEALTH_LOST_SAVE : 0u));
   put_u16(o, scl_health.faults);
   greeted = 1;
   return SCL_OK;
@@ -398,6 +398,7 @@ static scl_status_t do_statistics(in_t in, out_t *o) {
   put_u32(o, c->relocated);
   put_u32(o, c->checkpoints);
   put_u16(o, c->retired);
+  put_u16(o, c->lost_records);
   put_u32(o, scl_learner.counts.saturated_activations);
   put_u32(o, scl_learner.counts.saturated_errors);
   put_u32(o, scl_learner.counts.guard_shifts);

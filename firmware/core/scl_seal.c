@@ -56,17 +56,13 @@ static void make_tag(const uint8_t *frame, uint32_t size, uint8_t *tag) {
 
 scl_status_t scl_seal_check(const uint8_t *frame, uint32_t size, uint32_t *counter) {
   uint8_t tag[SCL_SEAL_TAG];
-  uint8_t wrong = 0;
   if (start == 0 || size < SCL_FRAME_HEAD + SCL_SEAL_BYTES) {
     return SCL_ERR_NOT_SEALED;
   }
   size -= SCL_SEAL_TAG;
   make_tag(frame, size, tag);
-  for (uint32_t k = 0; k < SCL_SEAL_TAG; k++) { /* takes as long wherever the first difference is */
-    wrong |= (uint8_t)(tag[k] ^ frame[size + k]);
-  }
   *counter = scl_get_u32(frame + size - 4u);
-  if (wrong) {
+  if (!scl_equal(tag, frame + size, SCL_SEAL_TAG)) {
     return SCL_ERR_NOT_SEALED;
   }
   return *counter > count ? SCL_OK : SCL_ERR_REPLAYED;

@@ -108,12 +108,13 @@ static scl_status_t visit_tables(visit_fn visit, void *context) {
   return SCL_OK;
 }
 
-static scl_status_t visit_all(visit_fn visit, void *context) {
+/* Everything but the scalars; the network only where it is wanted. */
+static __attribute__((noinline)) scl_status_t visit_all(visit_fn visit, void *context, int network) {
   scl_status_t status = visit(context, scl_learner.class_task, SCL_N_CLASSES);
   if (status == SCL_OK) {
     status = visit_tables(visit, context);
   }
-  if (status == SCL_OK) {
+  if (status == SCL_OK && network) {
     status = visit_net(visit, context);
   }
   for (const scl_region_t *r = scl_transient_regions; r->data != NULL && status == SCL_OK; r++) {
@@ -168,6 +169,49 @@ scl_status_t scl_state_digest(uint32_t *digest) {
   return status;
 }
 
+/* Continues the state digest over what it leaves out: addresses, what a task under way needs, its samples' checksums. */
+static scl_status_t add_the_rest(uint32_t *crc) {
+  scl_status_t status = visit_all(add_crc, crc, 0);
+  for (uint32_t k = 0; k < scl_store_resident() && status == SCL_OK; k++) {
+    uint8_t head[SCL_RECORD_HEAD];
+    status = scl_store_head(scl_table.address[k], head);
+    *crc = scl_crc32(*crc, head, 4);
+  }
+  return status;
+}
+
+#if SCL_KEYED
+static scl_status_t add_tag(void *context, void *data, uint32_t size) {
+  scl_blake2s_add(context, data, size);
+  return SCL_OK;
+}
+
+static void make_tag(uint32_t number, scl_state_end_t *end) {
+  uint8_t head[4u + SCALARS];
+  scl_blake2s_t s;
+  scl_put_u32(head, number);
+  pack(head + 4);
+  scl_tag_begin(&s, SCL_TAG_SNAPSHOT);
+  scl_blake2s_add(&s, head, sizeof head);
+  (void)visit_all(add_tag, &s, 1);
+  scl_blake2s_add(&s, end->bytes, 4);
+  scl_blake2s_end(&s, end->bytes + 4);
+}
+#else
+static void make_tag(uint32_t number, scl_state_end_t *end) { (void)number, (void)end; }
+#endif
+
+scl_status_t scl_state_end(uint32_t number, scl_state_end_t *end) {
+  uint32_t crc;
+  scl_status_t status = scl_state_digest(&crc);
+  if (status == SCL_OK) {
+    status = add_the_rest(&crc);
+  }
+  scl_put_u32(end->bytes, crc);
+  make_tag(number, end);
+  return status;
+}
+
 static scl_status_t add_size(void *context, void *data, uint32_t size) {
   (void)data;
   *(uint32_t *)context += size;
@@ -185,16 +229,19 @@ static scl_status_t read_part(void *context, void *data, uint32_t size) {
 }
 
 uint32_t scl_state_size(void) {
-  uint32_t size = SCALARS;
-  (void)visit_all(add_size, &size);
+  uint32_t size = SCALARS + sizeof(scl_state_end_t);
+  (void)visit_all(add_size, &size, 1);
   return size;
 }
 
-scl_status_t scl_state_save(void) {
+scl_status_t scl_state_save(const scl_state_end_t *end) {
   uint8_t scalars[SCALARS];
   pack(scalars);
-  const scl_status_t status = scl_journal_snapshot_write(scalars, SCALARS);
-  return status != SCL_OK ? status : visit_all(write_part, NULL);
+  scl_status_t status = scl_journal_snapshot_write(scalars, SCALARS);
+  if (status == SCL_OK) {
+    status = visit_all(write_part, NULL, 1);
+  }
+  return status != SCL_OK ? status : scl_journal_snapshot_write(end->bytes, sizeof end->bytes);
 }
 
 /*
@@ -262,7 +309,7 @@ static int panels_hold(void) {
 static int panels_hold(void) { return 1; }
 #endif
 
-scl_status_t scl_state_load(void) {
+scl_status_t scl_state_load(scl_state_end_t *end) {
   uint8_t scalars[SCALARS];
   scl_status_t status = scl_journal_restore_begin();
   if (status == SCL_OK) {
@@ -270,7 +317,10 @@ scl_status_t scl_state_load(void) {
   }
   if (status == SCL_OK) {
     unpack(scalars);
-    status = scalars[PAD] == 0 && learner_holds() ? visit_all(read_part, NULL) : SCL_ERR_STORE;
+    status = scalars[PAD] == 0 && learner_holds() ? visit_all(read_part, NULL, 1) : SCL_ERR_STORE;
+  }
+  if (status == SCL_OK) {
+    status = scl_journal_restore_read(end->bytes, sizeof end->bytes);
   }
   if (status == SCL_OK) {
     status = scl_journal_restore_end();

@@ -54,10 +54,13 @@ typedef struct {
 
 #define LIVE_LISTS 3u
 
-static void live_lists(live_t lists[LIVE_LISTS]) {
-  const int resident = scl_learner.mode == SCL_MODE_RESIDENT;
+uint32_t scl_store_resident(void) {
   const uint32_t stored = scl_learner.phase == SCL_PHASE_FILLING ? scl_learner.received : scl_learner.n;
-  lists[0] = (live_t){scl_table.address, resident ? stored : 0u, SCL_SAMPLE_BYTES};
+  return scl_learner.mode == SCL_MODE_RESIDENT ? stored : 0u;
+}
+
+static void live_lists(live_t lists[LIVE_LISTS]) {
+  lists[0] = (live_t){scl_table.address, scl_store_resident(), SCL_SAMPLE_BYTES};
   lists[1] = (live_t){scl_slots.sample, scl_learner.filled, SCL_SAMPLE_BYTES};
   lists[2] = (live_t){scl_slots.logits, SCL_METHOD == SCL_METHOD_DERPP ? scl_learner.filled : 0u, SCL_LOGITS_BYTES};
 }
@@ -147,9 +150,14 @@ static uint32_t span(scl_tail_t tail) {
 
 /* A part that does not read back is written again in the next sector. */
 static scl_status_t write_snapshot(uint32_t size, const scl_tail_t *tail) {
-  scl_status_t status = scl_journal_snapshot_begin(size, tail);
+  scl_state_end_t end;
+  scl_status_t status = scl_state_end(scl_journal.next_snapshot, &end);
+  if (status != SCL_OK) {
+    return status;
+  }
+  status = scl_journal_snapshot_begin(size, tail);
   while (status == SCL_OK) {
-    status = scl_state_save();
+    status = scl_state_save(&end);
     if (status == SCL_OK) {
       status = scl_journal_snapshot_end();
       if (status == SCL_OK) {
@@ -221,35 +229,66 @@ scl_status_t scl_store_reserve(uint32_t bytes) {
   return enough(scl_journal.used, bytes) ? SCL_OK : SCL_ERR_STORE_FULL;
 }
 
+/* A state that ends otherwise than its snapshot says was never saved: its parts, or its records, are not one board's. */
+static scl_status_t load(void) {
+  scl_state_end_t saved, loaded;
+  scl_status_t status = scl_state_load(&saved);
+  if (status == SCL_OK) {
+    status = scl_state_end(scl_journal.snapshot, &loaded);
+  }
+  return status != SCL_OK || scl_equal(saved.bytes, loaded.bytes, sizeof saved.bytes) ? status : SCL_ERR_STORE;
+}
+
 int scl_store_recover(void) {
+  scl_journal.counts.lost_saves = 0;
   for (uint32_t limit = SCL_ANY_SNAPSHOT;; limit = scl_journal.snapshot) {
     scl_state_reset();
     if (scl_journal_mount(limit) != SCL_OK || scl_journal.snapshot == 0) {
       return 0;
     }
-    if (scl_state_load() == SCL_OK) {
+    if (load() == SCL_OK) {
       scl_journal_pass_over(sectors_kept_back());
       return 1;
     }
+    scl_journal.counts.lost_saves++;
   }
 }
 
-static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sample, uint8_t last, const void *body,
+static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sample, scl_tag_kind_t kind, const void *body,
                         uint32_t size) {
   scl_put_u16(head + 4, sample->id);
   head[6] = sample->task;
-  head[7] = last;
+  head[7] = kind == SCL_TAG_SAMPLE ? sample->label : 0u;
   scl_put_u32(head, scl_crc32(scl_crc32(0, head + 4, 4), body, size));
+#if SCL_KEYED
+  scl_tag_record(kind, head, body, size, head + 8);
+#endif
 }
 
 scl_status_t scl_store_put_sample(const scl_sample_t *sample, scl_address_t *address) {
   uint8_t head[SCL_RECORD_HEAD];
-  record_head(head, sample, sample->label, sample->x, SCL_N_STORED);
+  record_head(head, sample, SCL_TAG_SAMPLE, sample->x, SCL_N_STORED);
   return scl_journal_append(head, sizeof head, sample->x, SCL_N_STORED, address);
 }
 
-/* A record whose checksum is right: in place where flash is memory-mapped, else read into `memory`.  NULL: damaged. */
-static const uint8_t *read_record(scl_address_t address, uint8_t *memory, uint32_t size) {
+scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address) {
+  uint8_t head[SCL_RECORD_HEAD];
+  record_head(head, sample, SCL_TAG_LOGITS, logits, 2u * SCL_N_CLASSES);
+  return scl_journal_append(head, sizeof head, logits, 2u * SCL_N_CLASSES, address);
+}
+
+/* With a key the tag, which covers the checksum, else the checksum. */
+static int is_whole(const uint8_t *raw, scl_tag_kind_t kind, uint32_t size) {
+#if SCL_KEYED
+  return scl_tag_is_of_record(kind, raw, raw + SCL_RECORD_HEAD, size - SCL_RECORD_HEAD, raw + 8);
+#else
+  (void)kind;
+  return scl_crc32(0, raw + 4, size - 4u) == scl_get_u32(raw);
+#endif
+}
+
+/* A record that is whole: in place where flash is memory-mapped, else read into `memory`.  NULL: damaged. */
+static const uint8_t *read_record(scl_address_t address, scl_tag_kind_t kind, uint8_t *memory, uint32_t size) {
 #if SCL_FLASH_MAPPED
   (void)memory;
   const uint8_t *raw = scl_journal_map(address);
@@ -259,36 +298,51 @@ static const uint8_t *read_record(scl_address_t address, uint8_t *memory, uint32
     return NULL;
   }
 #endif
-  return scl_crc32(0, raw + 4, size - 4u) == scl_get_u32(raw) ? raw : NULL;
+  return is_whole(raw, kind, size) ? raw : NULL;
 }
 
-scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample) {
-  const uint8_t *raw = read_record(address, SAMPLE_MEMORY, SCL_SAMPLE_BYTES);
+static int read_sample(scl_address_t address, scl_sample_t *sample) {
+  const uint8_t *raw = read_record(address, SCL_TAG_SAMPLE, SAMPLE_MEMORY, SCL_SAMPLE_BYTES);
   if (raw == NULL) {
-    return SCL_ERR_STORE;
+    return 0;
   }
   sample->crc = scl_get_u32(raw);
   sample->id = scl_get_u16(raw + 4);
   sample->task = raw[6];
   sample->label = raw[7];
   sample->x = (const scl_stored_t *)(raw + SCL_RECORD_HEAD);
-  return sample->label < SCL_N_CLASSES ? SCL_OK : SCL_ERR_STORE; /* a checksum can be right by intent */
+  return sample->label < SCL_N_CLASSES; /* a checksum can be right by intent */
 }
 
-scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address) {
-  uint8_t head[SCL_RECORD_HEAD];
-  record_head(head, sample, 0, logits, 2u * SCL_N_CLASSES);
-  return scl_journal_append(head, sizeof head, logits, 2u * SCL_N_CLASSES, address);
-}
-
-scl_status_t scl_store_get_logits(scl_address_t address, int16_t *logits) {
+static int read_logits(scl_address_t address, const scl_sample_t *sample, int16_t *logits) {
   _Alignas(4) uint8_t memory[SCL_LOGITS_BYTES];
-  const uint8_t *raw = read_record(address, memory, SCL_LOGITS_BYTES);
-  if (raw == NULL) {
-    return SCL_ERR_STORE;
+  const uint8_t *raw = read_record(address, SCL_TAG_LOGITS, memory, SCL_LOGITS_BYTES);
+  if (raw == NULL || scl_get_u16(raw + 4) != sample->id || raw[6] != sample->task) {
+    return 0;
   }
   memcpy(logits, raw + SCL_RECORD_HEAD, 2u * SCL_N_CLASSES);
-  return SCL_OK;
+  return 1;
+}
+
+static scl_status_t lost_unless(int found) {
+  if (!found) {
+    scl_journal.counts.lost_records++;
+  }
+  return found ? SCL_OK : SCL_ERR_STORE;
+}
+
+scl_status_t scl_store_get_sample(uint32_t place, scl_sample_t *sample) {
+  const scl_learner_t *l = &scl_learner;
+  return lost_unless(read_sample(scl_table.address[place], sample) && sample->id == scl_table.id[place] &&
+                     sample->task == l->task && l->class_task[sample->label] == l->task);
+}
+
+/* A slot does not say whose sample it holds; it is one of a task that there was, and its logits are its own. */
+scl_status_t scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits) {
+  const scl_learner_t *l = &scl_learner;
+  return lost_unless(read_sample(scl_slots.sample[slot], sample) && sample->task <= l->task &&
+                     l->class_task[sample->label] != SCL_NO_TASK &&
+                     (logits == NULL || read_logits(scl_slots.logits[slot], sample, logits)));
 }
 
 scl_status_t scl_store_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD]) {

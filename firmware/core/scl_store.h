@@ -7,8 +7,9 @@
 #define SCL_STORE_H
 
 #include "scl_journal.h"
+#include "scl_tag.h"
 
-#define SCL_RECORD_HEAD 8u
+#define SCL_RECORD_HEAD (8u + SCL_TAG_BYTES)
 #define SCL_SAMPLE_BYTES (SCL_RECORD_HEAD + SCL_N_STORED)
 #define SCL_LOGITS_BYTES (SCL_RECORD_HEAD + 2u * SCL_N_CLASSES)
 
@@ -48,14 +49,22 @@ scl_status_t scl_store_checkpoint(uint32_t bytes);
 scl_status_t scl_store_reserve(uint32_t bytes);
 
 scl_status_t scl_store_put_sample(const scl_sample_t *sample, scl_address_t *address);
-scl_status_t scl_store_get_sample(scl_address_t address, scl_sample_t *sample);
 scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address);
-scl_status_t scl_store_get_logits(scl_address_t address, int16_t *logits);
 
-/* The first eight bytes of a record: checksum, id, task, label. */
+/*
+ * The sample at a place of the task's table; that of a replay slot, with its logits unless NULL.  A record that is
+ * damaged, or not the one that is meant, is lost: SCL_ERR_STORE, and counted.
+ */
+scl_status_t scl_store_get_sample(uint32_t place, scl_sample_t *sample);
+scl_status_t scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
+
+/* What a record begins with: checksum, id, task, label, tag. */
 scl_status_t scl_store_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD]);
 
 uint32_t scl_store_live(void);
+
+/* Samples of the task that lie in the journal: so many places of the table, from the first on. */
+uint32_t scl_store_resident(void);
 
 /* Whether each record that the learner's tables name lies in a sector of the ring, as a whole. */
 int scl_store_holds(void);

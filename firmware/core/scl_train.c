@@ -83,10 +83,7 @@ static void learn_current(const scl_sample_t *s, int capturing, int16_t *logits,
 
 static scl_status_t read_slot(uint32_t slot, scl_sample_t *s, int16_t *logits) {
   const uint32_t start = clock_start();
-  scl_status_t status = scl_store_get_sample(scl_slots.sample[slot], s);
-  if (status == SCL_OK && logits != NULL) {
-    status = scl_store_get_logits(scl_slots.logits[slot], logits);
-  }
+  const scl_status_t status = scl_store_get_replay(slot, s, logits);
   clock_stop(SCL_TICKS_REPLAY, start);
   return status;
 }
@@ -335,7 +332,7 @@ scl_status_t scl_train_step(scl_progress_t *progress) {
   scl_task_shuffle();
   const scl_address_t address = scl_table.address[scl_learner.pos];
   const uint32_t read = clock_start();
-  scl_status_t status = scl_store_get_sample(address, &sample);
+  scl_status_t status = scl_store_get_sample(scl_learner.pos, &sample);
   clock_stop(SCL_TICKS_REPLAY, read);
   if (status == SCL_OK) {
     status = learn(&sample, address, progress);

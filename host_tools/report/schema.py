@@ -70,6 +70,7 @@ class Store(Part):
     relocated: int
     checkpoints: int
     retired_sectors: int
+    lost_records: int = Field(description="Times a record was damaged or not the one that was meant")
 
 
 class Wear(Part):
@@ -270,7 +271,8 @@ class Report(Part):
     def _wear(self) -> str:
         life = "no end" if self.wear.lifetime_tasks is None else f"{self.wear.lifetime_tasks:,} tasks"
         retired = f", {self.store.retired_sectors} times a sector failed" if self.store.retired_sectors else ""
+        lost = f", {self.store.lost_records} times a record was lost" if self.store.lost_records else ""
         return (
-            f"{self.store.erases} erases on {self.store.sectors} sectors, spread {self.wear.spread}{retired}; "
+            f"{self.store.erases} erases on {self.store.sectors} sectors, spread {self.wear.spread}{retired}{lost}; "
             f"{life} at {self.wear.endurance:,} cycles"
         )

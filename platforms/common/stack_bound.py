@@ -22,7 +22,7 @@ EXCEPTION = 32 + 72 + 4
 INDIRECT = "__indirect_call"
 POINTERS = {
     "scl_protocol.c": ((r"\w+", r"do_\w+"),),
-    "scl_state.c": ((r"\w+", r"add_crc|add_size|write_part|read_part"),),
+    "scl_state.c": ((r"\w+", r"add_crc|add_size|add_tag|write_part|read_part"),),
     "scl_mask.c": (("find_cut", r"count_\w+"), ("insert", r"choose_\w+"), (r"\w+", r"count_\w+|choose_\w+")),
 }
 """What the functions of a file call through pointers, by caller: the first that fits, as one may be part of another."""

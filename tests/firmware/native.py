@@ -252,12 +252,12 @@ class Twin:
 
 
 @contextmanager
-def running(model: Model, image: Path, folder: Path | None = None) -> Iterator[Twin]:
+def running(model: Model, image: Path, folder: Path | None = None, key: bytes | None = None) -> Iterator[Twin]:
     """A started board and its twin."""
     process = Process(image, folder)
     process.start()
     try:
-        twin = Twin(model, process)
+        twin = Twin(model, process, key)
         yield twin
         twin.close()
         assert process.alive(), process.errors()

@@ -7,9 +7,12 @@ import itertools
 import struct
 import zlib
 from collections.abc import Callable, Container
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sparcl_mcu.generator import plan
@@ -20,10 +23,12 @@ from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.reference import Device
 from sparcl_mcu.host_tools.reference.decode import SCALARS
+from tests.firmware.flash_image import FlashImage, Layout
 from tests.firmware.native import Process, Teacher, Twin, board_facts, build, flip, running
 from tests.host_tools.reference.models import random_model, random_samples, samples, task_begin
 
 STORE_FULL, STORE_ERROR = 8, 9
+KEY = bytes(range(32))
 SECTOR = 1024
 HEADER, STATE = 48, 2
 """Of a sector: bytes of its header, and the kind that holds a snapshot."""
@@ -108,21 +113,24 @@ def test_ring_wraps(unit: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "unit", "sector", "refresh"),
+    ("method", "unit", "sector", "refresh", "key"),
     [
-        (Method.DERPP, 4, 512, False),
-        (Method.DERPP, 4, 512, True),
-        (Method.ER, 8, 1024, True),
-        (Method.FINETUNE, 1, 2048, False),
+        (Method.DERPP, 4, 512, False, None),
+        (Method.DERPP, 4, 512, True, KEY),
+        (Method.ER, 8, 1024, True, None),
+        (Method.FINETUNE, 1, 2048, False, None),
     ],
 )
-def test_the_planned_partition_is_enough(method: Method, unit: int, sector: int, refresh: bool, tmp_path: Path) -> None:
-    """In the least partition that the plan allows, no command ever finds the store full."""
+def test_the_planned_partition_is_enough(
+    method: Method, unit: int, sector: int, refresh: bool, key: bytes | None, tmp_path: Path
+) -> None:
+    """In the least partition that the plan allows, no command finds the store full; with a key, tags are counted."""
     model = small(7, method=method, capacity=20, table=24, refresh=refresh)
-    least = plan.plan(model, board_facts(sector=sector, program_unit=unit)).store_bytes
+    keyed = key is not None
+    least = plan.plan(model, board_facts(sector=sector, program_unit=unit), keyed=keyed).store_bytes
     board = board_facts(sector=sector, program_unit=unit, size=least)
-    plan.check(plan.plan(model, board))
-    with running(model, build(model, tmp_path, board)) as twin:
+    plan.check(plan.plan(model, board, keyed=keyed))
+    with running(model, build(model, tmp_path, board, key=key), key=key) as twin:
         teacher = Teacher(twin, 3)
         for number in range(20):
             teacher.begin([(0, 1), (2, 3)][number % 2], 24, streamed=False, seed=number)
@@ -276,6 +284,113 @@ def test_another_models_journal_is_left_alone(tmp_path: Path) -> None:
                 assert (state.task, state.step) == (1, 8)
 
 
+def test_a_like_models_journal_is_left_alone(tmp_path: Path) -> None:
+    """Every list of the two is as long as the other's: only the hash tells them apart."""
+    first = small()
+    second = replace(first, model_hash=bytes(8))
+    folders = [tmp_path / name for name in ("a", "b")]
+    images = [build(model, folder) for model, folder in zip((first, second), folders, strict=True)]
+    with running(first, images[0], tmp_path) as twin:
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), 8, streamed=False, seed=1)
+        teacher.finish()
+    with running(second, images[1], tmp_path) as twin:
+        state = twin.hello()
+        assert (state.restored, state.snapshot, state.health, state.fresh) == (0, 0, 0, True)
+        twin.check_dump()
+    with running(first, images[0], tmp_path) as twin:
+        assert twin.hello().restored
+
+
+def test_a_journal_with_other_tags_or_none_is_refused(tmp_path: Path) -> None:
+    """The board says that there was a save; its own it takes."""
+    model = small()
+    keys = {"open": None, "keyed": KEY, "other": KEY[::-1]}
+    images = {name: build(model, tmp_path / name, key=key) for name, key in keys.items()}
+    for name, key in keys.items():
+        (tmp_path / "flash.img").unlink(missing_ok=True)
+        with running(model, images[name], tmp_path, key) as twin:
+            teacher = Teacher(twin, 1)
+            teacher.begin((0, 1), 8, streamed=False, seed=1)
+            teacher.finish()
+            twin.power_cut()
+            twin.check_dump()
+        for reader, second in keys.items():
+            with running(model, images[reader], tmp_path, second) as twin:
+                state = twin.hello()
+                assert (state.restored, state.health) == ((1, 0) if reader == name else (0, protocol.LOST_SAVE))
+
+
+def exchange(flash: Path, one: bytes, other: bytes, size: int, head: int = 8) -> None:
+    """The record with one content lies where that with the other is; ``size``: of the content."""
+    data = bytearray(flash.read_bytes())
+    source, to = (offset_of_sample(flash, content) - head for content in (one, other))
+    data[to : to + head + size] = data[source : source + head + size]
+    flash.write_bytes(data)
+
+
+def refuses_what_is_not_meant(twin: Twin, command: Command, request: bytes) -> None:
+    """As a lost record, which is counted; the save whose record is gone does not come back, and that is said."""
+    before = protocol.statistics(twin.link).lost_records
+    assert status(twin, command, request) == STORE_ERROR
+    assert protocol.statistics(twin.link).lost_records == before + 1
+    assert twin.hello().health == protocol.LOST_SAVE
+
+
+@pytest.mark.parametrize("other", ["id", "task"])
+def test_another_sample_than_the_table_means_is_lost(other: str, tmp_path: Path) -> None:
+    """A genuine record, put there while the board runs."""
+    model = small(method=Method.ER)
+    with running(model, build(model, tmp_path)) as twin:
+        x, y = random_samples(model, (0, 1), 8, 5)
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), 8, streamed=False, seed=9)
+        earlier = teacher.x[3]
+        teacher.finish()
+        twin.good(Command.TASK_BEGIN, task_begin((0, 1), 8))
+        twin.good(Command.SAMPLES, samples(0, x, y))
+        twin.good(Command.SAVE)
+        source = x[4] if other == "id" else earlier
+        exchange(twin.process.flash, source.tobytes(), x[3].tobytes(), model.n_in)
+        refuses_what_is_not_meant(twin, Command.TRAIN, struct.pack("<HB", 8, 0))
+
+
+def test_logits_of_another_sample_are_lost(tmp_path: Path) -> None:
+    """They are genuine, too; which sample they belong to is in their head."""
+    model = small(capacity=2, method=Method.DERPP)
+    with running(model, build(model, tmp_path)) as twin:
+        x, _ = random_samples(model, (0,), 2, 6)
+        logits = []
+        for number, row in enumerate(x):
+            twin.good(Command.REPLAY, struct.pack("<IHBB", 1000000, 3 + number, 0, 0) + row.tobytes())
+            logits.append(twin.good(Command.PREDICT, row.tobytes())[1:])
+        twin.good(Command.TASK_BEGIN, task_begin((1,), 8, 1))
+        twin.good(Command.TRAIN, b"\0\0\0")
+        twin.good(Command.SAVE)
+        ids = twin.device.state.table.ids
+        exchange(twin.process.flash, logits[0], logits[1], 2 * model.n_classes)
+        step = protocol.pack_steps(ids, [1] * 8, np.repeat(x[:1], 8, 0), 0)
+        refuses_what_is_not_meant(twin, Command.STEP, step)
+
+
+@pytest.mark.parametrize(("task", "label"), [(2, 0), (0, 2)])
+def test_a_replayed_sample_of_no_task_is_lost(task: int, label: int, tmp_path: Path) -> None:
+    """Its checksum is right; the task is yet to come, or no task had the class."""
+    model = small(capacity=1, method=Method.ER)
+    with running(model, build(model, tmp_path)) as twin:
+        x, _ = random_samples(model, (0,), 1, 6)
+        twin.good(Command.REPLAY, struct.pack("<IHBB", 1000000, 3, 0, 0) + x[0].tobytes())
+        twin.good(Command.TASK_BEGIN, task_begin((1,), 1, 1))
+        twin.good(Command.TRAIN, b"\0\0\0")
+        twin.good(Command.SAVE)
+        at = offset_of_sample(twin.process.flash, x[0].tobytes()) - 8
+        flash = bytearray(twin.process.flash.read_bytes())
+        flash[at + 6 : at + 8] = bytes([task, label])
+        struct.pack_into("<I", flash, at, zlib.crc32(flash[at + 4 : at + 8 + model.n_in]))
+        twin.process.flash.write_bytes(flash)
+        refuses_what_is_not_meant(twin, Command.STEP, protocol.pack_steps([0], [1], x, 0))
+
+
 def test_torn_snapshot_does_not_count(tmp_path: Path) -> None:
     """Damage in any sector of the newest snapshot: the one before it is found."""
     model = random_model(4, sizes=(30, 40, 4), epochs=1, capacity=8, table=16)
@@ -317,21 +432,22 @@ def test_torn_snapshot_does_not_count(tmp_path: Path) -> None:
         process.kill()
 
 
-def forge(flash: bytes, change: Callable[[bytearray], None], numbers: Container[int] = range(1 << 31)) -> bytes:
-    """The flash with snapshots of one part changed, checksums and all; ``numbers``: of these snapshots."""
-    forged = bytearray(flash)
-    sectors = range(0, len(flash), len(flash) // 64)
-    states = [at for at in sectors if flash[at : at + 4] == b"SCLJ" and flash[at + 5] == STATE]
-    states = [at for at in states if struct.unpack_from("<I", flash, at + 16)[0] in numbers]
-    assert states, "there is a snapshot"
-    for at in states:
-        size = struct.unpack_from("<I", flash, at + 24)[0]
-        content = forged[at + HEADER : at + HEADER + size]
-        change(content)
-        forged[at + HEADER : at + HEADER + size] = content
-        struct.pack_into("<I", forged, at + 28, zlib.crc32(content))
-        struct.pack_into("<I", forged, at + 44, zlib.crc32(forged[at : at + 44]))
-    return bytes(forged)
+def forge(
+    twin: Twin, board: Board, change: Callable[[bytearray], None], numbers: Container[int] = range(1 << 31)
+) -> bytes:
+    """The flash with snapshots changed, checksums, digest and all; ``numbers``: of these snapshots."""
+    assert isinstance(twin.process, Process)
+    image = FlashImage(Layout(twin.model, board), twin.process.flash.read_bytes())
+    chosen = [number for number in image.snapshots() if number in numbers]
+    assert chosen, "there is a snapshot"
+    for number in chosen:
+        payload = bytearray(image.payload(number))
+        change(payload)
+        # What cannot be taken apart any more keeps its digest: it is refused before that is compared.
+        with suppress(struct.error, IndexError):
+            payload = bytearray(image.close(bytes(payload)))
+        image.put_payload(number, bytes(payload))
+    return bytes(image.data)
 
 
 def test_restored_after_removals(tmp_path: Path) -> None:
@@ -363,6 +479,15 @@ def scalar(name: str, value: int) -> Callable[[bytearray], None]:
     return put(f"<{kind.char}", at, value)
 
 
+def all_learn(content: bytearray, start: int, lines: int) -> None:
+    """Every entry of a panel whose lists begin at ``start`` is in the gradient mask; each line ascends as it has to."""
+    ends = struct.unpack_from(f"<{lines + 1}H", content, start)
+    index = start + 2 * (2 * lines + 1)
+    content[start + 2 * (lines + 1) : index] = content[start + 2 : start + 2 * (lines + 1)]
+    for low, high in itertools.pairwise(ends):
+        content[index + low : index + high] = bytes(sorted(content[index + low : index + high]))
+
+
 def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
     """Snapshots that no learner of the model wrote, in the middle of a task of 8 samples, without replay."""
     panel, lines = model.layers[0].panels[0], model.layers[0].lines
@@ -381,9 +506,7 @@ def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
         "split before start": put("<H", split + position * (lines - 1), 0),
         "split after the line": put("<H", split, 0xFFF0),
         "no such place": put("<B", index, panel.places),
-        "a gradient mask that is too large": lambda content: content.__setitem__(
-            slice(split, index), content[start + position : split]
-        ),
+        "a gradient mask that is too large": lambda content: all_learn(content, start, lines),
         "position": scalar("pos", 8),
         "samples": scalar("n", model.learning.table + 1),
         "samples at the beginning": scalar("n_start", 7),
@@ -407,6 +530,8 @@ def test_forged_snapshots(tmp_path: Path) -> None:
     """With checksums that fit: the board starts from the initial model, and goes on."""
     model = small(method=Method.FINETUNE, capacity=0, batch=2, dgm=True, epochs=2)
     board = board_facts(size=64 * 4096, sector=4096, program_unit=4)
+    panel = model.layers[0].panels[0]
+    assert panel.nnz > panel.grad + panel.grow_inter, "there are entries that do not learn"
     with running(model, build(model, tmp_path, board)) as twin:
         teacher = Teacher(twin, 1)
         teacher.begin((0, 1), 8, streamed=False, seed=1)
@@ -416,15 +541,18 @@ def test_forged_snapshots(tmp_path: Path) -> None:
         steps = twin.device.step
         intact = twin.process.flash.read_bytes()
         for name, change in {"": lambda content: None, **forgeries(model)}.items():
-            twin.process.flash.write_bytes(forge(intact, change))
+            twin.process.flash.write_bytes(intact)
+            twin.process.flash.write_bytes(forge(twin, board, change))
             state = twin.power_cut()
             assert (state.restored, state.step) == ((1, steps) if name == "" else (0, 0)), name
+            assert state.health == (0 if name == "" else protocol.LOST_SAVE), name
 
 
 def test_a_save_that_cannot_be_loaded_leaves_the_one_before(tmp_path: Path) -> None:
     """Its checksums fit, and no learner wrote it."""
     model = small(method=Method.FINETUNE, capacity=0, epochs=2)
-    with running(model, build(model, tmp_path, board_facts(size=64 * 4096, sector=4096, program_unit=4))) as twin:
+    board = board_facts(size=64 * 4096, sector=4096, program_unit=4)
+    with running(model, build(model, tmp_path, board)) as twin:
         teacher = Teacher(twin, 1)
         teacher.begin((0, 1), 8, streamed=False, seed=1)
         teacher.advance(3)
@@ -433,10 +561,9 @@ def test_a_save_that_cannot_be_loaded_leaves_the_one_before(tmp_path: Path) -> N
         teacher.advance(2)
         twin.good(Command.SAVE)
         number = twin.hello().snapshot
-        intact = twin.process.flash.read_bytes()
-        twin.process.flash.write_bytes(forge(intact, scalar("epoch", model.learning.epochs), {number}))
+        twin.process.flash.write_bytes(forge(twin, board, scalar("epoch", model.learning.epochs), {number}))
         state = twin.power_cut()
-        assert (state.restored, state.snapshot) == (1, number - 1)
+        assert (state.restored, state.snapshot, state.health) == (1, number - 1, protocol.LOST_SAVE)
         twin.device = before
         twin.check_dump()
         teacher.finish()
@@ -469,9 +596,12 @@ def test_a_record_of_no_class_is_refused(tmp_path: Path) -> None:
         twin.good(Command.TASK_BEGIN, task_begin((0, 1), 8))
         twin.good(Command.SAMPLES, samples(0, x, y))
         twin.good(Command.SAVE)
-        flash = bytearray(twin.process.flash.read_bytes())
+        intact = twin.process.flash.read_bytes()
+        at = offset_of_sample(twin.process.flash, x[3].tobytes()) - 8
         for label, expected in ((4, STORE_ERROR), (255, STORE_ERROR), (int(y[3]), 0)):
-            at = offset_of_sample(twin.process.flash, x[3].tobytes()) - 8
+            twin.process.flash.write_bytes(intact)
+            assert twin.power_cut().restored
+            flash = bytearray(intact)
             flash[at + 7] = label
             struct.pack_into("<I", flash, at, zlib.crc32(flash[at + 4 : at + 8 + model.n_in]))
             twin.process.flash.write_bytes(flash)

@@ -146,7 +146,8 @@ def build(subject: str, folder: Path, *, fuzzer: bool, extra: tuple[str, ...] = 
         "requests": [*inside, *board],
         "journal": [*inside, *board],
     }
-    wrap = "-Wl,--wrap=scl_store_get_sample,--wrap=scl_store_get_logits"
+    wrapped = ("scl_store_get_sample", "scl_store_get_replay", "scl_state_load", "scl_state_end")
+    wrap = "-Wl," + ",".join(f"--wrap={name}" for name in wrapped)
     result = {}
     for program in PROGRAMS:
         if program.subject == subject:

@@ -37,39 +37,119 @@ fuzz_header_t fuzz_header(uint32_t sector) {
 
 /* ---- snapshots ------------------------------------------------------------------ */
 
-/* The engine's state in the order of a snapshot. */
-static struct {
-  uint8_t bytes[SCL_FLASH_SIZE];
-  uint32_t size;
-} state;
+int fuzz_any_digest;
 
-static void add(const void *data, uint32_t size) {
-  FUZZ_CHECK(size <= sizeof state.bytes - state.size, "a state larger than the flash");
-  memcpy(state.bytes + state.size, data, size);
-  state.size += size;
+/* What the last snapshot that was loaded ends with. */
+static struct {
+  scl_state_end_t end;
+  int fresh;
+} loaded;
+
+/* Linked with --wrap. */
+scl_status_t __real_scl_state_load(scl_state_end_t *end);
+scl_status_t __wrap_scl_state_load(scl_state_end_t *end);
+scl_status_t __real_scl_state_end(uint32_t number, scl_state_end_t *end);
+scl_status_t __wrap_scl_state_end(uint32_t number, scl_state_end_t *end);
+
+scl_status_t __wrap_scl_state_load(scl_state_end_t *end) {
+  const scl_status_t status = __real_scl_state_load(end);
+  loaded.end = *end;
+  loaded.fresh = status == SCL_OK;
+  return status;
 }
 
-static void add_region(uint32_t region, uint32_t size) {
-  FUZZ_CHECK(size <= sizeof state.bytes - state.size, "a state larger than the flash");
-  FUZZ_CHECK(scl_state_dump(region, 0, state.bytes + state.size, size) == SCL_OK, "a region that cannot be dumped");
-  state.size += size;
+scl_status_t __wrap_scl_state_end(uint32_t number, scl_state_end_t *end) {
+  const scl_status_t status = __real_scl_state_end(number, end);
+  if (loaded.fresh && fuzz_any_digest) {
+    *end = loaded.end;
+  }
+  loaded.fresh = 0;
+  return status;
+}
+
+/* Parts of the engine's state, one after the other. */
+typedef struct {
+  uint8_t bytes[SCL_FLASH_SIZE];
+  uint32_t size;
+} bytes_t;
+
+static bytes_t state;  /* in the order of a snapshot */
+static bytes_t summed; /* in the order of its digest */
+
+static void add(bytes_t *to, const void *data, uint32_t size) {
+  FUZZ_CHECK(size <= sizeof to->bytes - to->size, "a state larger than the flash");
+  memcpy(to->bytes + to->size, data, size);
+  to->size += size;
+}
+
+static void add_region(bytes_t *to, uint32_t region, uint32_t size) {
+  FUZZ_CHECK(size <= sizeof to->bytes - to->size, "a state larger than the flash");
+  FUZZ_CHECK(scl_state_dump(region, 0, to->bytes + to->size, size) == SCL_OK, "a region that cannot be dumped");
+  to->size += size;
+}
+
+static void add_tables(bytes_t *to) {
+  const uint32_t n = scl_learner.n, filled = scl_learner.filled;
+  add_region(to, 1, 2u * n);
+  add_region(to, 2, n);
+  add(to, scl_table.address, 2u * n);
+  add(to, scl_slots.sample, 2u * filled);
+  add(to, scl_slots.logits, 2u * filled);
+}
+
+static void add_network(bytes_t *to) {
+  for (uint32_t r = 0; r < SCL_N_REGIONS; r++) {
+    add_region(to, FIRST_REGION + r, scl_region_size(&scl_regions[r]));
+  }
+}
+
+static void add_transient(bytes_t *to) {
+  for (const scl_region_t *r = scl_transient_regions; r->data != NULL; r++) {
+    add(to, r->data, r->size);
+  }
+}
+
+/* The checksum that a record begins with. */
+static void add_checksum(bytes_t *to, scl_address_t address) {
+  const uint32_t at = (uint32_t)address * SCL_GRANULE;
+  FUZZ_CHECK(at <= SCL_FLASH_SIZE - 4u, "a record outside the partition");
+  add(to, fuzz_flash() + at, 4);
+}
+
+static uint32_t digest_of_all(void) {
+  static const uint8_t none[4] = {0};
+  const scl_learner_t *l = &scl_learner;
+  const uint32_t stored = l->phase == SCL_PHASE_FILLING ? l->received : l->n;
+  summed.size = 0;
+  add_region(&summed, 0, SCALARS);
+  add_network(&summed);
+  add_region(&summed, 1, 2u * l->n);
+  add_region(&summed, 2, l->n);
+  for (uint32_t s = 0; s < l->filled; s++) {
+    add_checksum(&summed, scl_slots.sample[s]);
+    if (SCL_METHOD == SCL_METHOD_DERPP) {
+      add_checksum(&summed, scl_slots.logits[s]);
+    } else {
+      add(&summed, none, sizeof none);
+    }
+  }
+  add(&summed, l->class_task, SCL_N_CLASSES);
+  add_tables(&summed);
+  add_transient(&summed);
+  for (uint32_t k = 0; k < stored && l->mode == SCL_MODE_RESIDENT; k++) {
+    add_checksum(&summed, scl_table.address[k]);
+  }
+  return fuzz_crc(summed.bytes, summed.size);
 }
 
 static void serialise(void) {
-  const uint32_t n = scl_learner.n, filled = scl_learner.filled;
   state.size = 0;
-  add_region(0, SCALARS);
-  add_region(1, 2u * n);
-  add_region(2, n);
-  add(scl_table.address, 2u * n);
-  add(scl_slots.sample, 2u * filled);
-  add(scl_slots.logits, 2u * filled);
-  for (uint32_t r = 0; r < SCL_N_REGIONS; r++) {
-    add_region(FIRST_REGION + r, scl_region_size(&scl_regions[r]));
-  }
-  for (const scl_region_t *r = scl_transient_regions; r->data != NULL; r++) {
-    add(r->data, r->size);
-  }
+  add_region(&state, 0, SCALARS);
+  add_tables(&state);
+  add_network(&state);
+  add_transient(&state);
+  FUZZ_CHECK(fuzz_any_digest || get(loaded.end.bytes, 4) == digest_of_all(), "restored with another digest");
+  add(&state, &loaded.end, sizeof loaded.end);
 }
 
 /* A sector that holds this part of the state, with right checksums. */
@@ -104,10 +184,10 @@ void fuzz_check_restored(void) {
 /* ---- records ---------------------------------------------------------------------- */
 
 /* Linked with --wrap: what the engine takes for a record is one. */
-scl_status_t __real_scl_store_get_sample(scl_address_t address, scl_sample_t *sample);
-scl_status_t __wrap_scl_store_get_sample(scl_address_t address, scl_sample_t *sample);
-scl_status_t __real_scl_store_get_logits(scl_address_t address, int16_t *logits);
-scl_status_t __wrap_scl_store_get_logits(scl_address_t address, int16_t *logits);
+scl_status_t __real_scl_store_get_sample(uint32_t place, scl_sample_t *sample);
+scl_status_t __wrap_scl_store_get_sample(uint32_t place, scl_sample_t *sample);
+scl_status_t __real_scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
+scl_status_t __wrap_scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
 
 static const uint8_t *record(scl_address_t address, uint32_t size) {
   const uint32_t at = (uint32_t)address * SCL_GRANULE;
@@ -117,21 +197,30 @@ static const uint8_t *record(scl_address_t address, uint32_t size) {
   return raw;
 }
 
-scl_status_t __wrap_scl_store_get_sample(scl_address_t address, scl_sample_t *sample) {
-  const scl_status_t status = __real_scl_store_get_sample(address, sample);
+static void check_sample(scl_address_t address, const scl_sample_t *sample) {
+  const uint8_t *raw = record(address, SCL_SAMPLE_BYTES);
+  FUZZ_CHECK(memcmp(sample->x, raw + SCL_RECORD_HEAD, SCL_N_STORED) == 0, "a sample other than its record");
+  FUZZ_CHECK(sample->label < SCL_N_CLASSES, "a sample of no class");
+}
+
+scl_status_t __wrap_scl_store_get_sample(uint32_t place, scl_sample_t *sample) {
+  const scl_status_t status = __real_scl_store_get_sample(place, sample);
   if (status == SCL_OK) {
-    const uint8_t *raw = record(address, SCL_SAMPLE_BYTES);
-    FUZZ_CHECK(memcmp(sample->x, raw + SCL_RECORD_HEAD, SCL_N_STORED) == 0, "a sample other than its record");
-    FUZZ_CHECK(sample->label < SCL_N_CLASSES, "a sample of no class");
+    check_sample(scl_table.address[place], sample);
+    FUZZ_CHECK(sample->id == scl_table.id[place] && sample->task == scl_learner.task, "another sample than is meant");
   }
   return status;
 }
 
-scl_status_t __wrap_scl_store_get_logits(scl_address_t address, int16_t *logits) {
-  const scl_status_t status = __real_scl_store_get_logits(address, logits);
+scl_status_t __wrap_scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits) {
+  const scl_status_t status = __real_scl_store_get_replay(slot, sample, logits);
   if (status == SCL_OK) {
-    const uint8_t *raw = record(address, SCL_LOGITS_BYTES);
+    check_sample(scl_slots.sample[slot], sample);
+  }
+  if (status == SCL_OK && logits != NULL) {
+    const uint8_t *raw = record(scl_slots.logits[slot], SCL_LOGITS_BYTES);
     FUZZ_CHECK(memcmp(logits, raw + SCL_RECORD_HEAD, 2u * SCL_N_CLASSES) == 0, "logits other than their record");
+    FUZZ_CHECK(get(raw + 4, 2) == sample->id && raw[6] == sample->task, "logits of another sample");
   }
   return status;
 }

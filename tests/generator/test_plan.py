@@ -301,3 +301,15 @@ def test_table_shows_the_arena_of_a_graph() -> None:
     assert "who lives where" not in shown(random_model(0, method=Method.ER))
     written = json.loads(json.dumps(asdict(plan(small(), load_board("native")))))["placements"]
     assert [Placement(**p) for p in written] == list(place(small()))
+
+
+def test_tags_are_counted() -> None:
+    """With a shared key each record and each snapshot is 8 bytes longer (docs/flash-format.md, "Tags")."""
+    model, board = small(), load_board("ast1030_evb")
+    assert snapshot_bytes(model, keyed=True) == snapshot_bytes(model) + 8
+    granule, size = board.store.granule, model.n_stored
+    for keyed, head in ((False, 8), (True, 16)):
+        p = plan(model, board, keyed=keyed)
+        sample = next(row for row in p.store if row.name == "task samples")
+        assert sample.note == f"{model.learning.table} x {-(-(head + size) // granule) * granule} B"
+        assert next(row for row in p.ram if row.name == "sample buffer").size == head + size

@@ -171,7 +171,7 @@ class FakeBoard:
         d = self.device
         ticks = tuple(1000 * d.training_steps * k for k in range(1, 8))
         counts = struct.pack("<IIIIQ", d.training_steps, d.passes, 10, 2, 4096)
-        journal = struct.pack("<HHHIIIIH", 256, 200, d.filled, 0, 1, 0, self._snapshots, 0)
+        journal = struct.pack("<HHHIIIIHH", 256, 200, d.filled, 0, 1, 0, self._snapshots, 0, 0)
         state = struct.pack("<IIIII", d.saturated_activations, d.saturated_errors, d.guard_shifts, 0, 512)
         return struct.pack("<7Q", *ticks) + counts + journal + state
 

@@ -89,6 +89,22 @@ def test_counters_are_read_at_the_ends_of_epochs_and_tests_only(project: Project
     assert told == np.cumsum([epoch.steps for epoch in result.epochs]).tolist()
 
 
+@pytest.mark.parametrize(("restored", "told"), [(True, "went back to an older one"), (False, "no save was left")])
+def test_a_save_that_the_board_could_not_use_is_told(
+    restored: bool, told: str, project: Project, board: FakeBoard
+) -> None:
+    """It is damaged, or forged: whether an older one was left matters as well."""
+    board.health, board.restored = protocol.LOST_SAVE, restored
+    messages: list[str] = []
+
+    class Reader(stream.Observer):
+        def message(self, text: str) -> None:
+            messages.append(text)
+
+    stream.stream(project, board.url, observer=Reader())
+    assert told in messages[0]
+
+
 def test_final_regions_are_saved_by_name(project: Project, board: FakeBoard) -> None:
     stream.stream(project, board.url)
     with np.load(project.folder / stream.FINAL) as arrays:
