@@ -241,15 +241,22 @@ def write_sources(project: Project) -> None:
         if not path.exists() or path.read_bytes() != text.encode() or (secret and path.stat().st_mode & 0o077):
             path.unlink(missing_ok=True)  # with it the permissions it came with
             path.touch(mode=0o600 if secret else 0o666)
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(text.encode())  # with the same line ends everywhere
     _point_current(project)
 
 
 def _point_current(project: Project) -> None:
-    """``build/current/<board>``: what a plain ``pio run -e <board>`` builds."""
+    """``build/current/<board>``: what a plain ``pio run -e <board>`` builds.
+
+    A link, or a file that names the folder where the system allows no links.
+    """
     link = build_folder() / "current" / project.board.name
     link.parent.mkdir(parents=True, exist_ok=True)
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    fresh.symlink_to(os.path.relpath(project.generated, link.parent))
+    target = os.path.relpath(project.generated, link.parent)
+    try:
+        fresh.symlink_to(target)
+    except OSError:
+        fresh.write_text(target, encoding="utf-8")
     fresh.replace(link)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import sys
 from pathlib import Path
 
 from sparcl_mcu.generator.errors import UserError
@@ -53,7 +54,7 @@ def keep_private(folder: Path) -> None:
             mode = path.lstat().st_mode
             if mode & _OTHERS and not stat.S_ISLNK(mode):
                 path.chmod(stat.S_IMODE(mode) & ~_OTHERS)
-        private = os.name != "posix" or not folder.stat().st_mode & _OTHERS
+        private = sys.platform == "win32" or not folder.stat().st_mode & _OTHERS
     except OSError as error:
         raise UserError(
             f"link.key: {error.filename} cannot be kept from others ({error.strerror}); {_ELSEWHERE}"

@@ -504,6 +504,7 @@ def sweep(
 
     Writes build/sweeps/NAME/runs.csv (one row a run) and table.md.
     """
+    _require_emulators()
     from sparcl_mcu.benchmarks.sweep import cluster, plan
     from sparcl_mcu.benchmarks.sweep import sweep as sweeps
 
@@ -560,6 +561,7 @@ def bench(
     Writes build/bench/bench.json (docs/bench-schema.md) and build/bench/plot.svg; of an experiment profile.json
     into its own folder, for the report.
     """
+    _require_emulators()
     from sparcl_mcu.benchmarks import baseline, profile
     from sparcl_mcu.benchmarks import bench as benches
     from sparcl_mcu.benchmarks import view as bench_view
@@ -628,6 +630,7 @@ def _upload(project: Project, port: str | None) -> str:
     if url is None:
         emulator = _emulator(project)
         if emulator is None:
+            _require_emulators()
             raise UserError(
                 f"the board {project.board.name} has no emulator: name the port of a real one with --port "
                 "(`pio device list` shows them)"
@@ -756,13 +759,22 @@ def _compare(names: list[str], output: Path | None) -> None:
 
 
 def _emulator(project: Project) -> Emulator | None:
-    """The project's emulated board; None for a board without emulator."""
-    if project.board.emulator is None or project.board.emulator.kind == "none":
+    """The project's emulated board; None for a board without emulator, and where nothing is emulated."""
+    from .emulator import AVAILABLE, Emulator
+
+    if project.board.emulator is None or project.board.emulator.kind == "none" or not AVAILABLE:
         return None
-    from .emulator import Emulator
 
     name = project.board.name
     return Emulator(project.folder / "emulator" / name, name)
+
+
+def _require_emulators() -> None:
+    """Raise UserError on a system that has none."""
+    from .emulator import AVAILABLE, NEEDS_LINUX
+
+    if not AVAILABLE:
+        raise UserError(NEEDS_LINUX)
 
 
 @contextmanager
@@ -788,6 +800,7 @@ def _url(project: Project, port: str | None, options: _Options) -> str:
     if emulator is not None and emulator.image_path.is_file():
         # Stopped or killed since: the same image and the same flash, as when power comes back.
         return emulator.restart()
+    _require_emulators()
     raise UserError(
         f"no board to talk to: start the emulated one with `sparcl flash {options.arguments}`, "
         "or name a real one's port with --port"

@@ -47,6 +47,10 @@ _MOST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 _START_SECONDS = 15.0
 _STOP_SECONDS = 5.0
 
+AVAILABLE = sys.platform != "win32"
+"""Whether this system has what emulated boards and the native one are made of: POSIX processes, signals, sockets."""
+NEEDS_LINUX = "emulated boards and the board native need Linux; here, name the port of a real board with --port"
+
 
 class EmulatorError(Exception):
     """The board cannot be run; the message says what to change."""
@@ -139,6 +143,8 @@ class Emulator:
     """
 
     def __init__(self, state_dir: Path, board: str, root: Path = ROOT) -> None:
+        if not AVAILABLE:
+            raise EmulatorError(NEEDS_LINUX)
         self.state_dir = Path(state_dir).resolve()
         self.board = board
         self._root = root
@@ -280,14 +286,14 @@ class Emulator:
 
     def _read_state(self) -> _State | None:
         try:
-            return _State(**json.loads((self.state_dir / "state.json").read_text()))
+            return _State(**json.loads((self.state_dir / "state.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def _write_state(self, state: _State) -> None:
         text = json.dumps(asdict(state), indent=2) + "\n"
         temporary = self.state_dir / "state.json.new"
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.state_dir / "state.json")
 
     def _running_state(self) -> _State:
@@ -453,7 +459,7 @@ class Emulator:
         raise EmulatorError(f"{self.board} did not come up in {_START_SECONDS:.0f} s")
 
     def _log_tail(self) -> str:
-        return self.log_path.read_text(errors="replace").strip()[-2000:]
+        return self.log_path.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
 
     def _hint(self) -> str:
         """What to do about QEMU's refusal of a plugin, which it says in the log."""

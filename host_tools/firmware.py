@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.generator.errors import BoardError, UserError
 from sparcl_mcu.generator.places import ROOT
 
 from . import platformio
+from .emulator import AVAILABLE
 
 if TYPE_CHECKING:
     from sparcl_mcu.generator.pipeline import Project
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 def build(project: Project, arguments: Sequence[str] = (), defines: Sequence[str] = ()) -> Path:
     """Run PlatformIO on the project with more ``arguments`` and preprocessor ``defines``; the image.
 
-    Raises BoardError, which names the file with PlatformIO's whole output.
+    Raises BoardError, which names the file with PlatformIO's whole output; UserError where no native board can be.
     """
+    if project.board.core == "host" and not AVAILABLE:
+        raise UserError(f"the board {project.board.name} is a program for Linux: choose a board that is plugged in")
     folder = project.folder.resolve()
     environment = {
         "SCL_GENERATED": str(folder / "generated"),

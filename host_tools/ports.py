@@ -44,7 +44,7 @@ def _others(url: str) -> Iterator[tuple[int, str]]:
     for process in sorted(Path("/proc").glob("[0-9]*")):
         if int(process.name) != os.getpid() and _has_open(process, device.st_rdev):
             with suppress(OSError):
-                yield int(process.name), one_line((process / "comm").read_text(errors="replace"), 40)
+                yield int(process.name), one_line((process / "comm").read_text("utf-8", "replace"), 40)
 
 
 def _has_open(process: Path, device: int) -> bool:

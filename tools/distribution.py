@@ -214,7 +214,9 @@ def bootstrap(suite: str, root: Path) -> None:
     say(f"making a root of {suite}")
     unsafe = root / "etc" / "dpkg" / "dpkg.cfg.d" / "unsafe-io"
     unsafe.parent.mkdir(parents=True)
-    unsafe.write_text("force-unsafe-io\n")  # the root lives for minutes: dpkg need not wait for the disk
+    unsafe.write_text(
+        "force-unsafe-io\n", encoding="utf-8"
+    )  # the root lives for minutes: dpkg need not wait for the disk
     options = ["--variant=minbase", f"--include={BASE}"]
     done = quietly(["debootstrap", *options, suite, root, mirror()], environment())
     if done.returncode != 0:
@@ -293,7 +295,10 @@ class Inside:
 
 def boards() -> list[str]:
     """The boards that run without hardware."""
-    facts = {path.parent.name: tomllib.loads(path.read_text()) for path in ROOT.glob("firmware/boards/*/board.toml")}
+    facts = {
+        path.parent.name: tomllib.loads(path.read_text(encoding="utf-8"))
+        for path in ROOT.glob("firmware/boards/*/board.toml")
+    }
     return sorted(name for name, board in facts.items() if board.get("emulator", {}).get("kind", "none") != "none")
 
 

@@ -205,7 +205,7 @@ def _held() -> Iterator[Path]:
     """A new folder and its lock, which ends with this process however that ends."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        with (path / "lock").open("w") as lock:
+        with (path / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (path / "lock").exists():  # else somebody cleared it away just before it was locked
                 yield path
@@ -218,7 +218,7 @@ def clear_away() -> None:
         with suppress(OSError):
             if path.lstat().st_uid != os.getuid():
                 continue  # whatever others put there is not read: it would say which processes to end
-            with (path / "lock").open("r+") as lock:
+            with (path / "lock").open("r+b") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(path)
 
@@ -257,6 +257,6 @@ def _prepare(board: str) -> None:
     """Let PlatformIO take notice of the board's platform, one process at a time."""
     core = platformio.core_dir()
     core.mkdir(parents=True, exist_ok=True)
-    with (core / "sparcl-prepare.lock").open("w") as lock:
+    with (core / "sparcl-prepare.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         session.prepare([board])

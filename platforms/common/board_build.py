@@ -147,7 +147,7 @@ def stack_report(board: Mapping[str, Any], objects: Path) -> tuple[str, bool]:
     """How much of its stack a firmware can need, and whether that is too much; objects: where the .ci files are."""
     planned = board["memory"]["stack_bytes"]
     try:
-        most = bound(path.read_text() for path in sorted(objects.rglob("*.ci")))
+        most = bound(path.read_text(encoding="utf-8", errors="replace") for path in sorted(objects.rglob("*.ci")))
     except ValueError as error:
         return f"{board['name']}: no bound of the stack is known: {error}", False
     report = f"{board['name']}: stack at most {most.bytes} of {planned} bytes"
@@ -200,6 +200,11 @@ def without_links(folder: Path) -> Path:
     return found if is_plain(found) else Path(os.path.abspath(folder))
 
 
+def named_folder(link: Path) -> Path:
+    """Where a link points, or the file that is there in its place where the system allows no links."""
+    return link.parent / link.read_text(encoding="utf-8") if link.is_file() else link
+
+
 def generated_folder(
     board: str,
     python: str,
@@ -210,7 +215,7 @@ def generated_folder(
     """The folder with the rendered C files; runs the generator when there is none.
 
     SCL_GENERATED names it; otherwise build/current/<board> in the folder of the
-    project, a symbolic link that the generator makes.
+    project, a link (or a file that names the folder) that the generator makes.
     """
     named = environment.get("SCL_GENERATED")
     if named:
@@ -218,10 +223,10 @@ def generated_folder(
         header = folder / "scl_board.h"
         if not header.is_file():
             raise ValueError(f"SCL_GENERATED={named}: no scl_board.h in there")
-        if f'SCL_BOARD_NAME "{board}"' not in header.read_text():
+        if f'SCL_BOARD_NAME "{board}"' not in header.read_text(encoding="utf-8"):
             raise ValueError(f"SCL_GENERATED={named} is for another board than {board}")
         return without_links(folder)
-    folder = project / "build" / "current" / board
+    folder = named_folder(project / "build" / "current" / board)
     if not (folder / "scl_board.h").is_file():
         command = [
             environment.get("SCL_PYTHON", python),
@@ -237,6 +242,7 @@ def generated_folder(
         print(f"No generated sources for {board} yet, running: {shlex.join(command)}", flush=True)
         original, variables = before(environment)
         status = subprocess.run(command, cwd=original or project, env=variables, check=False).returncode
+        folder = named_folder(project / "build" / "current" / board)
         if status != 0 or not (folder / "scl_board.h").is_file():
             raise ValueError(
                 f"{shlex.join(command)} ended with {status} and left no {folder}/scl_board.h. "

@@ -30,6 +30,8 @@ def build(env, suffix):
     build_dir = env.subst("$BUILD_DIR")
     try:
         board = board_build.load_board(name)
+        if board["core"] == "host" and sys.platform == "win32":
+            raise ValueError(f"the board {name} is a program for Linux")
         generated = board_build.generated_folder(name, sys.executable, project=Path(env["PROJECT_DIR"]))
         core = os.environ.get("SCL_CORE") or os.path.join(board_build.ROOT, "firmware", "core")
         require_plain(os.getcwd(), board_build.ROOT, build_dir, generated, core)
