@@ -216,12 +216,23 @@ def write_environments(build: Path) -> None:
     `sparcl new` makes such projects. Only this file says where sparcl-mcu is on this computer.
     """
     text = (ROOT / "platformio.ini").read_text(encoding="utf-8")
-    text = re.sub(r"(?m)^core_dir = .*$", lambda _: f"core_dir = {core_dir().as_posix()}", text)
-    text = re.sub(r"(?m)^(src_dir|include_dir) = ", lambda found: f"{found[0]}{ROOT.as_posix()}/", text)
-    text = text.replace("${PROJECT_DIR}", ROOT.as_posix())
+    root, core = _option(build, "sparcl-mcu", ROOT), _option(build, "sparcl-core", core_dir())
+    text = text.replace("${PROJECT_DIR}", root)
+    text = re.sub(r"(?m)^core_dir = .*$", lambda _: f"core_dir = {core}", text)
+    text = re.sub(r"(?m)^(src_dir|include_dir) = ", lambda found: f"{found[0]}{root}/", text)
     path = build / "platformio.ini"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
+
+
+def _option(build: Path, name: str, folder: Path) -> str:
+    """A folder for ``platformio.ini``: a link in ``build`` where its name means something there."""
+    if not re.search(r"[%$\n]|\s[#;]", str(folder)):
+        return folder.as_posix()
+    link = build / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder)
+    return f"${{PROJECT_DIR}}/{build.name}/{name}"
 
 
 def _failure(shown: str, done: subprocess.CompletedProcess[str]) -> PioError:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import plain_paths  # from platforms/common
 import pytest
+from platformio.project.config import ProjectConfig
 
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.boards import ROOT
-from sparcl_mcu.host_tools import firmware, protocol
+from sparcl_mcu.host_tools import firmware, platformio, protocol
 from sparcl_mcu.host_tools.emulator import Emulator, free_url
 from sparcl_mcu.host_tools.link import Link
 from tests.boards.test_end_to_end import require
@@ -152,6 +153,28 @@ def test_what_could_not_be_hidden_is_refused() -> None:
     """The builder asks before it gives a path to SCons."""
     with pytest.raises(plain_paths.NotPlainError, match=r"'/tmp/x;id' would reach a shell: give that folder a name"):
         plain_paths.require_plain("/tmp/x", Path("/tmp/x;id"))
+
+
+@pytest.mark.parametrize("name", ["plain", "R&D's 50% #1 ;x ${PROJECT_DIR}\n$HOME"])
+def test_a_project_elsewhere_finds_a_checkout_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """PlatformIO expands and cuts what it reads in platformio.ini."""
+    root, project = tmp_path / name, tmp_path / "project"
+    (root / "firmware").mkdir(parents=True)
+    (project / "build").mkdir(parents=True)
+    shutil.copy(ROOT / "platformio.ini", root)
+    monkeypatch.setattr(platformio, "ROOT", root)
+    monkeypatch.setenv("PLATFORMIO_CORE_DIR", str(root / "core"))
+    monkeypatch.chdir(project)
+    for _ in range(2):
+        platformio.write_environments(project / "build")
+    monkeypatch.delenv("PLATFORMIO_CORE_DIR")
+    config = ProjectConfig(str(project / "build" / "platformio.ini"))
+    assert Path(config.get("platformio", "src_dir")).resolve() == root / "firmware"
+    assert Path(config.get("platformio", "core_dir")).resolve() == root / "core"
+    uri = config.get("env:microbit", "platform")
+    assert Path(uri.removeprefix("symlink://")).resolve() == root / "platforms" / "sparcl_cortexm"
 
 
 # -- a checkout of any name ---------------------------------------------------------------------------
