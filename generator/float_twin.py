@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -142,8 +142,7 @@ class Twin:
         self.masks = [Mask(layer) if layer.sparse else None for _, layer in model.weighted]
         self._inputs = _Inputs(dataset, float_model)
         sparse = tuple(k for k, mask in enumerate(self.masks) if mask)
-        # The seed is in no compiled code, so all seeds of an experiment share it.
-        self._engine = _engine(_nodes(float_model), sparse, dataset.n_classes, replace(model.learning, seed=0))
+        self._engine = _engine(_nodes(float_model), sparse, dataset.n_classes, _rules(model.learning))
         self._samples = self._engine.constants((self._inputs.x_train, self._inputs.y_train))
         self.buffer = Buffer(model.learning.capacity, [])
         self.stored = np.zeros((model.learning.capacity + 1, dataset.n_classes), np.float32)
@@ -472,10 +471,25 @@ def _draws(learning: Learning) -> list[_Draw]:
     return [_Draw(a, 1.0, captured=False), _Draw(b, 0.0, captured=b > 0.0)]
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """What a compiled training step knows of how a board learns; ``table``: as many steps at most."""
+
+    batch: int
+    table: int
+    head: SingleHead
+    draws: tuple[_Draw, ...]
+
+
+def _rules(learning: Learning) -> _Rules:
+    draws = [] if learning.method is Method.FINETUNE else _draws(learning)
+    return _Rules(learning.batch, learning.table, learning.single_head, tuple(draws))
+
+
 @lru_cache(maxsize=64)
-def _engine(nodes: tuple[_Node, ...], sparse: tuple[int, ...], n_classes: int, learning: Learning) -> _Engine:
-    """Compiling takes longer than learning does: a sweep compiles each of its methods once."""
-    return _Engine(nodes, sparse, n_classes, learning)
+def _engine(nodes: tuple[_Node, ...], sparse: tuple[int, ...], n_classes: int, rules: _Rules) -> _Engine:
+    """Compiling takes longer than learning does: what runs the same steps shares them, as all seeds of a method do."""
+    return _Engine(nodes, sparse, n_classes, rules)
 
 
 class _Engine:
@@ -485,14 +499,15 @@ class _Engine:
     XLA compiles anew for every value an index of a slice has.
     """
 
-    def __init__(self, nodes: tuple[_Node, ...], sparse: tuple[int, ...], n_classes: int, learning: Learning) -> None:
+    def __init__(self, nodes: tuple[_Node, ...], sparse: tuple[int, ...], n_classes: int, rules: _Rules) -> None:
         self._tf = _tensorflow()
         self._nodes = nodes
         self._sparse = sparse
         self._n_classes = n_classes
-        self._learning = learning
-        self._predict = self._tf.function(self._forward, jit_compile=True)
-        self._train = self._tf.function(self._loop, jit_compile=True)
+        self._rules = rules
+        # No statement of Python's depends on a tensor: rewriting them all would take as long as tracing.
+        self._predict = self._tf.function(self._forward, autograph=False, jit_compile=True)
+        self._train = self._tf.function(self._loop, autograph=False, jit_compile=True)
 
     def logits(self, weights: Sequence[Floats], biases: Sequence[Floats], x: Floats) -> Floats:
         """(samples, channels, height, width) -> (samples, classes)."""
@@ -523,7 +538,7 @@ class _Engine:
         each sparse layer the sums of gradients, if ``capture``.
         """
         tf, steps = self._tf, len(plan)
-        padded = np.zeros((self._learning.table, plan.shape[1]), np.int32)
+        padded = np.zeros((self._rules.table, plan.shape[1]), np.int32)
         padded[:steps] = plan
         masks = {str(k): tf.constant(mask) for k, mask in enumerate(gradient_masks) if mask is not None}
         done = self._train(
@@ -561,7 +576,7 @@ class _Engine:
         capture: bool,
     ) -> Tensors:
         tf = self._tf
-        zeros = [tf.zeros_like(v) for v in (*weights, *biases)] if self._learning.batch > 1 else []
+        zeros = [tf.zeros_like(v) for v in (*weights, *biases)] if self._rules.batch > 1 else []
         gradients = [tf.zeros_like(weights[k]) for k in self._sparse] if capture else []
         per_step = tf.zeros(tf.shape(plan)[0])
         state = {
@@ -593,11 +608,11 @@ class _Engine:
         capture: bool,
     ) -> dict[str, Tensors]:
         """One training step (docs/algorithm.md, "One training step"); the numbers in comments are its steps."""
-        tf, learning, (x, y) = self._tf, self._learning, samples
+        tf, rules, (x, y) = self._tf, self._rules, samples
         sample, filled, target, applied = (row[c] for c in range(4))
         filled = tf.cast(filled, tf.float32)
         everything = tf.ones_like(own)
-        head = learning.single_head
+        head = rules.head
 
         def loss_of(z: Tensors) -> Tensors:
             return self._cross_entropy(z, tf.gather(y, sample), own if head is SingleHead.LOSS else everything)
@@ -616,16 +631,16 @@ class _Engine:
         wrong = tf.cast(tf.argmax(z, output_type=tf.int32) != tf.gather(y, sample), tf.float32)
         for name, value in (("wrong", wrong), ("loss", cost)):  # 3
             state[name] = tf.tensor_scatter_nd_update(state[name], [[k]], [value])
-        if learning.method is not Method.FINETUNE:
-            for number, draw in enumerate(_draws(learning)):  # 6
-                slot, drawn = row[4 + 2 * number], row[5 + 2 * number]
-                loss = self._replay_loss(draw, tf.gather(state["logits"], slot), tf.gather(y, drawn), everything)
-                if capture and draw.captured:
-                    state["replay"] = self._captured(state, "replay", tf.gather(x, drawn), loss, filled)
-                if draw.weight:
-                    learn(drawn, loss, rate * draw.weight * filled)
+        for number, draw in enumerate(rules.draws):  # 6
+            slot, drawn = row[4 + 2 * number], row[5 + 2 * number]
+            loss = self._replay_loss(draw, tf.gather(state["logits"], slot), tf.gather(y, drawn), everything)
+            if capture and draw.captured:
+                state["replay"] = self._captured(state, "replay", tf.gather(x, drawn), loss, filled)
+            if draw.weight:
+                learn(drawn, loss, rate * draw.weight * filled)
+        if rules.draws:
             state["logits"] = tf.tensor_scatter_nd_update(state["logits"], [[target]], [z])  # 7
-        if learning.batch > 1:  # 10
+        if rules.batch > 1:  # 10
             self._apply(state, tf.cast(applied, tf.float32), masks)
         return state
 
@@ -666,7 +681,7 @@ class _Engine:
 
     def _descend(self, state: dict[str, Tensors], gradients: Tensors, rate: Tensors, masks: Tensors) -> None:
         """Update in place with batch 1; with larger batches, add to the sums."""
-        if self._learning.batch > 1:
+        if self._rules.batch > 1:
             state["sums"] = [s + rate * g for s, g in zip(state["sums"], gradients, strict=True)]
         else:
             self._subtract(state, [rate * g for g in gradients], masks)

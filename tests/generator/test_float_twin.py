@@ -269,7 +269,7 @@ def test_one_step_is_gradient_descent_on_the_losses(batch: int, shared: int) -> 
     dataset = data.load(settings)
     learning = quantise.quantise(settings, dataset, train.train(settings, dataset)).learning
     learning = dataclasses.replace(learning, single_head=type(learning.single_head).OFF)
-    engine = float_twin._engine(float_twin._nodes(float_model), (0, 1, 2, 3), 5, learning)
+    engine = float_twin._engine(float_twin._nodes(float_model), (0, 1, 2, 3), 5, float_twin._rules(learning))
     weights = [layer.weight.astype(np.float32) for layer in float_model.layers if layer.weighted]
     biases = [layer.bias.astype(np.float32) for layer in float_model.layers if layer.weighted]
     parameters = [a.astype(np.float64) for a in (*weights, *biases)]
