@@ -77,7 +77,7 @@ bench-check: setup ## the quick part of bench; fails when a figure grew by more 
 	@$(SPARCL) bench --quick --check
 
 test: setup ## run the tests, without the slow ones
-	@$(VENV)/python -m pytest -n $(JOBS) -m "not slow"
+	@$(VENV)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 results: setup ## run the sweeps of examples/sweeps (hours) and renew docs/results.md; what is done is not done again
 	@for sweep in $(SWEEPS); do $(SPARCL) sweep examples/sweeps/$$sweep.toml || exit; done
@@ -88,10 +88,10 @@ powercut: setup ## cut the power at every flash operation, over flash geometries
 
 # pytest exits with 5 when no test is selected; having no slow test is no failure.
 test-slow: setup ## run the slow tests only
-	@$(VENV)/python -m pytest -n $(JOBS) -m slow || [ $$? -eq 5 ]
+	@$(VENV)/python -m pytest -n $(JOBS) --dist worksteal -m slow || [ $$? -eq 5 ]
 
 test-all: setup ## run all tests
-	@$(VENV)/python -m pytest -n $(JOBS)
+	@$(VENV)/python -m pytest -n $(JOBS) --dist worksteal
 
 distribution: setup ## the demo and the tests of all boards on a fresh Debian 13 (needs root, git and apt)
 	@$(VENV)/python tools/distribution.py || { status=$$?; [ $$status -eq 75 ] || exit $$status; }

@@ -24,6 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
         forget_unused()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """TensorFlow takes seconds to start: the worker with the last half of the tests starts it for all."""
+    items.sort(key=lambda item: item.get_closest_marker("tensorflow") is not None)
+
+
 class _Time:
     """``time`` for pyserial, without the 0.3 s it sleeps when it closes a socket."""
 

@@ -24,7 +24,7 @@ from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.stream import FINAL, RESULT, StreamResult
 from tests.boards.test_end_to_end import require
 
-pytestmark = pytest.mark.board
+pytestmark = [pytest.mark.board, pytest.mark.tensorflow]
 
 EXAMPLES = ROOT / "examples"
 FEW = ("data.train_per_class=4", "data.test_per_class=2")

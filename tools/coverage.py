@@ -36,7 +36,8 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     programs = FOLDER / "programs"
-    pytest = [sys.executable, "-m", "pytest", "-q", "-n", jobs, "-m", "not slow", f"--basetemp={programs}", *TESTS]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-n", jobs, "--dist=worksteal", "-m", "not slow"]
+    pytest += [f"--basetemp={programs}", *TESTS]
     status = subprocess.run(pytest, cwd=ROOT, env={**os.environ, "SCL_COVERAGE": "1"}, check=False).returncode
     if status != 0:
         return status

@@ -136,13 +136,25 @@ def new(folder: Path, text: str = EXPERIMENT, **environment: str) -> Sparcl:
 
 
 @pytest.fixture
-def sparcl(tmp_path: Path) -> Iterator[Sparcl]:
-    """A command line of this test alone; its boards are stopped."""
-    result = new(tmp_path)
+def sparcl(built: Path) -> Iterator[Sparcl]:
+    """A command line whose boards are stopped in the end; of tests before this one nothing is left but objects."""
+    result = new(built)
     yield result
     for board in BOARDS:
         if result.project_folder(board).is_dir():
             result.emulator(board).stop()
+    _forget(result)
+
+
+def _forget(sparcl: Sparcl) -> None:
+    """Remove what a test has made, but for what PlatformIO compiled."""
+    shutil.rmtree(sparcl.folder / "current", ignore_errors=True)
+    experiment = sparcl.folder / sparcl.experiment.stem
+    for path in (*experiment.glob("*"), *experiment.glob("*/*")):
+        if not path.is_dir():
+            path.unlink()
+        elif path.parent != experiment and path.name != "pio":
+            shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")
@@ -156,10 +168,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("board", BOARDS)
-def test_run(board: str, tmp_path: Path, expected: str) -> None:
+def test_run(board: str, sparcl: Sparcl, expected: str) -> None:
     """Everything in one command: bit-exact, and the same final state on every board."""
     require(board)
-    sparcl = new(tmp_path)
     done = sparcl("run", board)
     assert "bit-exact with the NumPy reference" in done.stdout
     report = sparcl.report(board)
@@ -436,8 +447,9 @@ def test_no_board_to_talk_to(sparcl: Sparcl) -> None:
     assert "sparcl flash" in done.stderr
 
 
-def test_too_large_for_the_board(sparcl: Sparcl) -> None:
+def test_too_large_for_the_board(tmp_path: Path) -> None:
     """Exit 2 before anything is rendered or built, and what to change."""
+    sparcl = new(tmp_path)
     for command in ("build", "run", "flash"):
         done = sparcl(command, "microbit", "--set", "model.hidden=[600]", status=2)
         assert "does not fit" in done.stderr

@@ -23,6 +23,8 @@ from sparcl_mcu.host_tools.protocol import Command
 from tests.firmware.native import Teacher, Twin, build, running
 from tests.generator.helpers import config, random_float_model
 
+pytestmark = pytest.mark.tensorflow
+
 FLOAT32 = 1e-3
 """What Keras's single precision may add, in the unit of the logits."""
 

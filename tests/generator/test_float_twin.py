@@ -22,6 +22,8 @@ from sparcl_mcu.host_tools.reference.prng import Prng
 from sparcl_mcu.host_tools.stream import replay_records
 from tests.host_tools.reference.models import samples, task_begin
 
+pytestmark = pytest.mark.tensorflow
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONVOLUTIONS = (
     {"type": "conv2d", "filters": 6, "kernel": 3},
@@ -102,7 +104,8 @@ def test_it_chooses_as_the_board_does(method: dict[str, Any], ddr: bool, growth:
     """Order, buffer, draws and growth take the same numbers, though the weights are not the same."""
     base = {"train": "base", "base_classes": (4, 5)}
     tdm = {"p_inter": 0.1, "growth": growth}
-    artefacts = experiment(model={"hidden": (32,)}, initial=base, method=method, ddr={"enabled": ddr}, tdm=tdm)
+    sections = {"data": {"train_per_class": 60}, "initial": base, "method": method, "ddr": {"enabled": ddr}, "tdm": tdm}
+    artefacts = experiment(model={"hidden": (32,)}, **sections)
     _, dataset, _, quantised = artefacts
     twin, board = Twin(*artefacts), Board(dataset, quantised)
     assert twin.buffer.samples == board.buffer()
@@ -137,8 +140,7 @@ class Board:
 
     def learn(self, task: Task) -> None:
         self.ask(Command.TASK_BEGIN, task_begin(task.classes, len(task.y_train)))
-        self.ask(Command.SAMPLES, samples(0, task.x_train[:200], task.y_train[:200].astype(np.uint8)))
-        self.ask(Command.SAMPLES, samples(200, task.x_train[200:], task.y_train[200:].astype(np.uint8)))
+        self.ask(Command.SAMPLES, samples(0, task.x_train, task.y_train.astype(np.uint8)))
         while self.device.phase == Phase.TRAINING:
             self.ask(Command.TRAIN, struct.pack("<HB", 100, 0))
 

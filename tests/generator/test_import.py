@@ -17,6 +17,8 @@ from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, Op, 
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.errors import UserError
 
+pytestmark = pytest.mark.tensorflow
+
 PICTURE = (7, 6, 2)
 SERIES = (11, 3)
 
