@@ -16,7 +16,12 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.generator.places import ROOT
-from tools.setup import BROWSERS
+
+TOOLS = str(ROOT / "tools")
+sys.path.append(TOOLS)  # tools/setup.py imports the file beside it
+from tools.setup import BROWSERS  # noqa: E402
+
+sys.path.remove(TOOLS)
 
 _SCRIPT = """
 const frame = document.querySelector("iframe");
