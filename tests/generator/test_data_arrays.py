@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -382,11 +381,12 @@ def test_fingerprint_follows_the_file(tmp_path: Path) -> None:
     assert before != data.fingerprint(first)
 
 
-def test_the_example_of_own_data(tmp_path: Path) -> None:
+@pytest.mark.tensorflow
+def test_the_example_of_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script makes what the experiment file beside it reads."""
     shutil.copy(EXAMPLES / "own_data.toml", tmp_path)
-    command = [sys.executable, str(EXAMPLES / "own_data.py"), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    monkeypatch.setattr("sys.argv", ["own_data.py", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "own_data.py"), run_name="__main__")
     settings = config.load(tmp_path / "own_data.toml")
     assert settings.model.path is not None
     assert settings.model.path.is_file()
