@@ -35,6 +35,8 @@ LOG_LINES = 15
 BASE = "ca-certificates,git,make,python3,python3-venv"  # what a user has; setup installs the rest
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 CLONE = "/work/sparcl-mcu"
+CLEAN = "/work/clean"  # an environment without the checkout
+EMPTY = "/work/empty"
 SHORT = "examples/split_digits.toml"
 DIGEST = re.compile(r"state digest ([0-9a-f]{8})")
 
@@ -292,6 +294,14 @@ class Inside:
         self.failed.append(f"{command}: no validated digest")
         return None
 
+    def wheel(self) -> None:
+        """The package in an environment and a folder of its own, as the README says."""
+        self.run("make wheel")
+        self.run(f"python3 -m venv {CLEAN} && {CLEAN}/bin/pip install --quiet {CLONE}/dist/*.whl", "/")
+        self.run(f"mkdir {EMPTY} && cd {EMPTY} && {CLEAN}/bin/sparcl new my_project", "/")
+        for board in ("native", "microbit"):
+            self.run(f"{CLEAN}/bin/sparcl run my_project.toml --board {board}", f"{EMPTY}/my_project")
+
 
 def boards() -> list[str]:
     """The boards that run without hardware."""
@@ -315,6 +325,7 @@ def prove(root: Path) -> list[str]:
     digests = {board: inside.demo(f"BOARD={board} EXAMPLE={SHORT}") for board in boards()}
     if len(set(digests.values())) > 1:
         inside.failed.append(f"the boards differ: {digests}")
+    inside.wheel()
     inside.run(".venv/bin/python -m pytest -q -n 2 -m 'not slow' tests/boards")
     return inside.failed
 
