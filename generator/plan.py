@@ -14,7 +14,6 @@ from sparcl_mcu.generator.artefacts import (
     SCALARS_BYTES,
     Growth,
     Layer,
-    Method,
     Model,
     Op,
     Panel,
@@ -23,6 +22,7 @@ from sparcl_mcu.generator.artefacts import (
 )
 from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.journal import Room, max_payload, room
 
 ENGINE_RAM = 640
 """Learner, journal, meters and the port's own variables, in bytes.
@@ -118,13 +118,6 @@ class Plan:
     def store_bytes(self) -> int:
         """Least size of the journal's partition."""
         return sum(row.size for row in self.store)
-
-
-def max_payload(model: Model, board: Board) -> int:
-    """Payload limit of the protocol: the board's, or what one sample with its head needs (docs/protocol.md)."""
-    statistics_reply = 128
-    prediction = 3 + 2 * model.n_classes
-    return max(board.link.max_payload, model.n_in + 12, prediction, statistics_reply)
 
 
 def line_payload(model: Model, board: Board, keyed: bool) -> int:
@@ -353,37 +346,25 @@ def snapshot_bytes(model: Model, *, keyed: bool = False) -> int:
     )
 
 
+def journal_room(model: Model, board: Board, *, keyed: bool = False) -> Room:
+    """What the journal needs; raises ``UserError`` if a record does not fit a sector."""
+    return room(model, board, record_head(keyed=keyed), snapshot_bytes(model, keyed=keyed))
+
+
 def _store(model: Model, board: Board, *, keyed: bool) -> tuple[Row, ...]:
-    store, learning = board.store, model.learning
-    head = record_head(keyed=keyed)
-
-    def rounded(size: int, unit: int) -> int:
-        return -(-size // unit) * unit
-
-    header = rounded(rounded(48, store.program_unit), store.granule)
-    room = store.sector - header
-    sample = rounded(head + model.n_stored, store.granule)
-    logits = rounded(head + 2 * model.n_classes, store.granule) if learning.method == Method.DERPP else 0
-    if max(sample, logits) > room:
-        raise UserError(
-            f"a sample of {model.n_stored} bytes with {model.n_classes} logits does not fit a flash sector of "
-            f"{board.name} ({store.sector} bytes): fewer inputs, or another board"
-        )
-    table = 0 if learning.streamed else learning.table
-    # As sectors_for in scl_store.c, which refuses a task that does not fit by this count.
-    largest = max(sample, logits)
-    useful = room - largest if room > 2 * largest else room // largest * largest
-    samples = rounded(table * sample, useful) // useful * store.sector
-    replay = rounded(learning.capacity * (sample + logits), useful) // useful * store.sector
-    refreshed = rounded(learning.capacity * logits, useful) // useful * store.sector if learning.refresh else 0
-    snapshot = rounded(snapshot_bytes(model, keyed=keyed), room) // room * store.sector
-    return (
-        Row("task samples", samples, f"{table} x {sample} B"),
-        Row("replay samples and logits", replay, f"{learning.capacity} x {sample + logits} B"),
-        *([Row("logits taken anew", refreshed, f"{learning.capacity} x {logits} B")] if refreshed else []),
-        Row("snapshots", 3 * snapshot, "the last, the next, one of garbage"),
-        Row("garbage collection", replay + 6 * store.sector, "kept free, to move records"),
+    """The regions add up to ``least`` sectors."""
+    needs = journal_room(model, board, keyed=keyed)
+    snapshots = needs.rounds * needs.snapshot
+    moving = needs.rounds + needs.free
+    request = needs.least - needs.live - snapshots - moving
+    counts = (
+        ("task samples", needs.task, f"{needs.samples} x {needs.sizes.sample} B"),
+        ("replay buffer", needs.live - needs.task, f"{model.learning.capacity} records"),
+        ("records of a request", request, f"{board.link.steps_per_request} steps"),
+        ("snapshots", snapshots, f"{needs.rounds} x {needs.snapshot_bytes:,} B, one a round"),
+        ("room to move records", moving, "kept free"),
     )
+    return tuple(Row(name, count * board.store.sector, note) for name, count, note in counts if count)
 
 
 def check(p: Plan) -> None:

@@ -16,8 +16,9 @@ from sparcl_mcu.generator import __version__, shared_key
 from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, place
 from sparcl_mcu.generator.artefacts import Layer, Method, Model, Op, position_bytes
 from sparcl_mcu.generator.boards import Board
+from sparcl_mcu.generator.journal import max_payload
 from sparcl_mcu.generator.places import ROOT
-from sparcl_mcu.generator.plan import active_words, line_payload, mask_space, max_payload, max_sums
+from sparcl_mcu.generator.plan import active_words, journal_room, line_payload, mask_space, max_sums
 from sparcl_mcu.generator.render_layers import LayerView, frozen_views, views
 from sparcl_mcu.host_tools.reference import golden
 
@@ -49,7 +50,11 @@ def render(model: Model, board: Board, key: bytes | None = None) -> dict[str, st
         autoescape=False,
     )
     keyed = key is not None
-    context = _context(model, board) | {"keyed": keyed, "line_payload": line_payload(model, board, keyed)}
+    context = _context(model, board) | {
+        "keyed": keyed,
+        "line_payload": line_payload(model, board, keyed),
+        "room": journal_room(model, board, keyed=keyed),
+    }
     if key is not None:
         context |= {"key": key, "journal_key": shared_key.journal_key(key, model.model_hash)}
     result = {}

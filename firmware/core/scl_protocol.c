@@ -411,7 +411,7 @@ static scl_status_t do_save(in_t in, out_t *o) {
   if (in.size != 0) {
     return SCL_ERR_BAD_LENGTH;
   }
-  const scl_status_t status = scl_store_checkpoint(0);
+  const scl_status_t status = scl_store_checkpoint(SCL_NO_RECORDS);
   put_u32(o, scl_journal.snapshot);
   return status;
 }

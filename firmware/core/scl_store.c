@@ -21,30 +21,39 @@ static _Alignas(4) uint8_t sample_bytes[SCL_SAMPLE_BYTES];
 #define SAMPLE_MEMORY sample_bytes
 #endif
 
-/* What a replay record of logits takes; only DER++ keeps any. */
-static const uint32_t logits_room = SCL_METHOD == SCL_METHOD_DERPP ? SCL_ROUND_UP(SCL_LOGITS_BYTES, SCL_GRANULE) : 0u;
-
-/* generator/plan.py counts the same way before anything is built. */
-static uint32_t sectors_for(uint32_t bytes) {
-  /* Records do not cross sectors: count the worst cut-off at the end of each. */
-  const uint32_t sample_room = scl_record_room(SCL_SAMPLE_BYTES);
-  const uint32_t largest = sample_room > logits_room ? sample_room : logits_room;
-  const uint32_t useful = SCL_SECTOR_ROOM > 2u * largest ? SCL_SECTOR_ROOM - largest : SCL_SECTOR_ROOM / largest * largest;
-  return (bytes + useful - 1u) / useful;
-}
+#define EXTRA_ROUNDS 2u /* where sectors fail */
+#define KEPT_LOGITS (SCL_METHOD == SCL_METHOD_DERPP ? SCL_CAPACITY : 0u) /* only DER++ keeps any */
+#define LIVE_SECTORS(task) SCL_SECTORS_FOR((task) + SCL_CAPACITY, KEPT_LOGITS)
+#define SNAPSHOT_SECTORS SCL_CEIL(SCL_SNAPSHOT_BYTES, SCL_SECTOR_ROOM)
 
 /*
- * Sectors kept back so that a checkpoint always gets somewhere: it can move the whole replay buffer, should that lie
- * packed at the tail, and write a snapshot, and still hold the one before, though it meets all worn sectors.
+ * Sectors kept free for checkpoints, so that in SCL_ROUNDS of them all live records can be moved should they lie packed
+ * at the tail: each moves what fits in beside its snapshot, whose sectors the next one lacks.  docs/flash-format.md, "Room".
  */
-static uint32_t sectors_kept_back(void) {
-  const uint32_t replay = SCL_CAPACITY * (scl_record_room(SCL_SAMPLE_BYTES) + logits_room);
-  const uint32_t spare = scl_journal_worn() > 2u ? scl_journal_worn() : 2u;
-  return 2u * scl_journal_snapshot_sectors(scl_state_size()) + sectors_for(replay) + spare;
-}
+#define FREE_SECTORS(live) \
+  (SCL_CEIL((live) + SCL_ROUNDS + SNAPSHOT_SECTORS * SCL_ROUNDS * (SCL_ROUNDS + 1u) / 2u, SCL_ROUNDS) + SCL_SPARE)
 
-static int enough(uint32_t used, uint32_t bytes) {
-  return used + sectors_for(bytes) + sectors_kept_back() <= SCL_SECTORS;
+/* The partition was planned by the same numbers (generator/journal.py). */
+_Static_assert(SCL_SECTOR_ROOM == SCL_PLAN_SECTOR_ROOM, "header of a sector");
+_Static_assert(SCL_SAMPLE_ROOM == SCL_ROUND_UP(SCL_SAMPLE_BYTES, SCL_GRANULE), "record of a sample");
+_Static_assert(SCL_LOGITS_ROOM == SCL_ROUND_UP(SCL_LOGITS_BYTES, SCL_GRANULE), "record of logits");
+_Static_assert(LIVE_SECTORS(SCL_PLAN_SAMPLES) == SCL_PLAN_LIVE, "sectors of live records");
+_Static_assert(FREE_SECTORS(SCL_PLAN_LIVE) == SCL_PLAN_FREE, "sectors kept free");
+
+static uint32_t spare(void) { return scl_journal_worn() > SCL_SPARE ? scl_journal_worn() : SCL_SPARE; }
+
+/* Whether `need` can be appended, with the samples of a task that are still to come, and what is kept free is left. */
+static int enough(uint32_t used, scl_records_t need) {
+  const scl_learner_t *l = &scl_learner;
+  uint32_t task = need.samples; /* of the one that begins, else of the present one */
+  if (l->phase != SCL_PHASE_IDLE) {
+    task = l->mode == SCL_MODE_RESIDENT ? l->n : 0u;
+  }
+  if (l->phase == SCL_PHASE_FILLING) {
+    need.samples += (uint32_t)l->n - l->received;
+  }
+  const uint32_t left = FREE_SECTORS(LIVE_SECTORS(task)) - SCL_SPARE + spare();
+  return used + SCL_SECTORS_FOR(need.samples, need.logits) + left <= SCL_SECTORS;
 }
 
 typedef struct {
@@ -172,16 +181,15 @@ static scl_status_t write_snapshot(uint32_t size, const scl_tail_t *tail) {
   return status;
 }
 
-/* One checkpoint; moves the tail as far as needed for `bytes` and as the room at hand allows. */
-static scl_status_t checkpoint_once(uint32_t bytes) {
+/* One checkpoint; moves the tail as far as `need` asks for and as the room at hand allows. */
+static scl_status_t checkpoint_once(scl_records_t need) {
   const uint32_t size = scl_state_size();
   const uint32_t snapshot = scl_journal_snapshot_sectors(size);
   const uint16_t newest = scl_journal.head;
   scl_tail_t tail = scl_journal_tail();
   while (scl_journal.used > 0 && tail.sector != newest) {
     if (has_live(tail.sector)) {
-      if (enough(span(tail) + snapshot + scl_journal_worn(), bytes) ||
-          scl_journal_free() <= snapshot) {
+      if (enough(span(tail) + snapshot + scl_journal_worn(), need) || scl_journal_free() <= snapshot + spare()) {
         break;
       }
       const scl_status_t status = evacuate(tail.sector);
@@ -199,34 +207,34 @@ static scl_status_t checkpoint_once(uint32_t bytes) {
   return write_snapshot(size, needed ? &tail : NULL);
 }
 
-scl_status_t scl_store_checkpoint(uint32_t bytes) {
+scl_status_t scl_store_checkpoint(scl_records_t need) {
   scl_status_t status = scl_integrity_check_state(); /* a flipped bit would be a good state ever after */
   if (status != SCL_OK) {
     return status;
   }
-  /* A checkpoint frees its room only when it is complete; a second one can use it to go further. */
-  for (uint32_t round = 0; round < 4u; round++) {
+  /* A checkpoint frees its room only when it is complete; the next one can use it to go further. */
+  for (uint32_t round = 0; round < SCL_ROUNDS + EXTRA_ROUNDS; round++) {
     const uint32_t before = scl_journal.tail_sequence;
-    status = checkpoint_once(bytes);
+    status = checkpoint_once(need);
     if (status != SCL_OK) {
       return round > 0 ? SCL_OK : status; /* saved it is, without more room */
     }
-    if (enough(scl_journal.used, bytes) || scl_journal.tail_sequence == before) {
+    if (enough(scl_journal.used, need) || scl_journal.tail_sequence == before) {
       break;
     }
   }
   return status;
 }
 
-scl_status_t scl_store_reserve(uint32_t bytes) {
-  if (enough(scl_journal.used, bytes)) {
+scl_status_t scl_store_reserve(scl_records_t need) {
+  if (enough(scl_journal.used, need)) {
     return SCL_OK;
   }
-  const scl_status_t status = scl_store_checkpoint(bytes);
+  const scl_status_t status = scl_store_checkpoint(need);
   if (status != SCL_OK) {
     return status;
   }
-  return enough(scl_journal.used, bytes) ? SCL_OK : SCL_ERR_STORE_FULL;
+  return enough(scl_journal.used, need) ? SCL_OK : SCL_ERR_STORE_FULL;
 }
 
 /* A state that ends otherwise than its snapshot says was never saved: its parts, or its records, are not one board's. */
@@ -247,7 +255,7 @@ int scl_store_recover(void) {
       return 0;
     }
     if (load() == SCL_OK) {
-      scl_journal_pass_over(sectors_kept_back());
+      scl_journal_pass_over(FREE_SECTORS(SCL_PLAN_LIVE));
       return 1;
     }
     scl_journal.counts.lost_saves++;

@@ -13,6 +13,16 @@
 #define SCL_SAMPLE_BYTES (SCL_RECORD_HEAD + SCL_N_STORED)
 #define SCL_LOGITS_BYTES (SCL_RECORD_HEAD + 2u * SCL_N_CLASSES)
 
+/*
+ * Sectors that records appended one after another take, in any order.  They do not cross sectors: of one kind a sector
+ * holds a whole number, of both kinds SCL_MIXED_ROOM bytes on average (generator/journal.py).
+ */
+#define SCL_CEIL(value, by) (((value) + (by)-1u) / (by))
+#define SCL_SECTORS_FOR(samples, logits)                                              \
+  ((logits) == 0   ? SCL_CEIL((samples), SCL_SECTOR_ROOM / SCL_SAMPLE_ROOM)           \
+   : (samples) == 0 ? SCL_CEIL((logits), SCL_SECTOR_ROOM / SCL_LOGITS_ROOM)           \
+                    : SCL_CEIL((samples) * SCL_SAMPLE_ROOM + (logits) * SCL_LOGITS_ROOM, SCL_MIXED_ROOM))
+
 /* Samples still in the task, in the order of the epoch. */
 typedef struct {
   scl_address_t address[SCL_TABLE];
@@ -42,11 +52,18 @@ typedef struct {
  */
 int scl_store_recover(void);
 
-/* Saves the learner; makes room for `bytes` more. */
-scl_status_t scl_store_checkpoint(uint32_t bytes);
+/* Records to be appended. */
+typedef struct {
+  uint32_t samples, logits;
+} scl_records_t;
 
-/* Makes sure that records of `bytes` in all can be appended, with a checkpoint if need be. */
-scl_status_t scl_store_reserve(uint32_t bytes);
+#define SCL_NO_RECORDS ((scl_records_t){0, 0})
+
+/* Saves the learner; makes room for records that follow. */
+scl_status_t scl_store_checkpoint(scl_records_t need);
+
+/* Makes sure that these can be appended, with a checkpoint if need be. */
+scl_status_t scl_store_reserve(scl_records_t need);
 
 scl_status_t scl_store_put_sample(const scl_sample_t *sample, scl_address_t *address);
 scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address);
@@ -68,7 +85,5 @@ uint32_t scl_store_resident(void);
 
 /* Whether each record that the learner's tables name lies in a sector of the ring, as a whole. */
 int scl_store_holds(void);
-
-static inline uint32_t scl_record_room(uint32_t bytes) { return SCL_ROUND_UP(bytes, SCL_GRANULE); }
 
 #endif

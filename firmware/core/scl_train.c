@@ -5,6 +5,7 @@
 
 #include "scl_bytes.h"
 #include "scl_crc.h"
+#include "scl_fixed.h"
 #include "scl_integrity.h"
 #include "scl_loss.h"
 #include "scl_mask.h"
@@ -16,7 +17,16 @@
 #include "scl_task.h"
 
 #define REPLAYS (SCL_METHOD != SCL_METHOD_FINETUNE)
-#define REFRESHES (SCL_REFRESH && SCL_METHOD == SCL_METHOD_DERPP)
+#define KEEPS_LOGITS (SCL_METHOD == SCL_METHOD_DERPP)
+#define REFRESHES (SCL_REFRESH && KEEPS_LOGITS)
+
+/* What scl_train_reserve asks for at most; the partition was planned for it (generator/journal.py). */
+#define LESSER(a, b) ((a) < (b) ? (a) : (b))
+#define MOST_STEPS (REPLAYS ? LESSER(SCL_STEPS_PER_REQUEST, SCL_TABLE) : 0u)
+#define MOST_STREAMED LESSER(MOST_STEPS, (SCL_MAX_PAYLOAD - 2u) / (3u + SCL_N_IN))
+#define MOST_LOGITS(steps) (KEEPS_LOGITS ? (steps) + (REFRESHES ? SCL_CAPACITY : 0u) : 0u)
+_Static_assert(SCL_SECTORS_FOR(0u, MOST_LOGITS(MOST_STEPS)) == SCL_PLAN_RESIDENT, "a request to train, resident");
+_Static_assert(SCL_SECTORS_FOR(MOST_STREAMED, MOST_LOGITS(MOST_STREAMED)) == SCL_PLAN_STREAMED, "the same, streamed");
 
 scl_meter_t scl_meter;
 
@@ -279,7 +289,7 @@ scl_status_t scl_train_begin(uint32_t mode, uint32_t n_samples, const uint8_t *c
     }
   }
   if (mode == SCL_MODE_RESIDENT) {
-    const scl_status_t status = scl_store_reserve(n_samples * scl_record_room(SCL_SAMPLE_BYTES));
+    const scl_status_t status = scl_store_reserve((scl_records_t){n_samples, 0});
     if (status != SCL_OK) {
       return status;
     }
@@ -317,13 +327,16 @@ scl_status_t scl_train_fill(uint32_t id, uint32_t label, const scl_input_t *x) {
 }
 
 scl_status_t scl_train_reserve(uint32_t steps) {
-  const uint32_t logits = SCL_METHOD == SCL_METHOD_DERPP ? scl_record_room(SCL_LOGITS_BYTES) : 0u;
-  const uint32_t sample = scl_learner.mode == SCL_MODE_STREAMED ? scl_record_room(SCL_SAMPLE_BYTES) : 0u;
-  uint32_t bytes = offers() ? steps * (logits + sample) : 0u;
-  if (REFRESHES && last_epoch() && scl_learner.pos + steps >= scl_learner.n) {
-    bytes += SCL_CAPACITY * logits; /* all at once: a save in between would be of a state that no reference has */
+  scl_records_t need = SCL_NO_RECORDS;
+  if (offers()) {
+    const uint32_t kept = scl_min_u32(steps, (uint32_t)scl_learner.n - scl_learner.pos); /* a request ends with its epoch */
+    need.samples = scl_learner.mode == SCL_MODE_STREAMED ? kept : 0u;
+    need.logits = KEEPS_LOGITS ? kept : 0u;
   }
-  return bytes == 0 ? SCL_OK : scl_store_reserve(bytes);
+  if (REFRESHES && last_epoch() && scl_learner.pos + steps >= scl_learner.n) {
+    need.logits += SCL_CAPACITY; /* all at once: a save in between would be of a state that no reference has */
+  }
+  return need.samples + need.logits == 0 ? SCL_OK : scl_store_reserve(need);
 }
 
 scl_status_t scl_train_step(scl_progress_t *progress) {
@@ -371,7 +384,7 @@ scl_status_t scl_train_replay(uint32_t seen, scl_sample_t sample, const scl_inpu
   if (sample.label >= SCL_N_CLASSES) {
     return SCL_ERR_BAD_LABEL;
   }
-  scl_status_t status = scl_store_reserve(scl_record_room(SCL_SAMPLE_BYTES) + scl_record_room(SCL_LOGITS_BYTES));
+  scl_status_t status = scl_store_reserve((scl_records_t){1, KEEPS_LOGITS ? 1u : 0u});
   if (status != SCL_OK) {
     return status;
   }
@@ -400,7 +413,7 @@ scl_status_t scl_train_end(void) {
   l->mode = SCL_MODE_RESIDENT;
   l->epoch = l->pos = l->n = l->n_start = l->received = 0;
   const uint32_t start = clock_start();
-  const scl_status_t status = scl_store_checkpoint(0);
+  const scl_status_t status = scl_store_checkpoint(SCL_NO_RECORDS);
   clock_stop(SCL_TICKS_JOURNAL, start);
   if (status != SCL_OK) {
     *l = before; /* not saved: not ended */

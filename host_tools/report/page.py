@@ -41,10 +41,10 @@ REGIONS = {
     "initial model": "the model as shipped",
     "frozen layers": "layers that never learn",
     "task samples": "training samples of the present task",
-    "replay samples and logits": "samples remembered from earlier tasks",
-    "logits taken anew": "answers to the remembered samples, renewed after each task",
+    "replay buffer": "samples remembered from earlier tasks, with the answers to them",
+    "records of a request": "what one message can add",
     "snapshots": "the learnt state, so that it survives a power cut",
-    "garbage collection": "kept free, to move records",
+    "room to move records": "kept free",
 }
 """What the regions of the memory plan hold, in plain words."""
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from sparcl_mcu.generator import plan
+from sparcl_mcu.generator import journal, plan
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.places import ROOT
@@ -109,7 +109,7 @@ class Scenario:
     """Frame, payload of the reply, bytes at its beginning that the reference does not know, state digest."""
 
     def __post_init__(self) -> None:
-        payload = plan.max_payload(self.model, self.board)
+        payload = journal.max_payload(self.model, self.board)
         self.device = Device(self.model, self.board.link.steps_per_request, payload)
         self.initial = self.device.digest()
         self.rng = np.random.default_rng(1)
