@@ -275,7 +275,7 @@ class Teacher:
     def begin(self, classes: Sequence[int], count: int, *, streamed: bool, seed: int) -> None:
         """Begin a task; resident: send its samples."""
         twin = self.twin
-        self.x, self.y = random_samples(twin.model, classes, count, seed)
+        self.x, self.y = self.draw(classes, count, seed)
         twin.good(Command.TASK_BEGIN, task_begin(classes, count, int(streamed)))
         sent = 0
         while not streamed and sent < count:
@@ -284,6 +284,10 @@ class Teacher:
             part = slice(sent, sent + size)
             twin.good(Command.SAMPLES, samples(sent, self.x[part], self.y[part]))
             sent += size
+
+    def draw(self, classes: Sequence[int], count: int, seed: int) -> tuple[NDArray[np.integer], NDArray[np.uint8]]:
+        """Samples of a task: inputs (count, n_in), labels (count,)."""
+        return random_samples(self.twin.model, classes, count, seed)
 
     def advance(self, most: int = 12) -> None:
         """One request that trains."""

@@ -118,7 +118,7 @@ def made(
 LARGE: dict[str, Any] = {"method": Method.ER, "n_in": 120, "table": 300, "capacity": 5}
 
 
-@pytest.mark.parametrize("sector", [1024, pytest.param(2048, marks=pytest.mark.slow), 4096])
+@pytest.mark.parametrize("sector", [1024, *(pytest.param(n, marks=pytest.mark.slow) for n in (2048, 4096))])
 def test_records_of_a_request_to_train(sector: int, tmp_path: Path) -> None:
     """Each step reserves a record of logits, padded to a large unit: 100 steps are many sectors."""
     case = made(sector=sector, unit=256, classes=10, method=Method.DERPP, table=100, capacity=20)
@@ -128,9 +128,10 @@ def test_records_of_a_request_to_train(sector: int, tmp_path: Path) -> None:
 
 def test_saves_amid_a_large_task(tmp_path: Path) -> None:
     """Garbage lies behind samples that fill most of the ring: all of them have to be moved to get at it."""
-    assert fill(made(**LARGE), tmp_path, range(8)) == ""
+    assert fill(made(**LARGE), tmp_path, range(4)) == ""
 
 
+@pytest.mark.slow
 def test_the_partition_is_not_wasteful(tmp_path: Path) -> None:
     """An eighth less is too little."""
     whole = made(**LARGE)
