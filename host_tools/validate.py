@@ -22,7 +22,7 @@ import numpy as np
 
 from sparcl_mcu.generator import shared_key
 from sparcl_mcu.generator.artefacts import Model, regions
-from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed, one_line
+from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
 
 from . import lessons, protocol
 from .link import DAMAGED, ERRORS, STORE_ERRORS, Link
@@ -416,7 +416,7 @@ class _Comparison:
         state: bool = False,
     ) -> None:
         self.result.mismatches += 1
-        mismatch = Mismatch(self._step + steps, self._task, what, one_line(board), one_line(reference))
+        mismatch = Mismatch(self._step + steps, self._task, what, str(board), str(reference))
         if self.result.first is None:
             self.result.first = mismatch
         if state and self.suspects is None:

@@ -202,6 +202,20 @@ def test_a_restart_on_a_bad_line_is_noticed(
     assert result.resets == [stream.WATCHDOG]
 
 
+def test_work_that_never_gets_through_ends(project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions do, so that it is taken up again and again with smaller requests."""
+    ask = link.Link.request
+
+    def request(self: link.Link, command: int, *rest: Any, **named: Any) -> bytes:
+        if command == Command.TASK_BEGIN:
+            raise link.NoisyLineError("noise")
+        return ask(self, command, *rest, **named)
+
+    monkeypatch.setattr(link.Link, "request", request)
+    with pytest.raises(BoardError, match=r"no work for 32 times in a row: check the cable"):
+        stream.stream(project, board.url)
+
+
 @pytest.mark.parametrize(
     ("mode", "command", "payload", "message"),
     [
