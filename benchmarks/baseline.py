@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import BoardError, UserError
 
 from .result import Bench, CaseResult
@@ -94,7 +95,7 @@ def _grew(before: float, now: float) -> bool:
 def load(path: Path = PATH) -> tuple[str, dict[str, float]]:
     """The compiler the baseline was made with, and its figures."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
         return str(content["compiler"]), {str(k): float(v) for k, v in content["figures"].items()}
     except FileNotFoundError:
         raise UserError(f"there is no {path}: `sparcl bench --update-baseline` makes it") from None
@@ -110,4 +111,4 @@ def update(bench: Bench, path: Path = PATH) -> None:
     measured = {case.name for case in bench.cases}
     kept = {name: value for name, value in kept.items() if name.rpartition("/")[0] not in measured}
     content = {"compiler": bench.compiler, "figures": dict(sorted((kept | figures(bench.cases)).items()))}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    files.write(path, json.dumps(content, indent=1) + "\n")

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from sparcl_mcu import generator
-from sparcl_mcu.generator import boards, lock
+from sparcl_mcu.generator import boards, files, lock
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
 from sparcl_mcu.generator.places import build_folder
 
@@ -63,7 +63,7 @@ def save(bench: Bench) -> Path:
     """Write build/bench/bench.json; its path."""
     path = build_folder() / "bench" / JSON
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(bench.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    files.write(path, bench.model_dump_json(indent=1) + "\n")
     return path
 
 

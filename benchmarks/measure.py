@@ -10,18 +10,21 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from elftools.elf.elffile import ELFFile
+from pydantic import ValidationError
 
-from sparcl_mcu.generator import store
+from sparcl_mcu.generator import files, store
 from sparcl_mcu.generator.artefacts import Op
 from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.pipeline import Project, generate
 from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.plan import DoesNotFit
+from sparcl_mcu.generator.sizes import LARGEST_RESULT
 from sparcl_mcu.host_tools import firmware, metrics
 from sparcl_mcu.host_tools.emulator import load_board
 from sparcl_mcu.host_tools.image import measure as measure_image
@@ -62,12 +65,12 @@ def run(case: Case, folder: Path, seed: int) -> CaseResult:
 
 
 def _kept(path: Path, make: Callable[[], CaseResult]) -> CaseResult:
-    if path.exists():
-        return CaseResult.model_validate_json(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValidationError):  # a damaged file is no result
+        return CaseResult.model_validate_json(files.read(path, LARGEST_RESULT))
     result = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".new")
-    aside.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    files.write(aside, result.model_dump_json(indent=1) + "\n")
     aside.replace(path)
     return result
 

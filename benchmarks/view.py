@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.host_tools import markup, view
 from sparcl_mcu.host_tools.view import kib
 
@@ -213,7 +214,7 @@ def plot(bench: Bench, folder: Path) -> Path | None:
     picture = markup.fill(
         Path(__file__).parent / "templates" / PLOT, panels=panels, legend=legend, width=_WIDTH, height=_HEIGHT
     )
-    path.write_text(picture, encoding="utf-8")
+    files.write(path, picture)
     return path
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import UserError, one_line
 
 FILE = ".lock"
@@ -81,7 +82,7 @@ def _command() -> str:
 def _holder(folder: Path) -> str:
     """Who has the lock of ``folder``, in words."""
     try:
-        facts = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        facts = files.read_json(folder / HOLDER)
         return f"process {int(facts['pid'])} (`{one_line(facts['command'])}`, since {one_line(facts['since'])})"
     except (OSError, ValueError, TypeError, KeyError):
         return "another process"

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import errno
-import io
 import shlex
+import shutil
 import sys
 import tempfile
 import traceback
@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError, ValidationFailed
 from sparcl_mcu.generator.places import build_folder
+from sparcl_mcu.generator.sizes import shown
+
+from . import output
 
 if TYPE_CHECKING:
     from sparcl_mcu.generator.pipeline import Project
@@ -51,7 +55,7 @@ Options of the experiment file can be changed for one command:
 \b
 Exit status: 0 success
              1 the board failed, or disagrees with the reference
-             2 a mistake in a file or an option
+             2 a mistake in a file or an option, or a full disk
 """
 
 app = typer.Typer(
@@ -820,10 +824,9 @@ def _reachable(project: Project, port: str | None) -> str | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `sparcl`; exits with the status the documentation promises."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal or log that cannot show a name is no reason to stop
-    sys.exit(call(lambda: _dispatch(arguments)))
+    with output.guarded():
+        status = call(lambda: _dispatch(arguments))
+    sys.exit(status)
 
 
 def _dispatch(arguments: list[str] | None) -> int:
@@ -835,14 +838,37 @@ def _dispatch(arguments: list[str] | None) -> int:
 def call(command: Callable[[], int]) -> int:
     """Run a command; its exit status, with every error said on stderr in the user's terms."""
     try:
+        return _settled(command)
+    except output.OutputLost as error:
+        output.discard()
+        if error.reader_gone:
+            return output.PIPE_STATUS
+        _say(str(error))
+        return UserError.exit_code
+
+
+def _settled(command: Callable[[], int]) -> int:
+    """The same, but what becomes of the output: all of it has arrived when this returns."""
+    status = _status(command)
+    output.settle()
+    return status
+
+
+def _status(command: Callable[[], int]) -> int:
+    try:
         with _claims:
             return command()
+    except output.OutputLost:
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except SparclError as error:
         _show_plan_of(error)
         _say(str(error))
         return error.exit_code
+    except MemoryError as error:  # nothing can be imported any more
+        _say(f"not enough memory ({error!s}): make the network, the data or the batch smaller".replace(" ()", ""))
+        return UserError.exit_code
     except Exception as error:
         return _usage_error(error) or _unexpected(error)
 
@@ -869,8 +895,11 @@ def _usage_error(error: Exception) -> int:
     return status
 
 
-_NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR})
-"""Errors of the file system that are not a bug of ours."""
+_NOT_OURS = files.FULL | {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EBUSY, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL),
+}
+"""Errors of a file that are not a bug of ours."""
 
 
 def _unexpected(error: Exception) -> int:
@@ -879,22 +908,49 @@ def _unexpected(error: Exception) -> int:
     if isinstance(error, EmulatorError):
         _say(str(error))
         return BoardError.exit_code
-    if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and error.filename is not None:
-        _say(f"{error.filename}: {error.strerror}; SPARCL_BUILD=FOLDER puts what is built into another folder")
+    if isinstance(error, OSError) and error.errno in _NOT_OURS and error.filename is not None:
+        place = str(error.filename)
+        inside = place.startswith(str(build_folder()))
+        hint = "; SPARCL_BUILD=FOLDER puts what is built into another folder" if inside else ""
+        _say(f"{place}: {error.strerror}{hint}")
         return UserError.exit_code
-    path = (_log.folder or build_folder()) / "error.log"
+    if isinstance(error, OSError) and error.errno in files.FULL:
+        _say(f"{error.strerror}: {_room()}; SPARCL_BUILD=FOLDER puts what is built into another folder")
+        return UserError.exit_code
     text = "".join(traceback.format_exception(error))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError:
-        path = Path(tempfile.gettempdir()) / "sparcl-error.log"
-        path.write_text(text, encoding="utf-8")
-    _say(f"unexpected {type(error).__name__}: {error}\nThis is a bug of sparcl-mcu; report it with {path}")
+    where = _logged(text, (_log.folder or build_folder()) / "error.log")
+    where = where or _logged(text, Path(tempfile.gettempdir()) / "sparcl-error.log")
+    what = f"report it with {where}" if where else f"report it with this:\n{text}"
+    _say(f"unexpected {type(error).__name__}: {error}\nThis is a bug of sparcl-mcu; {what}")
     return 1
 
 
+def _room() -> str:
+    """What is free where we write."""
+    places = {"the build folder": build_folder(), "the folder for temporary files": Path(tempfile.gettempdir())}
+    free = {name: shutil.disk_usage(path).free for name, path in places.items() if path.is_dir()}
+    return ", ".join(f"{name} ({places[name]}) has {shown(size)} free" for name, size in free.items())
+
+
+def _logged(text: str, path: Path) -> Path | None:
+    """The file that now holds the text; None if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return path
+
+
+_LONGEST = 8000
+"""Characters of a message."""
+
+
 def _say(text: str) -> None:
+    if len(text) > _LONGEST:  # what is wrong in a file may be all of it
+        text = f"{text[: _LONGEST - 500]}\n...\n{text[-500:]}"
+    # Names in it may come from a stranger's file: no control characters.
+    text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
     print(f"sparcl: {text}", file=sys.stderr)
 
 

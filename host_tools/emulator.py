@@ -287,7 +287,7 @@ class Emulator:
     def _read_state(self) -> _State | None:
         try:
             return _State(**json.loads((self.state_dir / "state.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
 
     def _write_state(self, state: _State) -> None:

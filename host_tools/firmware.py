@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import BoardError, UserError
 from sparcl_mcu.generator.places import ROOT
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 def build(project: Project, arguments: Sequence[str] = (), defines: Sequence[str] = ()) -> Path:
     """Run PlatformIO on the project with more ``arguments`` and preprocessor ``defines``; the image.
 
-    Raises BoardError, which names the file with PlatformIO's whole output; UserError where no native board can be.
+    Raises BoardError, which names the file with PlatformIO's whole output; UserError where the disk is full, or no
+    native board can be.
     """
     if project.board.core == "host" and not AVAILABLE:
         raise UserError(f"the board {project.board.name} is a program for Linux: choose a board that is plugged in")
@@ -40,6 +43,7 @@ def build(project: Project, arguments: Sequence[str] = (), defines: Sequence[str
         platformio.run_pio(["run", "-e", project.board.name, *arguments], environment, cwd=ROOT)
     except platformio.PioError as error:
         log = folder / "pio.log"
-        log.write_text(error.output, encoding="utf-8")
-        raise BoardError(f"{error}\nPlatformIO's whole output is in {log}") from error
+        files.write(log, error.output)
+        full = os.strerror(errno.ENOSPC) in error.output
+        raise (UserError if full else BoardError)(f"{error}\nPlatformIO's whole output is in {log}") from error
     return project.image

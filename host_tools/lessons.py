@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcl_mcu.generator import archives, files
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_ARRAYS
 
 from .reference.lesson import Lesson
 
@@ -29,24 +29,19 @@ def save(lessons: Lessons, path: Path) -> None:
     for task, lesson in lessons.items():
         arrays |= {f"task{task}.{name}": getattr(lesson, name) for name in _BY_SAMPLE}
         arrays |= {f"task{task}.layer{number}": bits for number, bits in lesson.masks.items()}
-    with path.open("wb") as file:
+    with files.writing(path), path.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-# zipfile raises RuntimeError for what it takes for encrypted, or compressed in another way.
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def load(path: Path) -> dict[int, Lesson]:
     """Read what `save` wrote; UserError when it is not there or damaged."""
     lessons: dict[int, dict[str, NDArray[np.generic]]] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for key in arrays:
-                task, _, name = key.partition(".")
-                lessons.setdefault(int(task.removeprefix("task")), {})[name] = arrays[key]
+        for key, array in archives.load(path, LARGEST_ARRAYS).items():
+            task, _, name = key.partition(".")
+            lessons.setdefault(int(task.removeprefix("task")), {})[name] = array
         return {task: _lesson(parts) for task, parts in sorted(lessons.items())}
-    except _DAMAGE as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): run `sparcl validate` again") from error
 
 

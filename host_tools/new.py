@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.boards import load_board
 from sparcl_mcu.generator.config import RESERVED_NAMES
 from sparcl_mcu.generator.errors import UserError
@@ -101,7 +102,7 @@ def create(folder: Path, choices: Choices) -> list[Path]:
     facts = asdict(choices) | {"sparsity": choices.sparsity, "lr": choices.lr}
     folder.mkdir(parents=True, exist_ok=True)
     for name, template in choices.files().items():
-        (folder / name).write_text(environment.get_template(template).render(facts), encoding="utf-8")
+        files.write(folder / name, environment.get_template(template).render(facts))
     if SCRIPT in choices.files():
         _run_in(folder, folder.resolve() / SCRIPT)
     return [folder / name for name in choices.files()]

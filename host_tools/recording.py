@@ -13,6 +13,7 @@ nothing is ever executed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -100,7 +101,8 @@ class Recorder:
 
     def close(self) -> None:
         """End writing; further entries are an error."""
-        self._file.close()
+        with self._room():  # what could not be written is tried once more
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -111,9 +113,14 @@ class Recorder:
         self.close()
 
     def _write(self, value: Any) -> None:
-        try:
+        with self._room():
             self._file.write(msgpack.packb(value, use_bin_type=True))
             self._file.flush()
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"{self.path} cannot be written ({error.strerror}): make room, then `sparcl stream --resume` goes on"

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu import generator
-from sparcl_mcu.generator import shared_key
+from sparcl_mcu.generator import files, shared_key
 from sparcl_mcu.generator.artefacts import Dataset, Learning, Model, Task, regions
 from sparcl_mcu.generator.errors import BoardError, UserError
 from sparcl_mcu.generator.store import digest
@@ -123,14 +123,14 @@ class StreamResult:
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
         aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        files.write(aside, json.dumps(asdict(self), indent=1) + "\n")
         os.replace(aside, path)
 
     @classmethod
     def load(cls, path: Path) -> StreamResult:
         """Read what `save` wrote.  Raises UserError when there is none or it is damaged."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = files.read_json(path)
             data["scores"] = [[_score(item) for item in row] for row in data["scores"]]
             data["base"] = [_score(item) for item in data["base"]]
             data["initial"] = {name: Score(**item) for name, item in data["initial"].items()}
@@ -732,5 +732,5 @@ def save_regions(path: Path, model: Model, data: dict[int, bytes]) -> None:
         region.name: np.frombuffer(data[region.number], f"<{'i' if region.signed else 'u'}{region.itemsize}")
         for region in regions(model)
     }
-    with path.open("wb") as file:
+    with files.writing(path), path.open("wb") as file:
         np.savez_compressed(file, **arrays)

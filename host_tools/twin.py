@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparcl_mcu.generator import files
+
 from . import metrics
 
 if TYPE_CHECKING:
@@ -74,5 +76,5 @@ def _mean(values: Sequence[float]) -> str:
 def save(pairs: Sequence[Pair], folder: Path) -> Path:
     """Write the pairs as JSON beside the experiment's artefacts; its path."""
     path = folder / RESULT
-    path.write_text(json.dumps([asdict(pair) for pair in pairs], indent=1) + "\n", encoding="utf-8")
+    files.write(path, json.dumps([asdict(pair) for pair in pairs], indent=1) + "\n")
     return path

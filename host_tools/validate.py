@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparcl_mcu.generator import shared_key
+from sparcl_mcu.generator import files, shared_key
 from sparcl_mcu.generator.artefacts import Model, regions
 from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
 
@@ -90,13 +90,13 @@ class ValidationResult:
     def save(self, path: Path) -> None:
         """Write as JSON."""
         data = asdict(self) | {"bit_exact": self.bit_exact}
-        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        files.write(path, json.dumps(data, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> ValidationResult:
         """Read what `save` wrote; UserError when it is not there or damaged."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = files.read_json(path)
             del data["bit_exact"]
             for name in ("first", "divergence"):
                 data[name] = data[name] and Mismatch(**data[name])

@@ -12,7 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_RESULT
 
 from .plan import Job, Kind, Sweep
 
@@ -82,8 +84,8 @@ class Kept:
     def get(self, job: Job) -> Result | None:
         """The job's result under the job's name; None if it has to be done (a damaged file is no result)."""
         try:
-            found = Result.model_validate_json(self._path(job.key).read_text(encoding="utf-8"))
-        except (OSError, ValidationError, UnicodeDecodeError):
+            found = Result.model_validate_json(files.read(self._path(job.key), LARGEST_RESULT))
+        except (OSError, ValidationError):
             return None
         return found.model_copy(update={"method": job.method, "seed": job.seed})
 
@@ -93,7 +95,7 @@ class Kept:
         aside = path.with_suffix(".new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            files.write(aside, result.model_dump_json(indent=1) + "\n")
             aside.replace(path)
         except OSError as error:
             raise UserError(
@@ -144,7 +146,7 @@ def write_csv(path: Path, results: Iterable[Result]) -> None:
     found = list(results)
     costs = {result.method: result.costs for result in found if result.costs is not None}
     nothing = Costs(board="")
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with files.writing(path), path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*COLUMNS, *COSTS])
         for result in found:

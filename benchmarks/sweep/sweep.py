@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sparcl_mcu.generator import lock
+from sparcl_mcu.generator import files, lock
 from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
 from sparcl_mcu.generator.places import build_folder
 from sparcl_mcu.host_tools import view
@@ -59,7 +59,7 @@ class Outcome:
         self.folder.mkdir(parents=True, exist_ok=True)
         runs, table = self.folder / CSV, self.folder / TABLE
         results.write_csv(runs, self.results())
-        table.write_text(f"{self.sweep.title}\n\n{results.markdown(self.rows())}", encoding="utf-8")
+        files.write(table, f"{self.sweep.title}\n\n{results.markdown(self.rows())}")
         return runs, table
 
 

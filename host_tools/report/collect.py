@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.artefacts import Activation, Dataset, Layer, Model, Op, Task, needs_error
 from sparcl_mcu.generator.errors import UserError
 
@@ -124,8 +125,8 @@ def build(project: Project) -> Report:
 def write(report: Report, project: Project) -> tuple[Path, Path]:
     """Write report.json and report.html into the project's folder; their paths."""
     json_path, html_path = project.folder / JSON, project.folder / HTML
-    json_path.write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    html_path.write_text(page.html(report, project.dataset), encoding="utf-8")
+    files.write(json_path, report.model_dump_json(indent=1) + "\n")
+    files.write(html_path, page.html(report, project.dataset))
     return json_path, html_path
 
 

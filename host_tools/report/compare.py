@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_RESULT
 
 from .. import markup
 from . import figures, page
@@ -113,7 +115,7 @@ def load(names: Sequence[str], build: Path) -> list[Run]:
 
 def _read(path: Path) -> Report:
     try:
-        return Report.model_validate_json(path.read_bytes())
+        return Report.model_validate_json(files.read(path, LARGEST_RESULT))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

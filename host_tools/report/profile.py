@@ -11,7 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_RESULT
 
 RESULT = "profile.json"
 
@@ -31,7 +33,7 @@ class Profile(BaseModel):
     def save(self, folder: Path) -> Path:
         """Write into a project's folder; the path."""
         path = folder / RESULT
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        files.write(path, self.model_dump_json(indent=1) + "\n")
         return path
 
 
@@ -41,7 +43,8 @@ def load(folder: Path, model_hash: str) -> Profile | None:
     if not path.exists():
         return None
     try:
-        found = Profile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UserError(f"{path} cannot be read ({error.errors()[0]['msg']}): run `sparcl bench` again") from error
+        found = Profile.model_validate_json(files.read(path, LARGEST_RESULT))
+    except (ValidationError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
+        raise UserError(f"{path} cannot be read ({reason}): run `sparcl bench` again") from error
     return found if found.model_hash == model_hash else None
