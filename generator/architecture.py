@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
@@ -13,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import MOST_IN_KERNEL, MOST_OUTPUTS, MOST_UNDER_WINDOWS, MOST_WEIGHTS
 
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height, width."""
@@ -159,6 +162,30 @@ def layer_conflicts(entries: Sequence[LayerEntry]) -> Iterator[tuple[int, str]]:
 # ---------------------------------------------------------------- layers without weights
 
 
+class TooLarge(ValueError):
+    """A network that the host has no room for; raised before anything is allocated."""
+
+
+def _too_many(count: int, what: str, most: int) -> str:
+    return f"{count:,} {what}; at most {most:,} are possible: use fewer units or filters, or a smaller input"
+
+
+def _check_windows(shape: Shape, window: Window, out: tuple[int, int], *, learns: bool = True) -> None:
+    if window.area > MOST_IN_KERNEL and learns:
+        raise TooLarge(f"a kernel of {window.area:,} places; at most {MOST_IN_KERNEL:,} are possible")
+    values = shape[0] * window.area * math.prod(out)
+    if values > MOST_UNDER_WINDOWS:
+        raise TooLarge(
+            f"{values:,} values under its windows; at most {MOST_UNDER_WINDOWS:,} are possible: use a smaller kernel, "
+            "a larger stride or a smaller input"
+        )
+
+
+def _check_total(weights: int) -> None:
+    if weights > MOST_WEIGHTS:
+        raise TooLarge(f"the network has {_too_many(weights, 'weights', MOST_WEIGHTS)}")
+
+
 def dense(inputs: int, shape: Shape, units: int, activation: Activation, name: str) -> FloatLayer:
     """A dense layer that reads tensor ``inputs`` of ``shape``; weights 0."""
     return _weighted(Op.DENSE, inputs, int(np.prod(shape)), units, (units, 1, 1), activation, name)
@@ -167,7 +194,8 @@ def dense(inputs: int, shape: Shape, units: int, activation: Activation, name: s
 def convolution(
     inputs: int, shape: Shape, filters: int, window: Window, out: tuple[int, int], activation: Activation, name: str
 ) -> FloatLayer:
-    """A convolution with ``filters`` outputs; weights 0."""
+    """A convolution with ``filters`` outputs; weights 0.  Raises ``TooLarge``, as all functions here do."""
+    _check_windows(shape, window, out)
     layer = _weighted(Op.CONV, inputs, shape[0] * window.area, filters, (filters, *out), activation, name)
     return replace(layer, window=window)
 
@@ -176,6 +204,7 @@ def depthwise(
     inputs: int, shape: Shape, multiplier: int, window: Window, out: tuple[int, int], activation: Activation, name: str
 ) -> FloatLayer:
     """A depthwise convolution with ``multiplier`` outputs for each channel; weights 0."""
+    _check_windows(shape, window, out)
     filters = shape[0] * multiplier
     layer = _weighted(Op.CONV, inputs, window.area, filters, (filters, *out), activation, name)
     return replace(layer, window=window, multiplier=multiplier)
@@ -183,6 +212,7 @@ def depthwise(
 
 def pooling(op: Op, inputs: int, shape: Shape, window: Window, out: tuple[int, int], name: str) -> FloatLayer:
     """A pooling layer."""
+    _check_windows(shape, window, out, learns=False)
     return replace(plain(op, (inputs,), (shape[0], *out), Activation.NONE, name), window=window)
 
 
@@ -195,6 +225,10 @@ def plain(op: Op, inputs: tuple[int, ...], shape: tuple[int, ...], activation: A
 def _weighted(
     op: Op, inputs: int, n_in: int, n_out: int, shape: Shape, activation: Activation, name: str
 ) -> FloatLayer:
+    if n_in * n_out > MOST_WEIGHTS:
+        raise TooLarge(_too_many(n_in * n_out, "weights", MOST_WEIGHTS))
+    if math.prod(shape) > MOST_OUTPUTS:
+        raise TooLarge(_too_many(math.prod(shape), "outputs", MOST_OUTPUTS))
     weight = np.zeros((n_in, n_out))
     ones = np.ones((n_in, n_out), dtype=np.bool_)
     return FloatLayer(op, (inputs,), shape, activation, weight, np.zeros(n_out), ones, weight, name=name)
@@ -220,6 +254,10 @@ def slide(size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int
 
 def hidden_layers(widths: Sequence[int], n_in: int, n_classes: int) -> tuple[Shape, tuple[FloatLayer, ...]]:
     """The network of ``model.hidden``: the shape of its input and its layers, weights 0."""
+    try:
+        _check_total(sum(a * b for a, b in itertools.pairwise((n_in, *widths, n_classes))))
+    except TooLarge as error:
+        raise UserError(f"model.hidden = {list(widths)}: {error}") from None
     layers: list[FloatLayer] = []
     shape: Shape = (1, 1, n_in)
     for k, units in enumerate(widths):
@@ -237,9 +275,13 @@ def listed_layers(
     for number, entry in enumerate(entries, 1):
         try:
             builder.append(entry)
+            _check_total(sum(layer.weight.size for layer in builder.layers))
         except ValueError as error:
             raise UserError(f"model.layers: entry {number} ({entry.type}): {error}") from None
-    builder.layers.append(dense(builder.last, builder.shape, n_classes, Activation.NONE, "output"))
+    try:
+        builder.layers.append(dense(builder.last, builder.shape, n_classes, Activation.NONE, "output"))
+    except TooLarge as error:
+        raise UserError(f"model.layers: the output layer: {error}") from None
     return builder.input_shape, tuple(builder.layers)
 
 

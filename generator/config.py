@@ -8,13 +8,16 @@ the file and the line, or the ``--set`` option, that has to change.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import itertools
 import json
 import keyword
+import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
@@ -22,10 +25,11 @@ from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from sparcl_mcu.generator import shared_key
+from sparcl_mcu.generator import files, shared_key
 from sparcl_mcu.generator.architecture import LAYER_ENTRIES, LayerEntry, layer_conflicts
 from sparcl_mcu.generator.artefacts import DdrScore, Growth, Method, SingleHead
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_EXPERIMENT
 
 
 def _name(value: object) -> object:
@@ -43,6 +47,18 @@ MAX_CLASSES = 255
 
 WATCH_RATE = 50
 """Samples per second of the watch recordings."""
+
+MAX_VALUES = 65535
+"""Values of a sample: its number is two bytes on the line (docs/protocol.md)."""
+
+DEEPEST = 32
+"""Tables and lists inside each other in an experiment file; the options need four."""
+
+MOST_MISTAKES = 20
+"""Lines of an error message."""
+
+LONGEST = 100
+"""Characters of a wrong word that are compared with the right ones."""
 
 RESERVED_NAMES = ("bench", "coverage", "current", "emulator", "fuzz", "powercut", "sweeps")
 """Folders of ``build/`` that are no experiment's (generator/pipeline.py, host_tools/emulator.py)."""
@@ -76,7 +92,9 @@ class _Section(BaseModel):
 class ExperimentSection(_Section):
     """What the experiment is called and its seed."""
 
-    name: str = Field("experiment", description="Name of the experiment, an identifier; default: the file's name")
+    name: str = Field(
+        "experiment", max_length=100, description="Name of the experiment, an identifier; default: the file's name"
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of everything random, on the host and on the board")
 
 
@@ -459,6 +477,9 @@ def _data_conflicts(c: Config) -> Iterator[_Conflict]:
             yield (("data", key),), f'data.{key} is for data.set = {names}, but the set is "{d.set}"'
     if d.set == "mnist5k" and d.size not in (None, (16, 16), (28, 28)):
         yield (("data", "size"),), 'data.set = "mnist5k" has data.size = 16 or 28'
+    if d.size is not None and d.size[0] * d.size[1] > MAX_VALUES:
+        size = f"data.size = {list(d.size)} has {d.size[0] * d.size[1]:,} values"
+        yield (("data", "size"),), f"{size}; a sample has at most {MAX_VALUES:,}: make pictures smaller"
     if d.function is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", d.function):
         yield (("data", "function"),), f'data.function = "{d.function}": write it as "module:name"'
     series = d.set == "watch" or d.window is not None or d.features is not None
@@ -483,8 +504,8 @@ def _table_conflicts(d: DataSection) -> Iterator[_Conflict]:
     for key in ("group", "recording"):
         if roles[key] == d.label:
             yield (("data", key), ("data", "label")), f"data.{key} and data.label are the same column, {d.label}"
-    for number, name in enumerate(d.columns or ()):
-        if name in (d.columns or ())[:number]:
+    for name, times in Counter(d.columns or ()).items():
+        if times > 1:
             yield (("data", "columns"),), f"data.columns names {name} twice"
         for key, column in roles.items():
             if name == column:
@@ -518,7 +539,7 @@ def _task_conflicts(c: Config) -> Iterator[_Conflict]:
         if not split or not all(split):
             plural = "groups" if what == "group" else "classes"
             yield (("tasks", "split"),), f"tasks.split has no tasks, or a task without {plural}"
-        repeated = sorted({n for n in flat if flat.count(n) > 1})
+        repeated = sorted(name for name, times in Counter(flat).items() if times > 1)
         if repeated:
             yield (("tasks", "split"),), f"tasks.split names {what} {repeated[0]} more than once"
         both = sorted(set(flat) & {str(n) for n in c.initial.base_classes}) if what == "class" else []
@@ -640,16 +661,7 @@ def load(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> 
     is taken as a string.  ``seed`` replaces ``experiment.seed``.  Raises
     ``UserError`` with one line for each mistake.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such experiment file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(_syntax_error(path, text, error)) from None
+    text, tree = read_toml(path, "no such experiment file")
     places = _places(path, text)
     for option in overrides:
         section, key, value = _override(option)
@@ -665,6 +677,62 @@ def load(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> 
             experiment["seed"] = seed
             places["experiment", "seed"] = "--seed"
     return _resolve_paths(_validate(tree, path, places), path)
+
+
+def read_toml(path: Path, missing: str) -> tuple[str, dict[str, Any]]:
+    """The text of a TOML file and what it says; ``missing``: what to say where there is none.
+
+    Raises ``UserError`` for anything that is no file, no UTF-8, no TOML, too large or nested too deeply.
+    """
+    try:
+        text = files.read_text(path, LARGEST_EXPERIMENT)
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        tree = _parsed(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(_syntax_error(path, text, error)) from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return text, tree
+
+
+_PIECES = re.compile(r"[=,{}\[\]\n]")
+_PART = re.compile(r"""\.[ \t]*[\w"'-]""")
+"""A key goes on: between what ends keys."""
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """What TOML says; raises ``ValueError`` also for what TOML allows and no option needs."""
+    # tomllib takes time with the square of the parts of a key.
+    if any(len(_PART.findall(piece)) > DEEPEST for piece in _PIECES.split(text)):
+        raise ValueError("a key has too many parts")
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError("lists or tables are nested too deeply") from None
+    except ValueError:  # Python reads no integers of thousands of digits
+        raise ValueError("holds a number that is too large") from None
+    _check_values(tree)
+    return tree
+
+
+def _check_values(tree: dict[str, Any]) -> None:
+    """Raises ``ValueError`` for values that cannot be worked with, or shown."""
+    level: list[Any] = [tree]
+    for _ in range(DEEPEST):
+        if any(isinstance(value, int) and abs(value) >= 1 << 63 for value in level):
+            raise ValueError("holds an integer of more than 64 bits")
+        inner = (
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, dict | list)
+        )
+        level = [value for values in inner for value in values]
+    if level:
+        raise ValueError("lists or tables are nested too deeply")
 
 
 def to_json(config: Config) -> str:
@@ -685,18 +753,30 @@ def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -
         # A list whose entries are wrong is too short as well, once they are left out.
         blamed = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
         real = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in blamed]
-        lines = dict.fromkeys(_describe(detail, path, places) for detail in real)
-        raise UserError("\n".join(lines)) from None
+        described = (_describe(detail, path, places) for detail in real[: 10 * MOST_MISTAKES])
+        lines = list(dict.fromkeys(shortened(line, 2000) for line in described))
+        more = [f"{path}: and more mistakes"] if len(lines) > MOST_MISTAKES else []
+        raise UserError("\n".join([*lines[:MOST_MISTAKES], *more])) from None
 
 
 def resolve(path: Path) -> Path:
     """The path without links; ``UserError`` for what can be none."""
     try:
         path = path.resolve()
-        path.exists()
+        str(path).encode("utf-8")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(path)  # pathlib's own questions hide errors, depending on the version of Python
         return path
+    except UnicodeEncodeError:
+        raise UserError(f"{str(path)!a}: a name in it is not UTF-8: rename the file or folder") from None
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
-        raise UserError(f"{str(path)[:200]!r} is no path: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error)[:200]
+        raise UserError(f"{shortened(str(path))!r} is no path: {reason}") from None
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A text that comes from a file, for a message."""
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def _resolve_paths(config: Config, path: Path) -> Config:
@@ -742,14 +822,16 @@ def _override(option: str) -> tuple[str, str, Any]:
         raise UserError(f"--set {option}: write it as section.key=value, for example sparsity.weights=0.9")
     raw = raw.strip()
     try:
-        return section, key, tomllib.loads(f"value = {raw}")["value"]
+        return section, key, _parsed(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         if re.fullmatch(r"[^\s\[\]{}\"',=#]+", raw):
             return section, key, raw
-        raise UserError(f"--set {option}: {raw!r} is not a TOML value") from None
+        raise UserError(f"--set {shortened(option)}: {shortened(raw)!r} is not a TOML value") from None
+    except ValueError as error:
+        raise UserError(f"--set {shortened(option)}: {error}") from None
 
 
-_HEADER = re.compile(r"\s*\[+\s*([^\[\]#]+?)\s*\]+\s*(?:#.*)?$")
+_HEADER = re.compile(r"\s*\[+([^\[\]#]+)\]+\s*(?:#.*)?$")
 _ASSIGNMENT = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
 
 
@@ -830,11 +912,12 @@ def _unknown(section: str, key: str) -> str:
     """Unknown section or key, with the nearest known name; sections count as well as keys."""
     if not key:
         known = list(Config.model_fields)
-        near = difflib.get_close_matches(section, known, 1)
+        near = difflib.get_close_matches(section[:LONGEST], known, 1)
         hint = f"did you mean [{near[0]}]?" if near else f"there are {', '.join(known)}"
         return f"unknown section [{section}]; {hint}"
     known = list(_fields(section))
-    near = difflib.get_close_matches(key, known, 1) or difflib.get_close_matches(key, [*known, section], 1, 0.5)
+    word = key[:LONGEST]
+    near = difflib.get_close_matches(word, known, 1) or difflib.get_close_matches(word, [*known, section], 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
     return f"unknown key {key!r} in [{section}]; {hint}"
 
@@ -847,14 +930,14 @@ def _entry_error(detail: ErrorDetails) -> str:
         return f"a layer needs a type: {', '.join(types)}"
     if detail["type"] == "union_tag_invalid":
         kind = str(detail.get("ctx", {}).get("tag", ""))
-        near = difflib.get_close_matches(kind, types, 1)
+        near = difflib.get_close_matches(kind[:LONGEST], types, 1)
         return f"unknown type {kind!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(types)}")
     if len(inner) < 2:
         return f'has to be a table such as {{ type = "dense", units = 64 }}, not {detail["input"]!r}'
     kind, key = str(inner[0]), str(inner[1])
     fields = {info.alias or name: info for name, info in types[kind].model_fields.items()}
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, fields, 1)
+        near = difflib.get_close_matches(key[:LONGEST], fields, 1)
         return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(fields)}")
     if detail["type"] == "missing":
         return f"{kind} needs {key!r} ({fields[key].description})"

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import io
 import json
 import lzma
+import math
 import os
 import re
 import sys
@@ -26,11 +28,20 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator import architecture, user_module
-from sparcl_mcu.generator.architecture import Shape, shown
+from sparcl_mcu.generator import architecture, archives, files, user_module
+from sparcl_mcu.generator.architecture import Shape, TooLarge, shown
 from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import (
+    LARGEST_DESCRIPTION,
+    LARGEST_MODEL,
+    MOST_AT_ONCE,
+    MOST_LAYERS,
+    MOST_OUTPUTS,
+    MOST_WEIGHTS,
+)
+from sparcl_mcu.generator.sizes import shown as shown_size
 
 Floats = NDArray[np.float64]
 Array = NDArray[Any]
@@ -206,29 +217,59 @@ def load(keras: Any, config: Config) -> Any:
     """The model of ``model.path`` or ``model.function``; raises ``UserError`` if it is none."""
     section = config.model
     if section.path is not None:
-        return _load_file(keras, section.path)
+        check(config)
+        return _load_file(keras, section.path, config.experiment.seed)
     assert section.function is not None
     place = f"model.function = {section.function!r}"
     model = _call(section.function, place)
     if not isinstance(model, keras.Model):
         raise UserError(f"{place}: returned {type(model).__name__}, not a Keras model")
+    if getattr(model, "inputs", None):
+        _check_weights(place, model)
     return model
 
 
-def _load_file(keras: Any, path: Path) -> Any:
-    """Nothing in the file is run: what could be is refused before Keras sees it, and by Keras's safe mode again."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file (model.path)")
-    with path.open("rb") as file:
-        whole = zipfile.is_zipfile(file) if path.suffix == ".keras" else file.read(4) == b"\x89HDF"
+def check(config: Config) -> None:
+    """Raises ``UserError`` for a model file that Keras must not see; TensorFlow, which takes long, is not needed."""
+    path = config.model.path
+    if path is None:
+        return
+    try:
+        with files.opened(path, LARGEST_MODEL) as file:
+            whole = zipfile.is_zipfile(file) if path.suffix == ".keras" else file.read(4) == b"\x89HDF"
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (model.path)") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}) (model.path)") from None
     if not whole:
         raise UserError(f"{path}: is damaged, or is no {path.suffix} file: write it with Keras's model.save()")
     _check_harmless(path)
+    _check_declared(path)
+
+
+def _load_file(keras: Any, path: Path, seed: int) -> Any:
+    """Nothing in the file is run: what could be is refused before Keras sees it, and by Keras's safe mode again."""
     try:
         with _quiet():
+            # First without memory for the weights: what the description asks for is only known when it is built.
+            try:
+                with keras.StatelessScope(initialize_variables=False):
+                    _check_weights(str(path), keras.models.load_model(path, compile=False, safe_mode=True))
+            finally:
+                keras.utils.clear_session()  # else Keras makes up for these weights later
+                keras.utils.set_random_seed(seed)
             return keras.models.load_model(path, compile=False, safe_mode=True)
+    except UserError:
+        raise
     except Exception as error:  # Keras raises whatever its readers raise
         raise UserError(f"{path}: {_unreadable(error)}") from None
+
+
+def _check_weights(name: str, model: Any) -> None:
+    """Raises ``UserError`` for a network that the host has no room for."""
+    count = int(model.count_params())
+    if count > MOST_WEIGHTS:
+        raise UserError(f"{name}: has {count:,} weights; at most {MOST_WEIGHTS:,} are possible: make it smaller")
 
 
 _CODE = frozenset(
@@ -243,13 +284,13 @@ _OWN = re.compile(
 )
 """Modules of Keras that a network is made of.  Others, keras.utils for one, do things when they are called."""
 
-_LARGEST_CONFIG = 1 << 26
-"""Bytes; the description of a network has thousands."""
-
 
 def _check_harmless(path: Path) -> None:
     """Refuse a file that names code.  The safe mode of older versions of Keras does not look at .h5 files."""
-    for name, module in _named_classes(_description(path)):
+    description = _description(path)
+    if (count := _layer_count(description)) > MOST_LAYERS:
+        raise UserError(f"{path}: has {count:,} layers; at most {MOST_LAYERS:,} are possible")
+    for name, module in _named_classes(description):
         if name in _CODE:
             raise UserError(
                 f"{path}: holds Python code, or names a file to be read ({name}), which the board cannot run: "
@@ -266,16 +307,92 @@ def _description(path: Path) -> Any:
     """The network as JSON; None where there is none, which Keras then says better."""
     try:
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                if archive.getinfo("config.json").file_size > _LARGEST_CONFIG:
+            with path.open("rb") as packed, archives.opened(packed) as archive:
+                if archive.getinfo("config.json").file_size > LARGEST_DESCRIPTION:
                     raise UserError(f"{path}: its config.json is no network's: write it with Keras's model.save()")
-                return json.loads(archive.read("config.json"))
+                return json.loads(archives.contents(archive, "config.json", LARGEST_DESCRIPTION))
         with importlib.import_module("h5py").File(path, "r") as file:
+            if file.attrs.get_id("model_config").get_storage_size() > LARGEST_DESCRIPTION:
+                raise UserError(f"{path}: its model_config is no network's: write it with Keras's model.save()")
             return json.loads(file.attrs["model_config"])
     except (OSError, KeyError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error):
         return None
     except (TypeError, AttributeError, RuntimeError, lzma.LZMAError) as error:  # encrypted, packed in another way, ...
         raise UserError(f"{path}: cannot be read ({error}): write it with Keras's model.save()") from None
+
+
+_MOST_OBJECTS = 100_000
+"""Groups and arrays in an .h5 file; a layer has about ten."""
+
+
+def _check_declared(path: Path) -> None:
+    """Refuse a file whose arrays take more than a network needs once they are unpacked, or lie in other files."""
+    try:
+        declared = _declared_in_zip(path) if path.suffix == ".keras" else _declared_in_h5(path, path)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # of zipfile and h5py, for broken files
+        raise UserError(f"{path}: cannot be read ({error}): write it with Keras's model.save()") from None
+    if declared > LARGEST_MODEL:
+        raise UserError(
+            f"{path}: has {shown_size(declared)} unpacked; at most {shown_size(LARGEST_MODEL)} are possible"
+        )
+
+
+def _declared_in_zip(path: Path) -> int:
+    with path.open("rb") as file, archives.opened(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise UserError(f"{path}: is packed in a way that Keras does not use: write it with Keras's model.save()")
+        total = sum(member.file_size for member in members)
+        if total > LARGEST_MODEL or _WEIGHTS not in archive.namelist():
+            return total
+        return _declared_in_h5(path, io.BytesIO(archives.contents(archive, _WEIGHTS, LARGEST_MODEL)))
+
+
+_WEIGHTS = "model.weights.h5"
+
+
+def _declared_in_h5(path: Path, content: Path | io.BytesIO) -> int:
+    """Bytes of all arrays in a file, each counted once."""
+    h5py = importlib.import_module("h5py")
+    total, seen = 0, set[int]()
+    with h5py.File(content, "r") as file:
+        left = [file]
+        while left and len(seen) <= _MOST_OBJECTS:
+            group = left.pop()
+            for name in group:
+                link = group.get(name, getlink=True)
+                if isinstance(link, h5py.ExternalLink):
+                    raise UserError(f"{path}: names another file, {link.filename}: write it with Keras's model.save()")
+                item = None if isinstance(link, h5py.SoftLink) else group[name]
+                address = h5py.h5o.get_info(item.id).addr if item is not None else None
+                if address is None or address in seen:
+                    continue
+                seen.add(address)
+                if isinstance(item, h5py.Group):
+                    left.append(item)
+                elif isinstance(item, h5py.Dataset):
+                    if item.external or item.is_virtual:
+                        raise UserError(f"{path}: names another file: write it with Keras's model.save()")
+                    total += int(item.size or 0) * item.dtype.itemsize
+    if len(seen) > _MOST_OBJECTS:
+        raise UserError(f"{path}: holds more than {_MOST_OBJECTS:,} arrays: write it with Keras's model.save()")
+    return total
+
+
+def _layer_count(tree: Any) -> int:
+    """Layers in a description, with those of models inside of it."""
+    left, count = [tree], 0
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            left += item.values()
+            layers = item.get("layers")
+            count += len(layers) if isinstance(layers, list) else 0
+        elif isinstance(item, list):
+            left += item
+    return count
 
 
 def _named_classes(tree: Any) -> Iterator[tuple[str, str]]:
@@ -315,7 +432,10 @@ def fingerprint(config: Config) -> bytes:
     """Hash of the file an imported model comes from; of a function its module counts, not what it reads."""
     section = config.model
     file = section.path or Path((section.function or "").rpartition(":")[0])
-    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest()
+    try:
+        return files.digest(file, LARGEST_MODEL) if file.is_file() else hashlib.sha256(b"").digest()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def _call(reference: str, place: str) -> Any:
@@ -329,7 +449,7 @@ def _call(reference: str, place: str) -> Any:
             return getattr(user_module.load(folder, module), function)()
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise UserError(f"{place}: {type(error).__name__}: {error}") from error
 
 
@@ -365,7 +485,9 @@ def begins_scaled(model: Any) -> bool:
 
 def predict(model: Any, x: Array) -> Array:
     """The outputs of a model for samples of its own shape: (samples, outputs)."""
-    parts = [np.asarray(model(x[k : k + 256], training=False)) for k in range(0, len(x), 256)]
+    outputs = sum(math.prod(step.shape) for step in _flatten(model)[0])
+    count = max(1, min(256, MOST_AT_ONCE // max(1, outputs)))
+    parts = [np.asarray(model(x[k : k + count], training=False)) for k in range(0, len(x), count)]
     return np.concatenate(parts).reshape(len(x), -1)
 
 
@@ -379,8 +501,21 @@ def from_keras(model: Any, scale: float = 1.0) -> tuple[Shape, tuple[FloatLayer,
     shape = sample_shape(model)
     steps, output = _flatten(model)
     _check_supported(model, steps)
+    _check_outputs(model.name, steps)
     _check_finite(model)
-    return _Import(model.name, steps, output, shape, scale).run()
+    try:
+        return _Import(model.name, steps, output, shape, scale).run()
+    except TooLarge as error:
+        raise UserError(f"model {model.name!r}: {error}") from None
+
+
+def _check_outputs(name: str, steps: Sequence[_Step]) -> None:
+    for step in steps:
+        if math.prod(step.shape) > MOST_OUTPUTS:
+            raise UserError(
+                f"model {name!r}: {getattr(step.layer, 'name', '')} has {math.prod(step.shape):,} outputs; at most "
+                f"{MOST_OUTPUTS:,} are possible: use fewer units or filters, or a smaller input"
+            )
 
 
 def _check_finite(model: Any) -> None:

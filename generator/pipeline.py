@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from sparcl_mcu.generator import (
     boards,
     config,
     data,
+    files,
     formats,
     keras_model,
     layout,
@@ -131,7 +133,7 @@ def make(
 def _make(settings: Config, facts: Board, shared: Path, say: Progress, force: bool) -> Project:
     folder = shared / facts.name
     cache = _Cache(shared, force)
-    (shared / "01-config.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    files.write(shared / "01-config.json", settings.model_dump_json(indent=2) + "\n")
     dataset = cache.stage(
         "02-data",
         Dataset,
@@ -160,10 +162,10 @@ def _make(settings: Config, facts: Board, shared: Path, say: Progress, force: bo
         lambda: quantise.quantise(settings, dataset, float_model),
         lambda: say("quantising"),
     )
-    (shared / "04-overflow-proof.txt").write_text(proof.proof_text(proof.overflow_proof(model)), encoding="utf-8")
+    files.write(shared / "04-overflow-proof.txt", proof.proof_text(proof.overflow_proof(model)))
     memory = plan.plan(model, facts, keyed=settings.link.key is not None)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "05-plan.json").write_text(_plan_json(memory, model), encoding="utf-8")
+    files.write(folder / "05-plan.json", _plan_json(memory, model))
     plan.check(memory)
     project = Project(folder, settings, dataset, float_model, model, facts, memory)
     write_sources(project)
@@ -174,7 +176,13 @@ def _require_no_way_out(*folders: Path) -> None:
     """Raise ``UserError`` where a symbolic link would have us write outside the build folder."""
     inside = build_folder().resolve()
     for path in (path for folder in folders for path in (folder, *folder.rglob("*"))):
-        if path.is_symlink() and not resolve(path).is_relative_to(inside):
+        try:
+            kind = stat.S_IFMT(path.lstat().st_mode)
+        except FileNotFoundError:
+            continue
+        if kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK):
+            raise UserError(f"{path} is a named pipe or a device: delete it, nothing is read from it")
+        if kind == stat.S_IFLNK and not resolve(path).is_relative_to(inside):
             raise UserError(f"{path} is a link out of {inside}: delete it, nothing is written through it")
 
 
@@ -196,7 +204,7 @@ class _Cache:
         mark.unlink(missing_ok=True)
         result = make()
         store.save(path, result)
-        mark.write_text(inputs, encoding="utf-8")
+        files.write(mark, inputs)
         return result
 
 
@@ -241,7 +249,7 @@ def write_sources(project: Project) -> None:
         if not path.exists() or path.read_bytes() != text.encode() or (secret and path.stat().st_mode & 0o077):
             path.unlink(missing_ok=True)  # with it the permissions it came with
             path.touch(mode=0o600 if secret else 0o666)
-            path.write_bytes(text.encode())  # with the same line ends everywhere
+            files.write(path, text)  # with the same line ends everywhere
     _point_current(project)
 
 

@@ -14,9 +14,13 @@ import stat
 import sys
 from pathlib import Path
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import UserError
 
 BYTES = 32
+LARGEST = 1024
+"""Bytes of a file with a key: 64 digits and some blanks."""
+
 FORM = r"(env:[A-Za-z_]\w*|file:.+)"
 """Of the option: ``env:NAME`` or ``file:PATH``."""
 
@@ -70,8 +74,7 @@ def journal_key(key: bytes, model_hash: bytes) -> bytes:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return file.read(4 * BYTES).decode("ascii", "replace")
+        return files.read(path, LARGEST).decode("ascii", "replace")
     except OSError as error:
         raise UserError(
             f"link.key: {path} cannot be read ({error.strerror}); `{_MAKE} > {path.name}` makes a key"

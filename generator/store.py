@@ -23,8 +23,10 @@ from typing import Any, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcl_mcu.generator import archives, files
 from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_ARRAYS
 
 T = TypeVar("T")
 
@@ -103,8 +105,8 @@ def save(path: Path, artefact: object) -> None:
         "value": tree,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".npz").write_bytes(packed)
-    path.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    files.write(path.with_suffix(".npz"), packed)
+    files.write(path.with_suffix(".json"), json.dumps(document, indent=1) + "\n")
 
 
 def _encode(value: object, arrays: list[NDArray[Any]]) -> Any:
@@ -145,20 +147,20 @@ class _Malformed(Exception):
 def load(path: Path, cls: type[T]) -> T:
     """Read an artefact of class ``cls``; ``UserError`` if it is missing, damaged or of another kind."""
     try:
-        document = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        packed = path.with_suffix(".npz").read_bytes()
+        document = files.read_json(path.with_suffix(".json"))
+        packed = path.with_suffix(".npz")
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise _Malformed(f"not an artefact of format {FORMAT}")
         if document.get("artefact") != cls.__name__:
             raise _Malformed(f"holds a {document.get('artefact')}, not a {cls.__name__}")
-        if document.get("arrays_sha256") != hashlib.sha256(packed).hexdigest():
+        if document.get("arrays_sha256") != files.digest(packed, 2 * LARGEST_ARRAYS).hex():
             raise _Malformed("the .npz does not belong to the .json")
-        with np.load(io.BytesIO(packed), allow_pickle=False) as archive:
-            arrays = [archive[f"a{number}"] for number in range(len(archive.files))]
+        found = archives.load(packed, 2 * LARGEST_ARRAYS)
+        arrays = [found[f"a{number}"] for number in range(len(found))]
         artefact = _decode(document.get("value"), cls, arrays, cls.__name__)
         if isinstance(artefact, Model) and artefact.model_hash != model_hash(artefact):
             raise _Malformed("the model's hash does not fit its contents")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, _Malformed) as error:
+    except (OSError, ValueError, KeyError, RecursionError, _Malformed) as error:
         raise UserError(f"{path.with_suffix('.json')}: {error}; delete it and generate it again") from None
     return typing.cast(T, artefact)
 

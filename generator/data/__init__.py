@@ -13,11 +13,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from sparcl_mcu.generator import files
 from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.data import arrays, images, sets, table, tasks
 from sparcl_mcu.generator.data.raw import Raw, check_size, limit, validation
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_ARRAYS, LARGEST_MODULE, LARGEST_PICTURE, LARGEST_TABLE
 
 _READERS: dict[str, Callable[[Config], Raw]] = {
     "mnist5k": sets.mnist5k,
@@ -29,6 +31,9 @@ _READERS: dict[str, Callable[[Config], Raw]] = {
     "csv": table.load,
     "images": images.folder,
 }
+
+_LARGEST = {"csv": LARGEST_TABLE, "images": LARGEST_PICTURE, "function": LARGEST_MODULE}
+"""Bytes of one file."""
 
 
 def load(config: Config) -> Dataset:
@@ -64,14 +69,14 @@ def fingerprint(config: Config) -> bytes:
         for path in [*sorted(Path(__file__).parent.glob("*.py")), *_user_files(config)]:
             # The name of a picture's folder is its class.
             name = os.fsencode(f"{path.parent.name}/{path.name}")
-            state.update(name + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+            state.update(name + b"\0" + files.digest(path, _LARGEST.get(config.data.set, LARGEST_ARRAYS)))
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
     return state.digest()
 
 
 def _user_files(config: Config) -> list[Path]:
-    """The files of the user's own data, as far as they exist."""
+    """The files of the user's own data, as far as they exist; of what is no file the readers say so."""
     data = config.data
     if data.set == "images" and data.path is not None:
         return images.files(data.path) if data.path.is_dir() else []

@@ -7,19 +7,23 @@ import traceback
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator import user_module
+from sparcl_mcu.generator import archives, files, user_module
 from sparcl_mcu.generator.config import Config, DataSection
 from sparcl_mcu.generator.data import series
 from sparcl_mcu.generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, hold_out, natural
 from sparcl_mcu.generator.data.tasks import chosen, held_out
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_ARRAYS, shown
 
 Arrays = Mapping[str, NDArray[Any]]
+
+LONGEST_NAME = 4096
+"""Bytes of the name of a class or group in an array, where each takes as much as the longest."""
 
 _NEEDED = ("x_train", "y_train")
 _KEYS = (*_NEEDED, "x_test", "y_test", "group_train", "group_test")
@@ -29,35 +33,63 @@ def npz(config: Config) -> Raw:
     """The arrays of ``data.path``; what they have to look like is in the errors below."""
     path = cast(Path, config.data.path)
     try:
-        archive = np.load(path, allow_pickle=False)
+        with files.opened(path, LARGEST_ARRAYS) as file:
+            found = _stored(config, path, file)
     except FileNotFoundError:
         raise UserError(f"{path}: no such data file (data.path)") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(f"{path}: not an .npz; numpy.savez(path, x_train=..., ...) makes one") from None
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise UserError(f"{path}: is a single array; save it with numpy.savez(path, x_train=..., ...)")
-    with archive:
-        # Only what is needed: other arrays may be anything.
-        found = {key: _stored(path, archive, key) for key in _wanted(config) if key in archive.files}
-        _check_keys(str(path), config, found, archive.files)
     return _raw(config, path.stem, str(path), found)
 
 
-def _stored(path: Path, archive: Mapping[str, Any], key: str) -> NDArray[Any]:
+def _stored(config: Config, path: Path, file: BinaryIO) -> dict[str, NDArray[Any]]:
+    """The arrays that are needed: others may be anything."""
+    if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+        raise UserError(f"{path}: is a single array; save it with numpy.savez(path, x_train=..., ...)")
+    try:
+        with archives.opened(file) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            wanted = {key: members[key] for key in _wanted(config) if key in members}
+            _check_declared(path, archive, wanted)
+            found = {key: _array_of(path, archive, key, member) for key, member in wanted.items()}
+    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError):
+        raise UserError(f"{path}: not an .npz; numpy.savez(path, x_train=..., ...) makes one") from None
+    _check_keys(str(path), config, found, list(members))
+    return found
+
+
+def _check_declared(path: Path, archive: zipfile.ZipFile, wanted: Mapping[str, str]) -> None:
+    """What the arrays say they take, before any of them is loaded."""
+    total = 0
+    for key, member in wanted.items():
+        try:
+            total += archives.declared(archive, member)
+        except Exception as error:
+            raise _unusable(path, key, error) from None
+    if total > LARGEST_ARRAYS:
+        raise UserError(
+            f"{path}: {', '.join(wanted)} have {shown(total)} unpacked; at most {shown(LARGEST_ARRAYS)} are possible: "
+            "keep fewer samples, or smaller numbers (uint8, float16)"
+        )
+
+
+def _array_of(path: Path, archive: zipfile.ZipFile, key: str, member: str) -> NDArray[Any]:
     """One array of an archive."""
     try:
-        array = archive[key]
-    except Exception as error:  # zlib, zipfile and numpy have many for a broken file
-        if "allow_pickle" in str(error):
-            raise UserError(
-                f"{path}: {key} holds Python objects; save plain numbers or strings ({key}.astype(str) makes strings)"
-            ) from None
-        raise UserError(f"{path}: {key} cannot be read ({_line(error)}); is the file whole?") from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: {key} is not an array; numpy.savez(path, x_train=..., ...) makes them")
-    return array
+        return archives.array(archive, member)
+    except Exception as error:
+        raise _unusable(path, key, error) from None
+
+
+def _unusable(path: Path, key: str, error: Exception) -> UserError:
+    """Why an array cannot be had; zlib, zipfile and NumPy have many errors for a broken file."""
+    if "allow_pickle" in str(error):
+        return UserError(
+            f"{path}: {key} holds Python objects; save plain numbers or strings ({key}.astype(str) makes strings)"
+        )
+    if "magic string" in str(error):
+        return UserError(f"{path}: {key} is not an array; numpy.savez(path, x_train=..., ...) makes them")
+    return UserError(f"{path}: {key} cannot be read ({_line(error)}); is the file whole?")
 
 
 def _line(error: BaseException) -> str:
@@ -77,6 +109,8 @@ def function(config: Config) -> Raw:
         try:
             loader = getattr(user_module.load(config.data.path, module), name, None)
             result = loader() if callable(loader) else None
+        except UserError:
+            raise
         except (Exception, SystemExit) as error:
             if isinstance(error, ModuleNotFoundError) and error.name == module:
                 raise UserError(f"{source}: there is no module {module} in {config.data.path} or installed") from None
@@ -198,6 +232,8 @@ def _check_part(source: str, part: str, arrays: Arrays) -> None:
                 f"{source}: {key} has to hold one {what} (integer or string) a sample, "
                 f"not {values.dtype} of shape {values.shape}"
             )
+        if values.dtype.kind in "US" and values.dtype.itemsize > LONGEST_NAME:
+            raise UserError(f"{source}: {key} has names of {shown(values.dtype.itemsize)}: give them shorter ones")
         if values.dtype.kind in "US" and not np.char.str_len(values).all():
             row = int(np.flatnonzero(np.char.str_len(values.reshape(-1)) == 0)[0])
             raise UserError(f"{source}: {key}[{row}] is empty")
@@ -223,6 +259,7 @@ def _windows(data: DataSection, raw: Raw) -> Raw:
 
     def windows(samples: Samples) -> Samples:
         x = samples.x.reshape(len(samples.x), raw.shape[0], -1)
+        series.check_size(data, [x.shape[1]] * len(x), x.shape[2], raw.source)
         if data.window is None:
             return Samples(series.see(data, x), samples.y, samples.group)
         cut = [series.cut(data, signal) for signal in x]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -10,10 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator import files as user_files
+from sparcl_mcu.generator.config import MAX_VALUES, Config
 from sparcl_mcu.generator.data.raw import Raw, Samples, check_classes, natural, ungrouped
 from sparcl_mcu.generator.data.tasks import held_out
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import (
+    LARGEST_ARRAYS,
+    LARGEST_FOLDER,
+    LARGEST_PICTURE,
+    LARGEST_PIXELS,
+    MOST_ENTRIES,
+    shown,
+)
 
 Pictures: TypeAlias = NDArray[np.uint8]
 
@@ -34,8 +45,9 @@ def folder(config: Config) -> Raw:
     names = natural(train_files)
     check_classes(str(root), names, config)
     test_files = _files(root / "test") if apart else {}
+    known = set(names)
     for name in test_files:
-        if name not in names:
+        if name not in known:
             raise UserError(f"{root / 'test' / name}: there is no such class in {root / 'train'}")
     train, test = _samples(config, names, train_files, test_files)
     raw = Raw(root.name, str(root), names, train, test)
@@ -44,13 +56,20 @@ def folder(config: Config) -> Raw:
 
 def files(root: Path) -> list[Path]:
     """All pictures below a folder, but hidden ones: thumbnails and the like."""
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
+    named: list[Path] = []
+    entries = 0
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        entries += len(folders) + len(names)
+        if entries > MOST_ENTRIES:
+            raise UserError(f"{root}: has more than {MOST_ENTRIES:,} files and folders: is it the right folder?")
+        shown_names = (name for name in names if not name.startswith("."))
+        named += [Path(place, name) for name in shown_names if os.path.splitext(name)[1].lower() in SUFFIXES]
+    found = sorted(path for path in named if path.is_file())
+    size = sum(path.stat().st_size for path in found)
+    if size > LARGEST_FOLDER:
+        raise UserError(f"{root}: its pictures have {shown(size)}; at most {shown(LARGEST_FOLDER)} are possible")
+    return found
 
 
 def resize(pictures: Pictures, size: tuple[int, int]) -> Pictures:
@@ -106,14 +125,19 @@ def _files(root: Path) -> dict[str, list[Path]]:
 def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path]]) -> tuple[Samples, Samples]:
     """Training and test samples with the same size and number of channels."""
     size, first = config.data.size, None
+    # Without data.size they have to be small enough as they are.
+    most = MAX_VALUES if size is None else LARGEST_PIXELS
+    count = sum(len(paths) for part in parts for paths in part.values())
     loaded: list[list[Pictures]] = []
     for part in parts:
-        pictures = []
+        pictures: list[Pictures] = []
         for paths in part.values():
             for path in paths:
-                picture = _read(path)
+                picture = _read(path, most)
                 if size is None:
                     size, first = (picture.shape[0], picture.shape[1]), path
+                if not pictures:
+                    _check_total(count, size)
                 if first is not None and picture.shape[:2] != size:
                     raise UserError(
                         f"{path}: is {picture.shape[0]} x {picture.shape[1]} (height x width), {first} is "
@@ -126,8 +150,9 @@ def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path
         color = any(_colored(picture) for pictures in loaded for picture in pictures)
     channels = (3,) if color else ()
     result = []
+    number = {name: k for k, name in enumerate(names)}
     for part, pictures in zip(parts, loaded, strict=True):
-        y = np.repeat([names.index(name) for name in part], [len(paths) for paths in part.values()]).astype(np.int64)
+        y = np.repeat([number[name] for name in part], [len(paths) for paths in part.values()]).astype(np.int64)
         x = np.zeros((len(pictures), *(size or (1, 1)), *channels), dtype=np.uint8)
         for k, picture in enumerate(pictures):
             x[k] = np.asarray(Image.fromarray(picture).convert("RGB" if color else "L"))
@@ -135,10 +160,22 @@ def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path
     return result[0], result[1]
 
 
-def _read(path: Path) -> Pictures:
-    """(height, width) if the file is grey, else (height, width, 3)."""
+def _check_total(count: int, size: tuple[int, int]) -> None:
+    """All pictures together, with three channels, have room in memory."""
+    total = count * size[0] * size[1] * 3
+    if total > LARGEST_ARRAYS:
+        raise UserError(
+            f"data.path: {count} pictures of {size[0]} x {size[1]} have {shown(total)}; at most "
+            f"{shown(LARGEST_ARRAYS)} are possible: set a smaller data.size"
+        )
+
+
+def _read(path: Path, most: int) -> Pictures:
+    """(height, width) if the file is grey, else (height, width, 3); ``most``: pixels it may have."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "BMP")) as file:
+        user_files.check(path, LARGEST_PICTURE)
+        with _opened(path) as file:
+            _check_pixels(path, file.size, most)
             picture = ImageOps.exif_transpose(file)
             if picture.mode.startswith("I"):
                 # 16 bits a value.
@@ -146,9 +183,29 @@ def _read(path: Path) -> Pictures:
                 return high
             grey = picture.mode in ("1", "L", "LA", "La")
             return np.asarray(picture.convert("L" if grey else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except user_files.Refused as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # Pillow's readers have many for a broken file
         reason = "broken or no picture" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{path}: not a readable PNG, JPEG or BMP ({reason})") from None
+
+
+def _opened(path: Path) -> Image.Image:
+    """The picture, of which only the head is read; its size is looked at by us."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=("PNG", "JPEG", "BMP"))
+
+
+def _check_pixels(path: Path, size: tuple[int, int], most: int) -> None:
+    width, height = size
+    if width * height > most:
+        smaller = "make it smaller" if most == LARGEST_PIXELS else "data.size makes pictures smaller"
+        raise UserError(
+            f"{path}: is {height} x {width} (height x width), at most {most:,} pixels are possible: {smaller}"
+        )
 
 
 def _colored(picture: Pictures) -> bool:

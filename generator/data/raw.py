@@ -12,16 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.config import MAX_CLASSES, Config, DataSection
+from sparcl_mcu.generator.config import MAX_CLASSES, MAX_VALUES, Config, DataSection
 from sparcl_mcu.generator.errors import UserError
 
 Labels: TypeAlias = NDArray[np.int64]
 
 LARGEST = float(np.finfo(np.float32).max)
 """Numbers beyond are no measurements, and their squares no numbers."""
-
-MAX_VALUES = 65535
-"""Values of a sample: its number is two bytes on the line (docs/protocol.md)."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +135,13 @@ def limit(raw: Raw, data: DataSection) -> Raw:
 
 def _strata(raw: Raw, samples: Samples) -> list[tuple[Labels, str]]:
     """Where the samples of each class (and group) are, and what to call these samples."""
+    # Sorted once: a pass over all samples for each class and group takes for ever where there are many groups.
+    order = np.lexsort((samples.group, samples.y))
+    y, group = samples.y[order], samples.group[order]
+    borders = np.flatnonzero((np.diff(y) != 0) | (np.diff(group) != 0)) + 1
     result = []
-    for c, g in sorted(set(zip(samples.y.tolist(), samples.group.tolist(), strict=True))):
-        where = np.flatnonzero((samples.y == c) & (samples.group == g))
+    for where in np.split(order, borders) if len(order) else []:
+        c, g = samples.y[where[0]], samples.group[where[0]]
         place = f" in group {raw.group_names[g]}" if raw.group_names else ""
         result.append((where, f"class {raw.class_names[c]}{place}"))
     return result

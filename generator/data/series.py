@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sparcl_mcu.generator.config import WATCH_RATE, DataSection
 from sparcl_mcu.generator.data.raw import Samples
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_ARRAYS, shown
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +47,19 @@ def cut(data: DataSection, signal: NDArray[Any]) -> NDArray[Any]:
         return np.zeros((0, width, signal.shape[1]), dtype=signal.dtype)
     view = np.lib.stride_tricks.sliding_window_view(signal, width, axis=0)
     return view[:: data.hop or width // 2].transpose(0, 2, 1)
+
+
+def check_size(data: DataSection, lengths: Sequence[int], channels: int, source: str) -> None:
+    """Raises ``UserError`` if the windows of signals of these lengths, in float64, do not fit into memory."""
+    width = _width(data) if data.window is not None or data.set == "watch" else max(lengths, default=0)
+    hop = data.hop or max(1, width // 2)
+    count = sum(max(0, (length - width) // hop + 1) for length in lengths)
+    size = 8 * count * width * channels
+    if size > LARGEST_ARRAYS:
+        raise UserError(
+            f"{source}: {count:,} windows of {width} time steps have {shown(size)}; at most {shown(LARGEST_ARRAYS)} "
+            "are possible: set a larger data.hop or a smaller data.window"
+        )
 
 
 def gather(data: DataSection, recordings: Sequence[Recording], source: str) -> Samples:
@@ -102,6 +116,8 @@ def _border(data: DataSection, length: int) -> int:
 def _gather(
     data: DataSection, recordings: Sequence[Recording], source: str, windows: Callable[[Floats], Floats]
 ) -> Samples:
+    channels = max((recording.signal.shape[1] for recording in recordings), default=0)
+    check_size(data, [len(recording.signal) for recording in recordings], channels, source)
     parts = [windows(recording.signal) for recording in recordings]
     if not sum(len(part) for part in parts):
         longest = max((len(recording.signal) for recording in recordings), default=0)

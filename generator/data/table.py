@@ -11,20 +11,27 @@ import io
 import itertools
 import math
 import re
+import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.config import Config, DataSection
+from sparcl_mcu.generator import files
+from sparcl_mcu.generator.config import MAX_VALUES, Config, DataSection
 from sparcl_mcu.generator.data import series
 from sparcl_mcu.generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, natural
 from sparcl_mcu.generator.data.series import Recording
 from sparcl_mcu.generator.data.tasks import held_out
 from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.generator.sizes import LARGEST_LINE, LARGEST_TABLE, MOST_ROWS, shown
+
+MOST_COLUMNS = MAX_VALUES + 3
+"""The values of a sample and what they are of."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Table:
     header: tuple[str, ...]
     columns: tuple[str, ...]
     x: NDArray[np.float64]
-    lines: tuple[int, ...]
+    lines: Sequence[int]
     texts: dict[str, tuple[str, ...]]
 
     def place(self, row: int, column: str) -> str:
@@ -57,9 +64,10 @@ def load(config: Config) -> Raw:
         tables.append(read(data.test_path, data, train.columns))
     names = natural(train.texts["label"])
     check_classes(f"{train.path}: column {data.label}", names, config)
+    known = set(names)
     for table in tables[1:]:
         for row, text in enumerate(table.texts["label"]):
-            if text not in names:
+            if text not in known:
                 raise UserError(f'{table.place(row, data.label)}: class "{text}" is not in {train.path}')
     grouped = config.tasks.by == "group"
     groups = natural(text for table in tables for text in table.texts["group"]) if grouped else ()
@@ -87,41 +95,80 @@ def read(path: Path, data: DataSection, columns: Sequence[str] | None) -> Table:
             )
     else:
         option = "data.columns" if data.columns is not None else f"as in {data.path}"
-        numbers = [_column(path, top, header, name, option) for name in columns]
+        place = {name: k for k, name in enumerate(header)}
+        numbers = [place[n] if n in place else _column(path, top, header, n, option) for n in columns]
     if not numbers:
         raise UserError(f"{path}:{top}: no column of numbers beside {', '.join(header)}")
-    lines, x, found = [], [], []
+    # Packed, for a list of numbers takes four times as much; of a label there is one string.
+    lines, x, found = array("q"), array("d"), [list[str]() for _ in texts]
     for line, fields in rows:
         if len(fields) != len(header):
             raise UserError(f"{path}:{line}: {len(fields)} fields, but the header has {len(header)}")
-        x.append(_numbers(path, line, fields, header, numbers))
-        found.append(tuple(_text(path, line, fields, header, k) for k in texts.values()))
+        x.extend(_numbers(path, line, fields, header, numbers))
+        for column, k in zip(found, texts.values(), strict=True):
+            column.append(sys.intern(_text(path, line, fields, header, k)))
         lines.append(line)
     if not lines:
         raise UserError(f"{path}: has a header, but no rows")
-    columns_of_text = dict(zip(texts, zip(*found, strict=True), strict=True))
-    return Table(path, header, tuple(header[k] for k in numbers), np.array(x), tuple(lines), columns_of_text)
+    values = np.frombuffer(x, dtype=np.float64).reshape(len(lines), len(numbers))
+    columns_of_text = dict(zip(texts, map(tuple, found), strict=True))
+    return Table(path, header, tuple(header[k] for k in numbers), values, lines, columns_of_text)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(line, fields) of each row that is not blank; commas, semicolons or tabs, whichever the header has."""
     try:
-        content = path.read_bytes()
+        with files.opened(path, LARGEST_TABLE) as file:
+            yield from _parsed(path, _lines(path, file))
     except FileNotFoundError:
         raise UserError(f"{path}: no such data file (data.path, data.test_path)") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """The lines of a file with their ends, one at a time: the whole text would take many times its size."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
-        raise UserError(f"{path}:{line}: not UTF-8 text (byte {column} of the row): save it as UTF-8") from None
-    if not text.strip():
+        for number in itertools.count(1):
+            line = text.readline(LARGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > LARGEST_LINE:
+                raise UserError(f"{path}:{number}: a line has more than {shown(LARGEST_LINE)}: is this a table?")
+            if number > MOST_ROWS:
+                raise UserError(f"{path}:{number}: more than {MOST_ROWS:,} lines; make the table smaller")
+            yield line
+    except UnicodeDecodeError:
+        raise UserError(f"{path}{_undecodable(file)}: save it as UTF-8") from None
+
+
+def _undecodable(file: BinaryIO) -> str:
+    """Where the first byte is that is not UTF-8."""
+    file.seek(0)
+    for number in itertools.count(1):
+        line = file.readline(LARGEST_LINE)
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return f":{number}: not UTF-8 text (byte {error.start + 1} of the row)"
+        if not line:
+            break
+    return ": not UTF-8 text"
+
+
+def _parsed(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(line, fields) of each row that is not blank."""
+    blank = []
+    for first in lines:
+        blank.append(first)
+        if first.strip():
+            break
+    else:
         raise UserError(f"{path}: is empty")
-    header = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
+    header = re.sub(r'"[^"]*"', "", first)
     delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    reader = csv.reader(itertools.chain(blank, lines), delimiter=delimiter, strict=True, skipinitialspace=True)
     begin = 1
     try:
         for fields in reader:
@@ -139,9 +186,13 @@ def _rows(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
 def _check_header(path: Path, line: int, header: Sequence[str]) -> None:
     if all(_number(name) is not None for name in header):
         raise UserError(f"{path}:{line}: the first row has numbers only; it has to name the columns")
+    if len(header) > MOST_COLUMNS:
+        raise UserError(f"{path}:{line}: {len(header):,} columns; at most {MOST_COLUMNS:,} are possible")
+    known: set[str] = set()
     for k, name in enumerate(header):
-        if name and name in header[:k]:
+        if name and name in known:
             raise UserError(f"{path}:{line}:{k + 1}: column {name} is there twice")
+        known.add(name)
 
 
 def _column(path: Path, line: int, header: Sequence[str], name: str, option: str) -> int:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +63,9 @@ class Plan:
 def plan(config: Config, raw: Raw) -> Plan:
     """The tasks an experiment asks for."""
     result = _by_group(config, raw) if config.tasks.by == "group" else _by_class(config, raw)
+    if len(result.tasks) > MAX_TASKS:
+        larger = "tasks.groups_per_task" if config.tasks.by == "group" else "tasks.classes_per_task"
+        raise UserError(f"there are {len(result.tasks)} tasks; at most {MAX_TASKS} are possible: set {larger}")
     order = _order(raw, result)
     if len(order) < 2:
         names = ", ".join(raw.class_names[c] for c in order) or "none"
@@ -70,16 +73,13 @@ def plan(config: Config, raw: Raw) -> Plan:
         raise UserError(f"{where} too few classes: two are needed, there is {names}")
     if len(order) > MAX_CLASSES:
         raise UserError(f"tasks.split names {len(order)} classes; at most {MAX_CLASSES} are possible")
-    if len(result.tasks) > MAX_TASKS:
-        larger = "tasks.groups_per_task" if config.tasks.by == "group" else "tasks.classes_per_task"
-        raise UserError(f"there are {len(result.tasks)} tasks; at most {MAX_TASKS} are possible: set {larger}")
     if config.tasks.first == "host" and len(result.tasks) < 2:
         raise UserError('tasks.first = "host": there is no second task for the board to learn')
     return result
 
 
 def _by_class(config: Config, raw: Raw) -> Plan:
-    base = [_member(raw, raw.class_names, name, "initial.base_classes") for name in config.initial.base_classes]
+    base = _split([config.initial.base_classes], raw, raw.class_names, "initial.base_classes")[0]
     if config.tasks.split is not None:
         tasks = _split(config.tasks.split, raw, raw.class_names)
     else:
@@ -104,20 +104,28 @@ def _by_group(config: Config, raw: Raw) -> Plan:
     return Plan(None, tuple(Part(tuple(task), by_group=True) for task in tasks))
 
 
-def _split(split: Sequence[Sequence[ClassName]], raw: Raw, names: tuple[str, ...]) -> list[list[int]]:
-    return [[_member(raw, names, name, "tasks.split") for name in task] for task in split]
+def _split(
+    split: Sequence[Sequence[ClassName]], raw: Raw, names: tuple[str, ...], option: str = "tasks.split"
+) -> list[list[int]]:
+    """The numbers of the classes or groups of each task."""
+    number = {name: k for k, name in enumerate(names)}
+    return [[_member(raw, names, number, name, option) for name in task] for task in split]
 
 
-def _member(raw: Raw, names: tuple[str, ...], name: ClassName, option: str) -> int:
+def _member(raw: Raw, names: tuple[str, ...], number: Mapping[str, int], name: ClassName, option: str) -> int:
     """Number of a class or group given by name, or by number where they have other names."""
-    if str(name) in names:
-        return names.index(str(name))
+    if (known := number.get(str(name))) is not None:
+        return known
     numeric = all(n.lstrip("-").isdigit() for n in names)
     if isinstance(name, int) and not numeric and 0 <= name < len(names):
         return name
     what = "group" if names is raw.group_names else "class"
-    shown = names if len(names) <= 20 else (*names[:10], "...", names[-1])
-    raise UserError(f"{option}: {raw.name} has no {what} {name!r}; it has {', '.join(shown)}")
+    raise UserError(f"{option}: {raw.name} has no {what} {name!r}; it has {', '.join(_few(names))}")
+
+
+def _few(names: Sequence[str]) -> Sequence[str]:
+    """The names, or the first and the last if there are many."""
+    return names if len(names) <= 20 else (*names[:10], "...", names[-1])
 
 
 def _check_once(tasks: Sequence[Sequence[int]], what: str) -> None:
@@ -158,8 +166,9 @@ def check_samples(config: Config, raw: Raw, wanted: Plan) -> None:
 def _check_part(config: Config, raw: Raw, part: Part, kind: str, samples: Samples) -> None:
     names, numbers = (raw.group_names, samples.group) if part.by_group else (raw.class_names, samples.y)
     where = part.where(samples)
-    lacking = [m for m in part.members if m not in numbers[where]]
-    title = ", ".join(names[m] for m in part.members)
+    present = set(np.unique(numbers[where]).tolist())
+    lacking = [m for m in part.members if m not in present]
+    title = ", ".join(_few([names[m] for m in part.members]))
     if lacking and not (part.by_group and len(where)):
         what = f"group {title}" if part.by_group else f"class {names[lacking[0]]}"
         short = " (is it too short for data.window?)" if series.wanted(config.data) else ""

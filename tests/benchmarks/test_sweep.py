@@ -175,7 +175,7 @@ def test_only_some_methods(file: Path) -> None:
 )
 def test_errors_name_the_file_and_what_is_wrong(file: Path, text: str, message: str) -> None:
     file.write_text(text)
-    with pytest.raises(UserError, match=rf"(?s)small_sweep\.toml: .*{message}"):
+    with pytest.raises(UserError, match=rf"(?s)small_sweep\.toml:.*{message}"):
         plan.load(file)
 
 

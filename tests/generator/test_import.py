@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -370,13 +372,44 @@ def test_files_are_read_in_safe_mode(keras: Any, tmp_path: Path) -> None:
             keras_model.load(keras, config_for(tmp_path / f"broken{ending}"))
         whole = (tmp_path / f"good{ending}").read_bytes()
         (tmp_path / f"short{ending}").write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(UserError, match=r"is damaged, or is no|Keras cannot read it \(.*truncated"):
+        with pytest.raises(UserError, match=r"is damaged, or is no|cannot be read \(.*truncated"):
             keras_model.load(keras, config_for(tmp_path / f"short{ending}"))
     with pytest.raises(UserError, match="no such file"):
         keras_model.load(keras, config_for(tmp_path / "gone.keras"))
     model.save_weights(tmp_path / "only.weights.h5")
     with pytest.raises(UserError, match="holds weights without their model"):
         keras_model.load(keras, config_for(tmp_path / "only.weights.h5"))
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_weights_are_counted_before_they_are_allocated(
+    keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    model = sequential(keras, (4, 4, 1), keras.layers.Flatten(), keras.layers.Dense(5), keras.layers.Dense(3))
+    path = tmp_path / f"net{ending}"
+    model.save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(keras_model, "MOST_WEIGHTS", 100)
+        with pytest.raises(UserError, match=f"net{ending}: has 103 weights; at most 100 are possible"):
+            keras_model.load(keras, config_for(path))
+    _enlarge(path, 5, 2_000_000_000)  # 128 GB in float32
+    with pytest.raises(UserError, match=r"2,?000,?000,?000"):
+        keras_model.load(keras, config_for(path))
+
+
+def _enlarge(path: Path, units: int, to: int) -> None:
+    """The same file with another size of a layer in its description."""
+    before, after = f'"units": {units}', f'"units": {to}'
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = file.attrs["model_config"].replace(before, after)
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["config.json"] = members["config.json"].replace(before.encode(), after.encode())
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
 
 
 def test_classes_that_are_not_keras_s_are_named(keras: Any, tmp_path: Path) -> None:
