@@ -179,7 +179,7 @@ static void obey(char order) {
                : order == 'f' ? fill()
                : order == 't' ? train()
                : order == 'e' ? scl_train_end()
-                              : scl_store_checkpoint(0);
+                              : scl_store_checkpoint(SCL_NO_RECORDS);
       scl_integrity_end(SCL_PARTS_STATE);
       give(&status, sizeof status);
       break;
