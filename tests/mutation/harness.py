@@ -37,8 +37,6 @@ from tests.mutation.watch import Killer, Survey
 
 ROOT = Path(__file__).resolve().parents[2]
 NICE = 15
-VARIANTS = 2
-"""Of one test with many parameters so many are run for each Python mutant, the shortest first."""
 SURVEY_LIMIT = 3600.0
 """Seconds of CPU time for all tests without a fault."""
 KILLED, LIVES, SAME, INVALID = "killed", "lives", "same code", "no program"
@@ -54,6 +52,10 @@ class Subject:
     tests: tuple[str, ...]
     thorough: tuple[str, ...] = ()
     """Run when those let a mutant live."""
+    few: tuple[str, ...] = ()
+    """Python: tests of which the first and the last set of parameters are enough."""
+    named_only: bool = False
+    """No mutants but those that are named."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Plan:
         return cls(
             root,
             folder,
-            [Subject(**{k: tuple(v) for k, v in s.items()}) for s in data["subject"]],
+            [Subject(**{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()}) for s in data["subject"]],
             [Named(**n) for n in data.get("named", [])],
             {r["id"]: r["why"] for r in reasons},
         )
@@ -118,7 +120,7 @@ class Plan:
     def all_mutants(self) -> list[Mutant]:
         """Every mutant of every file."""
         result = []
-        for file in (f for s in self.subjects for f in s.files):
+        for file in (f for s in self.subjects if not s.named_only for f in s.files):
             text = self.text(file)
             found = c_operators.edits(text) if file.endswith(".c") else python_operators.edits(text)
             result += from_edits(file, text, found)
@@ -163,8 +165,10 @@ def take_survey(plan: Plan, mutants: list[Mutant], *, keep: bool) -> None:
 
 def _survey(tree: Tree, subject: Subject, known: dict[str, dict[str, object]]) -> None:
     found = tree.folder / "survey.json"
-    sources = {str(tree.path / f): f for f in subject.files if f.endswith(".py")}
-    ended = tree.pytest([*subject.tests, *subject.thorough], Survey(found, sources), SURVEY_LIMIT)
+    # A module of the package has the path of the package.
+    folders = (tree.path, tree.path / "sparcl_mcu")
+    sources = {str(folder / f): f for folder in folders for f in subject.files if f.endswith(".py")}
+    ended = tree.pytest([*subject.tests, *subject.thorough], Survey(found, sources, subject.few), SURVEY_LIMIT)
     if ended.status != 0:
         print(tree.log.read_text()[-3000:], file=sys.stderr)
         raise SystemExit("mutants: error: the tests fail without a fault")
@@ -183,12 +187,7 @@ def chosen_tests(plan: Plan, mutant: Mutant) -> list[str]:
     executing = [t for t in own if mutant.line in plan.lines[t].get(mutant.file, ())]
     if not executing and mutant.line in _lines_of_functions(plan.text(mutant.file)):
         return []
-    result, taken = [], Counter[str]()
-    for test in sorted(executing or own, key=lambda t: plan.survey[t]):
-        taken[test.split("[")[0]] += 1
-        if taken[test.split("[")[0]] <= VARIANTS:
-            result.append(test)
-    return result
+    return sorted(executing or own, key=lambda t: plan.survey[t])
 
 
 def _given(test: str, tests: Collection[str]) -> bool:

@@ -37,12 +37,19 @@ class Killer:
 class Survey:
     """Notes for each test its CPU time and the lines of ``sources`` (Python files) that it executes."""
 
-    def __init__(self, path: Path, sources: Collection[str]) -> None:
+    def __init__(self, path: Path, sources: Collection[str], few: Collection[str] = ()) -> None:
         self.path = path
+        self.few = frozenset(few)
         self.sources = frozenset(sources)
         self.seconds: dict[str, float] = {}
         self.lines: dict[str, dict[str, list[int]]] = {}
         self._seen: defaultdict[str, set[int]] = defaultdict(set)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Called by pytest; of the tests in ``few`` the first and the last set of parameters are run."""
+        names = [item.nodeid.split("[")[0] for item in items]
+        ends = {names.index(name) for name in names} | {len(names) - 1 - names[::-1].index(name) for name in names}
+        items[:] = [item for k, item in enumerate(items) if k in ends or names[k] not in self.few]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
