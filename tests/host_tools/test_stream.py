@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,8 @@ def test_a_restart_on_a_bad_line_is_noticed(
     result = stream.stream(project, board.url)
     assert result.complete
     assert result.resets == [stream.WATCHDOG]
+    tasks, epochs = len(project.dataset.tasks), project.model.learning.epochs
+    assert [(e.task, e.epoch) for e in result.epochs] == list(product(range(tasks), range(epochs)))
 
 
 def test_work_that_never_gets_through_ends(project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,6 +368,7 @@ def test_resume_after_the_host_died(
     assert undisturbed.state_digest == result.state_digest
     assert undisturbed.scores == result.scores
     assert undisturbed.samples_removed == result.samples_removed
+    assert [(e.task, e.epoch) for e in undisturbed.epochs] == [(e.task, e.epoch) for e in result.epochs]
 
 
 def test_what_a_board_has_forgotten_is_not_kept(
@@ -558,8 +562,11 @@ def test_bisect_of_a_changed_recording(project: Project, board: FakeBoard) -> No
     _change_reply(project.folder / stream.RECORDING, lambda c: c == Command.TRAIN, 1, 18)
     _, suspects = validate.validate(project)
     assert suspects is not None
+    seen: list[tuple[int, int]] = []
     with pytest.raises(ValidationFailed, match="now agree"):
-        validate.bisect(project, board.url, suspects)
+        validate.bisect(project, board.url, suspects, lambda done, total: seen.append((done, total)))
+    total = len(suspects.requests)
+    assert seen == [(done, total) for done in range(1, total + 1)]
 
 
 def test_bisect_of_a_wrong_initial_model(project: Project, board: FakeBoard) -> None:
