@@ -467,6 +467,22 @@ def test_restored_after_removals(tmp_path: Path) -> None:
         twin.check_dump()
 
 
+def test_counters_of_saturation_come_back(tmp_path: Path) -> None:
+    """They are a part of the state, and large numbers here."""
+    model = random_model(8, sizes=(9, 16, 12, 4), tight=True, fraction=12, scale=20.0, learning_rate=0.1)
+    with running(model, build(model, tmp_path)) as twin:
+        teacher = Teacher(twin, 1)
+        teacher.begin((0, 1), 12, streamed=False, seed=1)
+        teacher.finish()
+        device = twin.device
+        assert device.guard_shifts > 0
+        assert device.saturated_errors > 0
+        assert device.saturated_activations > 0
+        assert twin.power_cut().restored
+        twin.check_dump()
+        twin.check()
+
+
 def put(kind: str, at: int, value: int) -> Callable[[bytearray], None]:
     """Writes one number into a snapshot."""
     return lambda content: struct.pack_into(kind, content, at, value)

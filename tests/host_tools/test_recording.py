@@ -249,3 +249,9 @@ def test_random_bytes_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     path = _file(tmp_path, GOOD, raw=data)
     with contextlib.suppress(UserError):
         list(transactions(path))
+
+
+def test_a_long_array_is_not_read_into_memory(tmp_path: Path) -> None:
+    """It is refused by its length, before any of what it holds."""
+    with pytest.raises(UserError, match="max_array_len"):
+        list(entries(_file(tmp_path, GOOD, [">", *range(8)])))
