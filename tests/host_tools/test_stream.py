@@ -104,6 +104,10 @@ def test_a_save_that_the_board_could_not_use_is_told(
 
     stream.stream(project, board.url, observer=Reader())
     assert told in messages[0]
+    board.health = 0
+    messages.clear()
+    stream.stream(project, board.url, resume=True, observer=Reader())
+    assert not any("last saved" in text for text in messages)
 
 
 def test_final_regions_are_saved_by_name(project: Project, board: FakeBoard) -> None:
@@ -389,6 +393,7 @@ def test_what_a_board_has_forgotten_is_not_kept(
         stream.stream(project, board.url, observer=Late())
     before = stream.StreamResult.load(project.folder / stream.RESULT)
     assert {epoch.task for epoch in before.epochs} == {0, 1, 2}
+    replace(before, complete=True).save(project.folder / stream.RESULT)  # as a board that goes far back leaves it
     board.power_cycle()
     with pytest.raises(_Killed):
         stream.stream(project, board.url, resume=True, observer=Early())
@@ -396,6 +401,7 @@ def test_what_a_board_has_forgotten_is_not_kept(
     assert [(epoch.task, epoch.epoch) for epoch in left.epochs] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert sum(epoch.steps for epoch in left.epochs) == board.device.step
     assert all(score is None for score in left.scores[2])
+    assert not left.complete
 
 
 def test_snapshot_within_a_training_request(project: Project, board: FakeBoard) -> None:
