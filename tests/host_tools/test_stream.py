@@ -73,6 +73,20 @@ def test_samples_removed_are_those_of_the_board(project: Project, board: FakeBoa
     assert result.samples_removed > 0
 
 
+def test_scores_are_those_of_the_predictions(project: Project, board: FakeBoard) -> None:
+    """Right among all classes, and right among those of the task."""
+    result = stream.stream(project, board.url)
+    for task, score in zip(project.dataset.tasks, result.scores[-1], strict=True):
+        replies = [board.device.apply(Command.PREDICT, x.tobytes()) for x in task.x_test]
+        said = [reply.payload for reply in replies if reply is not None]
+        logits = np.array([np.frombuffer(payload[1:], "<i2") for payload in said])
+        classes = np.array(task.classes)
+        assert score is not None
+        assert score.total == len(task.y_test) == len(said)
+        assert score.class_il == sum(payload[0] == y for payload, y in zip(said, task.y_test, strict=True))
+        assert score.task_il == (classes[logits[:, classes].argmax(axis=1)] == task.y_test).sum()
+
+
 def test_counters_are_read_at_the_ends_of_epochs_and_tests_only(project: Project, board: FakeBoard) -> None:
     """At the start, after the initial test, after each epoch, each task's test, and at the end; they are told of."""
     told: list[int] = []
@@ -207,6 +221,32 @@ def test_a_restart_on_a_bad_line_is_noticed(
     assert result.resets == [stream.WATCHDOG]
     tasks, epochs = len(project.dataset.tasks), project.model.learning.epochs
     assert [(e.task, e.epoch) for e in result.epochs] == list(product(range(tasks), range(epochs)))
+
+
+def test_an_epoch_that_is_taken_up_again_has_one_record(
+    project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A board saves within an epoch where its journal asks for that, and comes back there."""
+    ask = link.Link.request
+    done: list[int] = []
+
+    def request(self: link.Link, command: int, *rest: Any, **named: Any) -> bytes:
+        if command == Command.TRAIN and board.device.task == 1 and len(done) < 2:
+            done.append(board.device.step)
+            if len(done) == 2:
+                board._snapshot = board.device.copy()
+                board.power_cycle()
+                board.reset_reason = protocol.WATCHDOG
+                raise link.NoisyLineError("noise")
+        return ask(self, command, *rest, **named)
+
+    monkeypatch.setattr(link.Link, "request", request)
+    result = stream.stream(project, board.url)
+    assert result.complete
+    assert done[0] < done[1]
+    tasks, epochs = len(project.dataset.tasks), project.model.learning.epochs
+    assert [(e.task, e.epoch) for e in result.epochs] == list(product(range(tasks), range(epochs)))
+    assert sum(e.steps for e in result.epochs) == board.device.step
 
 
 def test_work_that_never_gets_through_ends(project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -573,6 +613,11 @@ def test_bisect_of_a_changed_recording(project: Project, board: FakeBoard) -> No
         validate.bisect(project, board.url, suspects, lambda done, total: seen.append((done, total)))
     total = len(suspects.requests)
     assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def test_bisect_leaves_out_what_is_refused(project: Project, board: FakeBoard) -> None:
+    with pytest.raises(ValidationFailed, match="now agree"):
+        validate.bisect(project, board.url, validate.Suspects(((Command.TRAIN, b"\x01"),), 0))
 
 
 def test_bisect_of_a_wrong_initial_model(project: Project, board: FakeBoard) -> None:
