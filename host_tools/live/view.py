@@ -71,16 +71,23 @@ class PlainView(Observer):
         self.meter = Meter(outline, result.statistics)
 
     def message(self, text: str) -> None:
+        """Never broken: commands in it can be copied."""
+        print(text, flush=True)
+
+    def measured(self, text: str) -> None:
         """On a terminal broken between words; a log has one line per event."""
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-        print(fold(text, width) if width else text, flush=True)
+        self.message(fold(text, self.width()) if self.width() else text)
+
+    def width(self) -> int:
+        """Columns of the terminal; 0 in a log."""
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
     def epoch_done(self, task: str, epochs: int, record: Epoch) -> None:
-        self.message(_epoch_line(task, epochs, record, self.meter.since_last(self.result.statistics)))
+        self.measured(_epoch_line(task, epochs, record, self.meter.since_last(self.result.statistics)))
 
     def evaluated(self, task: str, row: list[tuple[str, Score]]) -> None:
-        self.message(_accuracy_line(task, row))
-        self.message(_flash_line(task, self.result.statistics))
+        self.measured(_accuracy_line(task, row))
+        self.measured(_flash_line(task, self.result.statistics))
 
 
 class LiveView(PlainView):
@@ -97,7 +104,10 @@ class LiveView(PlainView):
         self._live.start()
 
     def message(self, text: str) -> None:
-        self._console.print(fold(text, self._console.width), markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def width(self) -> int:
+        return self._console.width
 
     def uploading(self, task: str, sent: int, total: int) -> None:
         self.forecast.sent(task, sent, total)
