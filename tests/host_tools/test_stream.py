@@ -74,8 +74,10 @@ def test_samples_removed_are_those_of_the_board(project: Project, board: FakeBoa
 
 
 def test_scores_are_those_of_the_predictions(project: Project, board: FakeBoard) -> None:
-    """Right among all classes, and right among those of the task."""
+    """Right among all classes, and right among those of the task; of all tasks so far, after each."""
     result = stream.stream(project, board.url)
+    tasks = range(len(project.dataset.tasks))
+    assert [[score is not None for score in row] for row in result.scores] == [[j <= i for j in tasks] for i in tasks]
     for task, score in zip(project.dataset.tasks, result.scores[-1], strict=True):
         replies = [board.device.apply(Command.PREDICT, x.tobytes()) for x in task.x_test]
         said = [reply.payload for reply in replies if reply is not None]
@@ -226,27 +228,32 @@ def test_a_restart_on_a_bad_line_is_noticed(
 def test_an_epoch_that_is_taken_up_again_has_one_record(
     project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A board saves within an epoch where its journal asks for that, and comes back there."""
+    """A board saves within a task where its journal asks for that, and comes back there."""
     ask = link.Link.request
-    done: list[int] = []
+    restarted = False
 
     def request(self: link.Link, command: int, *rest: Any, **named: Any) -> bytes:
-        if command == Command.TRAIN and board.device.task == 1 and len(done) < 2:
-            done.append(board.device.step)
-            if len(done) == 2:
-                board._snapshot = board.device.copy()
-                board.power_cycle()
-                board.reset_reason = protocol.WATCHDOG
-                raise link.NoisyLineError("noise")
+        nonlocal restarted
+        if command == Command.TRAIN and (board.device.task, board.device.epoch) == (1, 1) and not restarted:
+            restarted = True
+            board._snapshot = board.device.copy()
+            board.power_cycle()
+            board.reset_reason = protocol.WATCHDOG
+            raise link.NoisyLineError("noise")
         return ask(self, command, *rest, **named)
 
     monkeypatch.setattr(link.Link, "request", request)
     result = stream.stream(project, board.url)
-    assert result.complete
-    assert done[0] < done[1]
+    assert result.resets == [stream.WATCHDOG]
     tasks, epochs = len(project.dataset.tasks), project.model.learning.epochs
     assert [(e.task, e.epoch) for e in result.epochs] == list(product(range(tasks), range(epochs)))
     assert sum(e.steps for e in result.epochs) == board.device.step
+    monkeypatch.undo()
+    with FakeBoard(project.model) as other:
+        undisturbed = stream.stream(project, other.url)
+    assert [(e.removed, e.samples_left) for e in undisturbed.epochs] == [
+        (e.removed, e.samples_left) for e in result.epochs
+    ]
 
 
 def test_work_that_never_gets_through_ends(project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch) -> None:
