@@ -17,7 +17,7 @@ from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame, Splitter, decode
 from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.protocol import Command
 from tests.firmware.native import SECONDS, Teacher, Twin, build, running
-from tests.host_tools.reference.models import random_model
+from tests.host_tools.reference.models import random_model, random_samples
 
 CLASSES = 4
 
@@ -199,6 +199,21 @@ def test_limits_of_a_request(image: tuple[Model, Path], tmp_path: Path) -> None:
             assert twin.send(Command.TRAIN, struct.pack("<HB", steps, 0)) is None
         twin.good(Command.TRAIN, struct.pack("<HB", most, 1))
         assert twin.ask(Command.DUMP, struct.pack("<HIH", 16, 0, twin.hello().max_payload + 1))[0] == 5
+        twin.check_dump()
+
+
+def test_a_reply_longer_than_its_request(tmp_path: Path) -> None:
+    """Few inputs and many classes: no more is evaluated than a reply holds."""
+    model = random_model(3, sizes=(3, 8, 40))
+    with running(model, build(model, tmp_path)) as twin:
+        room = twin.hello().max_payload
+        most = (room - 1) // (1 + 2 * 40)
+        x, y = random_samples(model, range(40), 255, 1)
+        assert 0 < most < 255
+        assert 1 + 255 * (1 + 3) <= room
+        assert len(twin.good(Command.EVALUATE, protocol.pack_labelled(y[:most], x[:most]))) <= room
+        for count in (most + 1, 255):
+            assert twin.ask(Command.EVALUATE, protocol.pack_labelled(y[:count], x[:count])) == (5, b"")
         twin.check_dump()
 
 
