@@ -157,6 +157,9 @@ def test_worn_sectors_close_together(tmp_path: Path) -> None:
     assert numbers(lines[-1])["lost"] == 0
 
 
+WRAP = "-Wl,--wrap=scl_port_flash_program,--wrap=scl_port_flash_erase"
+
+
 class Breaker:
     """Switches the flash of broken.c."""
 
@@ -170,6 +173,13 @@ class Breaker:
         yield
         self._file.unlink()
 
+    @contextmanager
+    def no_erase(self) -> Iterator[None]:
+        """No sector can be erased until the end."""
+        self._file.write_text("erase\n")
+        yield
+        self._file.unlink()
+
 
 @pytest.fixture
 def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Historian, Breaker]]:
@@ -178,7 +188,7 @@ def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
     board = harness.facts(model, Geometry(8, 1024, extra=30))
     monkeypatch.setenv("SCL_BROKEN", str(tmp_path / "broken"))
     source = ROOT / "tests" / "firmware" / "broken.c"
-    process = Process(build(model, tmp_path, board, [str(source), "-Wl,--wrap=scl_port_flash_program"]))
+    process = Process(build(model, tmp_path, board, [str(source), WRAP]))
     process.start()
     try:
         twin = Historian(model, process)
@@ -201,6 +211,17 @@ def test_a_flash_that_fails_altogether(breakable: tuple[Historian, Breaker]) -> 
             twin.check_dump()
             Teacher(twin, 1).evaluate()
         assert protocol.statistics(twin.link).sectors_free == free
+    twin.good(Command.SAVE)
+    twin.fall_back(power=True)
+
+
+def test_a_flash_that_erases_nothing(breakable: tuple[Historian, Breaker]) -> None:
+    """The command is refused when each sector was tried once; then all is as before."""
+    twin, breaker = breakable
+    for _ in range(2):
+        with breaker.no_erase():
+            assert ask(twin, Command.SAVE) in (STORE_FULL, STORE_ERROR)
+            twin.check_dump()
     twin.good(Command.SAVE)
     twin.fall_back(power=True)
 
