@@ -225,16 +225,23 @@ def test_a_restart_on_a_bad_line_is_noticed(
     assert [(e.task, e.epoch) for e in result.epochs] == list(product(range(tasks), range(epochs)))
 
 
+@pytest.mark.parametrize("seen", [True, False])
 def test_an_epoch_that_is_taken_up_again_has_one_record(
-    project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
+    seen: bool, project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A board saves within a task where its journal asks for that, and comes back there."""
+    """A board saves within a task where its journal asks for that, and comes back there.
+
+    ``seen``: the host has seen the end of the epoch before.
+    """
     ask = link.Link.request
     restarted = False
 
     def request(self: link.Link, command: int, *rest: Any, **named: Any) -> bytes:
         nonlocal restarted
-        if command == Command.TRAIN and (board.device.task, board.device.epoch) == (1, 1) and not restarted:
+        if command == Command.TRAIN and (board.device.task, board.device.epoch) == (1, seen) and not restarted:
+            if not seen:
+                ask(self, command, *rest, **named)
+            assert board.device.epoch == 1
             restarted = True
             board._snapshot = board.device.copy()
             board.power_cycle()
@@ -247,7 +254,7 @@ def test_an_epoch_that_is_taken_up_again_has_one_record(
     assert result.resets == [stream.WATCHDOG]
     tasks, epochs = len(project.dataset.tasks), project.model.learning.epochs
     assert [(e.task, e.epoch) for e in result.epochs] == list(product(range(tasks), range(epochs)))
-    assert sum(e.steps for e in result.epochs) == board.device.step
+    assert sum(e.steps for e in result.epochs) == board.device.step - (0 if seen else result.epochs[0].steps)
     monkeypatch.undo()
     with FakeBoard(project.model) as other:
         undisturbed = stream.stream(project, other.url)

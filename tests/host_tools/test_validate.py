@@ -18,7 +18,7 @@ from sparcl_mcu.host_tools import protocol, stream, validate
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame
 from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.recording import END, RECEIVED, SENT, Header, Recorder
-from sparcl_mcu.host_tools.reference import Device
+from sparcl_mcu.host_tools.reference import Device, Difference
 from sparcl_mcu.host_tools.validate import Mismatch, ValidationResult
 from tests.host_tools.fake_board import FakeBoard
 
@@ -95,3 +95,24 @@ def test_a_board_that_stands_where_it_never_was(project: Project, board: FakeBoa
     assert result.first.what == "the place in the session"
     assert result.mismatches == 1
     assert suspects is not None
+
+
+@pytest.mark.parametrize("command", [Command.HELLO, Command.STATISTICS])
+@pytest.mark.parametrize(("status", "what"), [(4, "{}"), (0, "the reply to {}")])
+def test_replies_that_the_reference_does_not_give(command: int, status: int, what: str, project: Project) -> None:
+    """One that is refused, which it never is, and one of another form."""
+    header = Header("tiny", "native", project.model.model_hash, 3, "0")
+    with Recorder(project.folder / stream.RECORDING, header) as recorder:
+        recorder.entry(SENT, Frame(REQUEST, 0, command, 0, b"").body())
+        recorder.entry(RECEIVED, Frame(REPLY, 0, command, status, b"").body())
+        recorder.entry(END, {})
+    result, _ = validate.validate(project)
+    assert result.first is not None
+    assert result.first.what == what.format(Command(command).name.lower())
+    assert result.mismatches == 1
+
+
+def test_a_place_has_its_number() -> None:
+    """Also the first; where sizes differ there is none."""
+    assert validate._place(Difference("table.id", 0, "sample 0", 1, 2)) == "table.id[0] (sample 0)"
+    assert validate._place(Difference("table.id", -1, "its size", 1, 2)) == "table.id: its size"
