@@ -369,6 +369,9 @@ def table(plan: Plan, mutants: list[Mutant], state: str) -> int:
             unexplained += why is None
             print(f"\n{m.id}  {m.file}:{m.line}  {m.operator}\n  - {m.before}\n  + {m.after}")
             print(f"  {why or 'WITHOUT A REASON ' + outcome.killer}")
+    gone = plan.reasons.keys() - {m.id for m in plan.all_mutants()}
+    if gone:
+        print("\nliving.toml has reasons for mutants that are gone:", *sorted(gone))
     print(f"\nmutants: {total[KILLED]} killed, {total[LIVES]} live, {unexplained} of them without a reason")
     return int(unexplained > 0)
 

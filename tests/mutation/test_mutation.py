@@ -119,12 +119,11 @@ def test_a_mutant_keeps_its_id_while_other_lines_change() -> None:
 
 
 def test_all_subjects_are_there() -> None:
-    """subjects.toml and living.toml fit the sources; a part of the mutants is a program."""
+    """subjects.toml fits the sources; a part of the mutants is a program."""
     plan = Plan.load(ROOT, ROOT / "build" / "mutation")
     mutants = [*plan.all_mutants(), *plan.named_mutants()]
     assert len({m.id for m in mutants}) == len(mutants)
     assert all((ROOT / test.split("::")[0]).exists() for s in plan.subjects for test in s.tests + s.thorough)
-    assert plan.reasons.keys() <= {m.id for m in mutants}
     for mutant in mutants[::50]:
         if mutant.file.endswith(".py"):
             compile(mutant.text, mutant.file, "exec")
