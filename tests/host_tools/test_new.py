@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparcl_mcu.generator import config, data
+from sparcl_mcu.generator import config, data, pipeline
 from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.host_tools import new
 from tests.boards.terminal import Terminal
@@ -22,8 +22,8 @@ KINDS = [(d, n) for d in new.DATA for n in new.NETWORKS if (d, n) != ("csv", "co
 
 
 @pytest.mark.parametrize(("samples", "network"), KINDS)
-def test_project_is_complete(samples: str, network: str, tmp_path: Path) -> None:
-    """The file is valid, and the samples it names are there: two tasks of two classes, or the ten digits."""
+def test_project_is_complete(samples: str, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples are there, two tasks of two classes or the ten digits; the smallest board has room for it all."""
     folder = tmp_path / "my_project"
     assert run("new", str(folder), "--data", samples, "--network", network) == 0
     settings = config.load(folder / "my_project.toml")
@@ -32,6 +32,8 @@ def test_project_is_complete(samples: str, network: str, tmp_path: Path) -> None
     assert len(dataset.tasks) == (5 if samples == "digits" else 2)
     assert all(len(np.unique(task.y_train)) == 2 for task in dataset.tasks)
     written = {path.name for path in folder.iterdir()}
+    monkeypatch.setenv("SPARCL_BUILD", str(tmp_path / "build"))
+    pipeline.generate(folder / "my_project.toml", "microbit", ("initial.train=none",))
     assert {"my_project.toml", "README.md", "platformio.ini", ".gitignore"} <= written
     assert (new.SCRIPT in written) == (samples != "digits")
 
