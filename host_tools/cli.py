@@ -431,13 +431,15 @@ def stop(
 
     Example: sparcl stop examples/split_digits.toml --board microbit
     """
+    from sparcl_mcu.generator.boards import load_board
     from sparcl_mcu.generator.config import load
 
     from . import view
     from .emulator import running
 
     name = load(experiment).experiment.name if experiment is not None else None
-    found = [emulator for emulator in running(build_folder(), name) if board in (None, emulator.board)]
+    wanted = load_board(board).name if board is not None else None
+    found = [emulator for emulator in running(build_folder(), name) if wanted in (None, emulator.board)]
     for emulator in found:
         emulator.stop()
         view.say(f"stopped {emulator.board} ({emulator.state_dir})")

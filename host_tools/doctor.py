@@ -18,6 +18,7 @@ from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.places import build_folder
 
 from . import emulator, platformio
+from . import ports as port_names
 
 MIN_PYTHON = (3, 11)
 FREE_BYTES = 1 << 30
@@ -164,8 +165,7 @@ def _ports() -> Check:
     shown = ", ".join(f"{port.device} ({port.description})" for port in ports)
     closed = [port.device for port in ports if os.path.exists(port.device) and not os.access(port.device, os.W_OK)]
     if closed:
-        remedy = "sudo usermod -aG dialout $USER, then log in again"
-        return Check("serial ports", State.NOTE, f"{shown}; no right to open {', '.join(closed)}", remedy)
+        return Check("serial ports", State.NOTE, shown, "\n        ".join(map(port_names.not_allowed, closed)))
     return Check("serial ports", State.OK, shown)
 
 

@@ -67,7 +67,7 @@ def mistake(url: str, error: Exception) -> SparclError | None:
     if number in _BUSY or (windows and "PermissionError" in str(error)):
         return UserError(f"another program has {url}: {others(url) or 'which one cannot be seen'}; close it")
     if number in (errno.EACCES, errno.EPERM):
-        return UserError(_not_allowed(url))
+        return UserError(not_allowed(url))
     if number == errno.ENOENT or (windows and "FileNotFoundError" in str(error)):
         return UserError(f"there is no port {url}: {known()}; name one with --port")
     if not windows and (not Path(url).is_char_device() or type(error.__context__).__module__ == "termios"):
@@ -75,7 +75,7 @@ def mistake(url: str, error: Exception) -> SparclError | None:
     return None
 
 
-def _not_allowed(url: str) -> str:
+def not_allowed(url: str) -> str:
     """What gives the user the right to open a port."""
     group = ""
     with suppress(ImportError, KeyError, OSError):
