@@ -205,6 +205,16 @@ static void begin_lap(void) {
   scl_journal.lapped = 1;
 }
 
+uint32_t scl_journal_worn_ahead(void) {
+  const uint32_t worn = scl_journal_worn();
+  uint32_t ahead = 0;
+  for (uint32_t k = scl_journal.used; k < SCL_SECTORS && ahead < worn; k++) {
+    header_t h;
+    ahead += !read_header((scl_journal.tail + k) % SCL_SECTORS, &h);
+  }
+  return ahead;
+}
+
 static int32_t erase(uint32_t sector) {
   scl_journal.counts.erases++;
   scl_port_watchdog_feed();
@@ -546,7 +556,7 @@ static int was_complete(uint32_t number) {
 static uint32_t newest_below(uint32_t limit) {
   uint32_t newest = 0;
   uint16_t bare = 0;
-  uint16_t bare_taken = 0; /* as long as the first lap lasts, up to the newest sector */
+  uint16_t bare_taken = 0; /* the ring begins at sector 0: those behind the last one may not be taken yet */
   scl_port_watchdog_feed(); /* a mount looks at all sectors for each snapshot */
   for (uint32_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
@@ -554,9 +564,9 @@ static uint32_t newest_below(uint32_t limit) {
       bare++;
       continue;
     }
+    bare_taken = bare;
     if (h.sequence > scl_journal.sequence) {
       scl_journal.sequence = h.sequence;
-      bare_taken = bare;
     }
     if (h.kind != KIND_STATE || !h.ours) {
       continue;

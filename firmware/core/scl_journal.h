@@ -66,6 +66,12 @@ static inline uint32_t scl_journal_worn(void) {
   return worn < SCL_SECTORS / 3u ? worn : SCL_SECTORS / 3u;
 }
 
+/*
+ * Those of them that may be among the free ones, by their headers: where many fail in a row and were just passed, they
+ * are in use, and to hold back room for them once more would leave none to work.
+ */
+uint32_t scl_journal_worn_ahead(void);
+
 /* Appends a record made of two parts, takes a sector if need be, and reads it back. */
 scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
                                 scl_address_t *address);

@@ -40,7 +40,7 @@ _Static_assert(SCL_LOGITS_ROOM == SCL_ROUND_UP(SCL_LOGITS_BYTES, SCL_GRANULE), "
 _Static_assert(LIVE_SECTORS(SCL_PLAN_SAMPLES) == SCL_PLAN_LIVE, "sectors of live records");
 _Static_assert(FREE_SECTORS(SCL_PLAN_LIVE) == SCL_PLAN_FREE, "sectors kept free");
 
-static uint32_t spare(void) { return scl_journal_worn() > SCL_SPARE ? scl_journal_worn() : SCL_SPARE; }
+static uint32_t spare(uint32_t worn) { return worn > SCL_SPARE ? worn : SCL_SPARE; }
 
 /* Whether `need` can be appended, with the samples of a task that are still to come, and what is kept free is left. */
 static int enough(uint32_t used, scl_records_t need) {
@@ -52,7 +52,7 @@ static int enough(uint32_t used, scl_records_t need) {
   if (l->phase == SCL_PHASE_FILLING) {
     need.samples += (uint32_t)l->n - l->received;
   }
-  const uint32_t left = FREE_SECTORS(LIVE_SECTORS(task)) - SCL_SPARE + spare();
+  const uint32_t left = FREE_SECTORS(LIVE_SECTORS(task)) - SCL_SPARE + spare(scl_journal_worn());
   return used + SCL_SECTORS_FOR(need.samples, need.logits) + left <= SCL_SECTORS;
 }
 
@@ -185,11 +185,12 @@ static scl_status_t write_snapshot(uint32_t size, const scl_tail_t *tail) {
 static scl_status_t checkpoint_once(scl_records_t need) {
   const uint32_t size = scl_state_size();
   const uint32_t snapshot = scl_journal_snapshot_sectors(size);
+  const uint32_t spared = spare(scl_journal_worn_ahead());
   const uint16_t newest = scl_journal.head;
   scl_tail_t tail = scl_journal_tail();
   while (scl_journal.used > 0 && tail.sector != newest) {
     if (has_live(tail.sector)) {
-      if (enough(span(tail) + snapshot + scl_journal_worn(), need) || scl_journal_free() <= snapshot + spare()) {
+      if (enough(span(tail) + snapshot + scl_journal_worn(), need) || scl_journal_free() <= snapshot + spared) {
         break;
       }
       const scl_status_t status = evacuate(tail.sector);
