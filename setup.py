@@ -10,7 +10,18 @@ from setuptools import find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 PACKAGE = "sparcl_mcu"
-FOLDERS = ("benchmarks", "docs", "examples", "firmware", "generator", "host_tools", "platforms", "templates")
+FOLDERS = (
+    "benchmarks",
+    "docs",
+    "examples",
+    "firmware",
+    "generator",
+    "host_tools",
+    "platforms",
+    "reference",
+    "spec",
+    "templates",
+)
 
 
 class BuildPy(build_py):

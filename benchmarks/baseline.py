@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.spec.errors import BoardError, UserError
 
 from .result import Bench, CaseResult
 

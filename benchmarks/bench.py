@@ -10,9 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from sparcl_mcu import generator
-from sparcl_mcu.generator import boards, files, lock
-from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
-from sparcl_mcu.generator.places import build_folder
+from sparcl_mcu.generator import files, lock
+from sparcl_mcu.spec import boards
+from sparcl_mcu.spec.errors import BoardError, SparclError, UserError
+from sparcl_mcu.spec.paths import build_folder
 
 from . import host, measure, session, targets
 from .cases import MAIN, Case, Mode, cases, sparse

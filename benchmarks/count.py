@@ -23,7 +23,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.spec.errors import BoardError
 
 Counts = NDArray[np.uint64]
 Ranges = tuple[tuple[int, int], ...]

@@ -19,16 +19,15 @@ from elftools.elf.elffile import ELFFile
 from pydantic import ValidationError
 
 from sparcl_mcu.generator import files, store
-from sparcl_mcu.generator.artefacts import Op
-from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.pipeline import Project, generate
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.plan import DoesNotFit
 from sparcl_mcu.generator.sizes import LARGEST_RESULT
 from sparcl_mcu.host_tools import firmware, metrics
-from sparcl_mcu.host_tools.emulator import load_board
 from sparcl_mcu.host_tools.image import measure as measure_image
 from sparcl_mcu.host_tools.protocol import Statistics
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.types import Op
 
 from . import cycles, session, sources
 from .cases import Case, Mode
@@ -42,7 +41,16 @@ if TYPE_CHECKING:
 _generating = threading.Lock()
 
 PREDICTIONS = 50
-_MEASURED = ("firmware", "templates", "generator", "platforms", "host_tools/emulator.py", "platformio.ini")
+_MEASURED = (
+    "spec",
+    "reference",
+    "firmware",
+    "templates",
+    "generator",
+    "platforms",
+    "host_tools/emulator.py",
+    "platformio.ini",
+)
 _MEASURING = ("count", "cycles", "loops", "measure", "result", "session")
 _FORWARD = re.compile(r"l\d+_forward$|scl_net_forward$")
 _NETWORK = re.compile(
@@ -269,9 +277,10 @@ def _scaled(
 
 
 def _energy(board: Board, amount: float) -> float | None:
-    silicon = load_board(board.name).get("silicon", {})
-    facts = [silicon.get(key) for key in ("clock_hz", "supply_v", "active_ma")]
-    return None if None in facts else cycles.energy(amount, *facts)
+    silicon = board.silicon
+    if not (silicon.clock_hz and silicon.supply_v and silicon.active_ma):
+        return None
+    return cycles.energy(amount, silicon.clock_hz, silicon.supply_v, silicon.active_ma)
 
 
 def non_zeros(project: Project) -> int:

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparcl_mcu.generator.errors import BoardError
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools import stream as streaming
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.platformio import PioError, run_pio
 from sparcl_mcu.host_tools.stream import StreamResult
+from sparcl_mcu.spec.errors import BoardError
+from sparcl_mcu.spec.paths import ROOT
 
 from .count import Counter, Counts, Program
 
 if TYPE_CHECKING:
-    from sparcl_mcu.generator.artefacts import Task
     from sparcl_mcu.generator.pipeline import Project
+    from sparcl_mcu.spec.types import Task
 
 
 @dataclass(frozen=True)

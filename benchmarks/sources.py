@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec.paths import ROOT
 
 
 @cache

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sparcl_mcu.generator import files
 from sparcl_mcu.host_tools import markup, view
-from sparcl_mcu.host_tools.view import kib
+from sparcl_mcu.spec.units import kib
 
 from .cases import MAIN, Mode
 from .result import Bench, CaseResult

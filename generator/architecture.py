@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import MOST_IN_KERNEL, MOST_OUTPUTS, MOST_UNDER_WINDOWS, MOST_WEIGHTS
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, FloatLayer, Op, Window
 
 Shape: TypeAlias = tuple[int, int, int]
 """Channels, height, width."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparcl_mcu.generator.artefacts import Activation, Layer, Model, Op, SingleHead, Tensor, needs_error
+from sparcl_mcu.spec.types import Activation, Layer, Model, Op, SingleHead, Tensor, needs_error
 
 
 @dataclass(frozen=True)

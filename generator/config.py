@@ -27,9 +27,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sparcl_mcu.generator import files, shared_key
 from sparcl_mcu.generator.architecture import LAYER_ENTRIES, LayerEntry, layer_conflicts
-from sparcl_mcu.generator.artefacts import DdrScore, Growth, Method, SingleHead
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_EXPERIMENT
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import DdrScore, Growth, Method, SingleHead
 
 
 def _name(value: object) -> object:

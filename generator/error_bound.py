@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from sparcl_mcu.generator.artefacts import Activation, FloatLayer, FloatModel, Layer, Model, Op, Tensor
 from sparcl_mcu.generator.network import Floats, channel_first, forward, output
+from sparcl_mcu.spec.types import Activation, FloatLayer, FloatModel, Layer, Model, Op, Tensor
 
 
 def logit_bound(float_model: FloatModel, model: Model, x: np.ndarray) -> tuple[Floats, Floats]:

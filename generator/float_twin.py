@@ -21,7 +21,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.artefacts import (
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.network import channel_first, forward
+from sparcl_mcu.spec.choices import free_places, shuffled
+from sparcl_mcu.spec.prng import Prng
+from sparcl_mcu.spec.types import (
     Activation,
     Dataset,
     DdrScore,
@@ -37,10 +41,6 @@ from sparcl_mcu.generator.artefacts import (
     Task,
     Window,
 )
-from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.network import channel_first, forward
-from sparcl_mcu.host_tools.reference.choices import free_places, shuffled
-from sparcl_mcu.host_tools.reference.prng import Prng
 
 Progress = Callable[[str], None]
 Floats = NDArray[np.float32]

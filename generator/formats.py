@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import network, proof
-from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Layer, Learning, Op, Tensor, needs_error
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.layout import Network
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, FloatLayer, Layer, Learning, Op, Tensor, needs_error
 
 WEIGHT_LEAST = 4.0
 """Weights of the first and the last layer can grow to this magnitude (seen in float runs: 1.84), ..."""

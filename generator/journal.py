@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparcl_mcu.generator.artefacts import Method, Model
-from sparcl_mcu.generator.boards import Board
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Method, Model
 
 SECTOR_HEADER = 48
 """Bytes at the beginning of a sector, before they are padded."""

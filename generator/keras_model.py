@@ -30,9 +30,7 @@ from numpy.typing import NDArray
 
 from sparcl_mcu.generator import architecture, archives, files, user_module
 from sparcl_mcu.generator.architecture import Shape, TooLarge, shown
-from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import (
     LARGEST_DESCRIPTION,
     LARGEST_MODEL,
@@ -42,6 +40,8 @@ from sparcl_mcu.generator.sizes import (
     MOST_WEIGHTS,
 )
 from sparcl_mcu.generator.sizes import shown as shown_size
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, FloatLayer, Op, Window
 
 Floats = NDArray[np.float64]
 Array = NDArray[Any]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sparcl_mcu.generator import architecture
-from sparcl_mcu.generator.artefacts import Activation, FloatLayer, FloatModel, Op
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, FloatLayer, FloatModel, Op
 
 Shape = tuple[int, ...]
 Margins = tuple[int, int, int, int]

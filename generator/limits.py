@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparcl_mcu.generator.arena import keeps_arg
-from sparcl_mcu.generator.artefacts import Layer, Model, Op
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.proof import layer_name
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Layer, Model, Op
 
 LARGEST = 0xFFFF
 """Outputs, lines and places of a layer, and offsets into the input of a convolution, are 16-bit numbers."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.errors import UserError, one_line
+from sparcl_mcu.spec.errors import UserError, one_line
 
 FILE = ".lock"
 HOLDER = ".holder.json"

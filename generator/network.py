@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
+from sparcl_mcu.spec.types import Activation, FloatLayer, Op, Window
 
 Floats = NDArray[np.float64]
 

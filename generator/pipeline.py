@@ -26,8 +26,6 @@ from pydantic import BaseModel
 
 from sparcl_mcu.generator import (
     architecture,
-    artefacts,
-    boards,
     config,
     data,
     files,
@@ -46,12 +44,13 @@ from sparcl_mcu.generator import (
     store,
     train,
 )
-from sparcl_mcu.generator.artefacts import Dataset, FloatModel, Model
-from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.config import Config, resolve
-from sparcl_mcu.generator.errors import UserError
-from sparcl_mcu.generator.places import build_folder
 from sparcl_mcu.generator.plan import Plan
+from sparcl_mcu.spec import boards, types
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.paths import build_folder
+from sparcl_mcu.spec.types import Dataset, FloatModel, Model
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -157,7 +156,7 @@ def _make(settings: Config, facts: Board, shared: Path, say: Progress, force: bo
         Model,
         _fingerprint(
             *(settings, store.digest(dataset), store.digest(float_model)),
-            *(quantise, formats, layout, rates, proof, network, prune, artefacts),
+            *(quantise, formats, layout, rates, proof, network, prune, types),
         ),
         lambda: quantise.quantise(settings, dataset, float_model),
         lambda: say("quantising"),
@@ -231,7 +230,7 @@ def _fingerprint(*parts: object) -> str:
 
 
 def _plan_json(memory: Plan, model: Model) -> str:
-    document = asdict(memory) | {"regions": [asdict(region) for region in artefacts.regions(model)]}
+    document = asdict(memory) | {"regions": [asdict(region) for region in types.regions(model)]}
     return json.dumps(document, indent=2) + "\n"
 
 

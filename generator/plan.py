@@ -10,7 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, eight_bit, place
-from sparcl_mcu.generator.artefacts import (
+from sparcl_mcu.generator.journal import Room, max_payload, room
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import (
     SCALARS_BYTES,
     Growth,
     Layer,
@@ -20,9 +23,6 @@ from sparcl_mcu.generator.artefacts import (
     needs_error,
     position_bytes,
 )
-from sparcl_mcu.generator.boards import Board
-from sparcl_mcu.generator.errors import UserError
-from sparcl_mcu.generator.journal import Room, max_payload, room
 
 ENGINE_RAM = 640
 """Learner, journal, meters and the port's own variables, in bytes.

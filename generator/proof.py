@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sparcl_mcu.generator.artefacts import Activation, Layer, LearningRate, Model, Op, needs_error
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, Layer, LearningRate, Model, Op, needs_error
 
 INT32_MAX = 2**31 - 1
 UINT32_MAX = 2**32 - 1

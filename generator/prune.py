@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import network
-from sparcl_mcu.generator.artefacts import PANEL_PLACES, FloatLayer, Op
 from sparcl_mcu.generator.config import Config
+from sparcl_mcu.spec.types import PANEL_PLACES, FloatLayer, Op
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

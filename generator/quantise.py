@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import formats, layout, limits, network, prune, rates
-from sparcl_mcu.generator.artefacts import (
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.generator.proof import overflow_proof
+from sparcl_mcu.generator.store import model_hash
+from sparcl_mcu.spec.types import (
     PANEL_PLACES,
     Dataset,
     FloatLayer,
@@ -31,9 +34,6 @@ from sparcl_mcu.generator.artefacts import (
     Task,
     Tensor,
 )
-from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.proof import overflow_proof
-from sparcl_mcu.generator.store import model_hash
 
 NO_RATE = LearningRate(0, 0)
 

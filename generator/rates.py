@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import network, proof
-from sparcl_mcu.generator.artefacts import ERROR_FRACTION, FloatLayer, Layer, LearningRate, Model, Op, needs_error
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import ERROR_FRACTION, FloatLayer, Layer, LearningRate, Model, Op, needs_error
 
 LARGEST_ERROR = 2.0
 """Largest magnitude an error can have in its 16 bits."""

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from sparcl_mcu.generator import __version__, shared_key
 from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, place
-from sparcl_mcu.generator.artefacts import Layer, Method, Model, Op, position_bytes
-from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.journal import max_payload
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.plan import active_words, journal_room, line_payload, mask_space, max_sums
 from sparcl_mcu.generator.render_layers import LayerView, frozen_views, views
-from sparcl_mcu.host_tools.reference import golden
+from sparcl_mcu.reference import golden
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.types import Layer, Method, Model, Op, position_bytes
 
 TEMPLATES = ROOT / "templates"
 KEY_FILE = "scl_key.h"

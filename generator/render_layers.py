@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparcl_mcu.generator.arena import captures, eight_bit, keeps_alive, keeps_arg, pooled_by, readers, stored_values
-from sparcl_mcu.generator.artefacts import Activation, Layer, Model, Op, Tensor, needs_error
 from sparcl_mcu.generator.plan import captured_sums, weight_values
+from sparcl_mcu.spec.types import Activation, Layer, Model, Op, Tensor, needs_error
 
 
 @dataclass(frozen=True)

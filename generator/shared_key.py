@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
 
 BYTES = 32
 LARGEST = 1024

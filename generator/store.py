@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import archives, files
-from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_ARRAYS
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Model
 
 T = TypeVar("T")
 

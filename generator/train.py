@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from sparcl_mcu.generator import architecture, keras_model, network, prune
 from sparcl_mcu.generator.architecture import Shape, shown
-from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, FloatModel, Op, Task
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import MOST_AT_ONCE
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, Dataset, FloatLayer, FloatModel, Op, Task
 
 Floats = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_MODULE
+from sparcl_mcu.spec.errors import UserError
 
 CONSENT = "SPARCL_ALLOW_CODE"
 """Environment variable that an experiment file cannot set."""

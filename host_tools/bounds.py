@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable
 
-from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.spec.errors import BoardError
 
 SPARE_REPLIES = 1000
 """Replies that may come unasked: those to an earlier session, and what a line repeats."""

@@ -14,8 +14,8 @@ from enum import Enum
 from importlib import metadata
 from pathlib import Path
 
-from sparcl_mcu.generator.boards import Board
-from sparcl_mcu.generator.places import build_folder
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.paths import build_folder
 
 from . import emulator, platformio
 from . import ports as port_names

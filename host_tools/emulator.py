@@ -29,14 +29,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from sparcl_mcu.generator.places import ROOT, build_folder
+from sparcl_mcu.spec.boards import load_board
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.paths import ROOT, build_folder
 
 _PLUGINS = ROOT / "platforms" / "sparcl_cortexm" / "plugin"
 _PLUGIN_API = _PLUGINS / "qemu_plugin.h"
@@ -84,17 +85,6 @@ def free_url() -> str:
     return f"socket://127.0.0.1:{free_port()}"
 
 
-def load_board(name: str, root: Path = ROOT) -> dict[str, Any]:
-    """The facts of firmware/boards/<name>/board.toml."""
-    path = root / "firmware" / "boards" / name / "board.toml"
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        known = sorted(p.parent.name for p in path.parents[1].glob("*/board.toml"))
-        raise EmulatorError(f"no board {name!r}; boards are: {', '.join(known)}") from None
-
-
 def default_state_dir(board: str) -> Path:
     """build/emulator/<board>; SCL_EMULATOR_DIR replaces build/emulator."""
     return Path(os.environ.get("SCL_EMULATOR_DIR") or build_folder() / "emulator") / board
@@ -113,21 +103,21 @@ def _machines(program: str) -> tuple[str, str]:
 
 def unavailable(board: str, root: Path = ROOT) -> str | None:
     """Why this computer cannot run the emulated board, and what to do about it; None when it can."""
-    facts = load_board(board, root).get("emulator", {})
-    if facts.get("kind") != "qemu":
+    facts = load_board(board, root).emulator
+    if facts is None or facts.kind != "qemu":
         return None
-    program = shutil.which(facts["program"])
+    program = shutil.which(facts.program)
     if program is None:
         return (
-            f"{facts['program']} is not on PATH. Debian and Ubuntu: "
+            f"{facts.program} is not on PATH. Debian and Ubuntu: "
             "apt-get install --no-install-recommends qemu-system-arm; "
             "Fedora: dnf install qemu-system-arm; macOS: brew install qemu."
         )
-    machine = facts["machine"].partition(",")[0]
+    machine = facts.machine.partition(",")[0]
     version, known = _machines(program)
     if re.search(rf"^{re.escape(machine)}\s", known, re.MULTILINE):
         return None
-    first = f", QEMU {facts['qemu']} is the first that has" if "qemu" in facts else ""
+    first = f", QEMU {facts.qemu} is the first that has" if facts.qemu else ""
     return (
         f"{program} ({version}) has no machine {machine}{first}. "
         "Install a newer QEMU (Debian 12 has 7.2, Ubuntu 24.04 has 8.2), or use another board: `sparcl boards`."
@@ -151,9 +141,10 @@ class Emulator:
         self._facts = load_board(board, root)
         self._process: subprocess.Popen[bytes] | None = None
         self._plugin_api: str | None = None  # the version of QEMU's interface, where the plugins' own choice is too low
-        kind = self._facts.get("emulator", {}).get("kind")
-        if kind not in ("qemu", "process"):
+        emulation = self._facts.emulator
+        if emulation is None or emulation.kind == "none":
             raise EmulatorError(f"board {board!r} has no emulator: use the real board's port")
+        self._emulation = emulation
 
     # -- what is recorded ---------------------------------------------------
 
@@ -198,12 +189,17 @@ class Emulator:
     # -- what can be done with it ---------------------------------------------
 
     @property
+    def default_url(self) -> str:
+        """URL of the serial line when nobody names one: the board's own port."""
+        return f"socket://127.0.0.1:{self._emulation.port}"
+
+    @property
     def code_ranges(self) -> tuple[tuple[int, int], ...]:
         """(first address, bytes) of the memories that code can lie in: code flash, and RAM if it is another."""
-        memory = self._facts["memory"]
-        code = (memory["flash_origin"], memory["flash_bytes"])
-        ram = (memory["ram_origin"], memory["ram_bytes"])
-        return (code,) if memory["shared"] else (code, ram)
+        memory = self._facts.memory
+        code = (memory.flash_origin, memory.flash_bytes)
+        ram = (memory.ram_origin, memory.ram_bytes)
+        return (code,) if memory.shared else (code, ram)
 
     def start(self, image: Path, url: str | None = None, erase: bool = False, counts: Path | None = None) -> str:
         """Records `image` and boots it; returns the URL of its serial line.
@@ -307,7 +303,7 @@ class Emulator:
         host = urlsplit(url).hostname or "127.0.0.1"
         if host not in ("localhost", "127.0.0.1"):
             raise EmulatorError(f"{url}: an emulated board is on localhost only")
-        if self._facts["emulator"]["kind"] == "process":
+        if self._emulation.kind == "process":
             if counts is not None:
                 raise EmulatorError(f"{self.board} is a process of this computer: its instructions are not counted")
             self._launch(url, port, self._process_command(port), qmp=None, persistent=True)
@@ -320,7 +316,7 @@ class Emulator:
         plugin = self._flash_plugin()
         counting = [] if counts is None else ["-plugin", self._count_plugin(counts)]
         command = self._qemu_command(port, qmp, plugin) + counting
-        uses_window = self._facts["emulator"]["flash"] == "window"
+        uses_window = self._emulation.flash == "window"
         persistent = plugin is not None or not uses_window
         try:
             self._launch(url, port, command, qmp, persistent)
@@ -340,9 +336,9 @@ class Emulator:
         return [str(self.image_path), "--tcp", str(port), "--flash", str(self.flash_path)]
 
     def _qemu_command(self, port: int, qmp: str, plugin: Path | None) -> list[str]:
-        facts = self._facts["emulator"]
+        facts = self._emulation
         command = [
-            *(shutil.which(facts["program"]) or facts["program"], "-M", facts["machine"]),
+            *(shutil.which(facts.program) or facts.program, "-M", facts.machine),
             *("-display", "none", "-monitor", "none"),
             *("-kernel", str(self.image_path)),
             *("-serial", f"tcp:127.0.0.1:{port},server=on,wait=off,nodelay=on"),
@@ -350,22 +346,22 @@ class Emulator:
             # one virtual nanosecond per instruction: repeatable tick counts
             *("-icount", "shift=0,sleep=off"),
         ]
-        if facts["flash"] == "mtd":
-            _create_erased(self.flash_path, facts["device_bytes"])
+        if facts.flash == "mtd":
+            _create_erased(self.flash_path, facts.device_bytes)
             command += ["-drive", f"if=mtd,format=raw,file={_quoted(self.flash_path)}"]
         elif plugin is not None:
-            store = self._facts["store"]
-            _create_erased(self.flash_path, store["size"])
+            store = self._facts.store
+            _create_erased(self.flash_path, store.size)
             command += [
                 "-plugin",
-                f"{_quoted(plugin)},block={facts['ram_block']},image={_quoted(self.flash_path)},"
-                f"offset={store['offset']},size={store['size']}",
+                f"{_quoted(plugin)},block={facts.ram_block},image={_quoted(self.flash_path)},"
+                f"offset={store.offset},size={store.size}",
             ]
         return command
 
     def _flash_plugin(self) -> Path | None:
         """The flash plugin; None where the board needs none, or it cannot be built."""
-        if self._facts["emulator"]["flash"] != "window":
+        if self._emulation.flash != "window":
             return None
         try:
             return self._built("flash_window")
@@ -465,7 +461,7 @@ class Emulator:
         """What to do about QEMU's refusal of a plugin, which it says in the log."""
         if "plugin" not in self._log_tail():
             return ""
-        version, _ = _machines(self._facts["emulator"]["program"])
+        version, _ = _machines(self._emulation.program)
         return (
             f"\n{version} does not take the plugins of {_PLUGINS}, which are for QEMU 4.2 to 11.1 built with plugins, "
             "as Debian and Ubuntu build it: install their package qemu-system-arm"
@@ -612,8 +608,7 @@ def _warn(message: str) -> None:
 
 
 def _upload(emulator: Emulator, options: argparse.Namespace) -> str:
-    port = load_board(options.board)["emulator"]["port"]
-    url = emulator.start(options.image, options.port or f"socket://127.0.0.1:{port}", erase=options.erase)
+    url = emulator.start(options.image, options.port or emulator.default_url, erase=options.erase)
     return f"{emulator.board} runs (process {emulator.pid}), serial line on {url}"
 
 
@@ -684,7 +679,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         emulator = Emulator(options.state_dir or default_state_dir(options.board), options.board)
         print(_COMMANDS[options.command][0](emulator, options), flush=True)
-    except EmulatorError as error:
+    except (EmulatorError, UserError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     return 0

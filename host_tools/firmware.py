@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.errors import BoardError, UserError
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec.errors import BoardError, UserError
+from sparcl_mcu.spec.paths import ROOT
 
 from . import platformio
 from .emulator import AVAILABLE

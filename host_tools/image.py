@@ -11,8 +11,8 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from sparcl_mcu.generator.errors import BoardError
 from sparcl_mcu.generator.plan import CODE_IN_RAM, Plan
+from sparcl_mcu.spec.errors import BoardError
 
 _ALLOC, _WRITE = 0x2, 0x1
 

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import archives, files
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_ARRAYS
-
-from .reference.lesson import Lesson
+from sparcl_mcu.reference.lesson import Lesson
+from sparcl_mcu.spec.errors import UserError
 
 RESULT = "validation.npz"
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import serial
 
-from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.spec.errors import BoardError
 
 from . import bounds, frame, ports
 from .frame import Frame, Splitter

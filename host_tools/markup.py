@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .view import kib
+from sparcl_mcu.spec.units import kib
 
 
 def fill(template: Path, **values: object) -> str:

@@ -13,10 +13,10 @@ from typing import Literal, get_args
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.boards import load_board
 from sparcl_mcu.generator.config import RESERVED_NAMES
-from sparcl_mcu.generator.errors import UserError
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec.boards import load_board
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.paths import ROOT
 
 Data = Literal["npz", "csv", "images", "digits"]
 Network = Literal["dense", "conv"]

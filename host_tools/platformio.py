@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sparcl_mcu.generator.places import IN_CHECKOUT, ROOT
+from sparcl_mcu.spec.paths import IN_CHECKOUT, ROOT
 
 _SCONS_SCRIPT = '''\
 """Stand-in for PlatformIO's tool-scons: SCons from the packages of this Python."""

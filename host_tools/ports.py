@@ -13,7 +13,7 @@ from pathlib import Path
 
 from serial.tools import list_ports
 
-from sparcl_mcu.generator.errors import SparclError, UserError, one_line
+from sparcl_mcu.spec.errors import SparclError, UserError, one_line
 
 _BUSY = frozenset((errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK))
 """How the system says that somebody else has opened a port for himself alone."""

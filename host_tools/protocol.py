@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.artefacts import SCALARS_BYTES, Model, position_bytes, regions
-from sparcl_mcu.generator.errors import BoardError, UserError
+from sparcl_mcu.spec.errors import BoardError, UserError
+from sparcl_mcu.spec.types import SCALARS_BYTES, Model, position_bytes, regions
 
 from . import seal
 from .link import DAMAGED, WRONG_NONCE, DeviceError, Link, LinkError, StrangerError

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 
 import msgpack
 
-from sparcl_mcu.generator.errors import UserError, one_line
+from sparcl_mcu.spec.errors import UserError, one_line
 
 from . import frame
 from .frame import Splitter

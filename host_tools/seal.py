@@ -14,7 +14,7 @@ import struct
 from collections.abc import Collection
 from dataclasses import replace
 
-from sparcl_mcu.generator.errors import BoardError
+from sparcl_mcu.spec.errors import BoardError
 
 from .frame import Frame
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from sparcl_mcu import generator
 from sparcl_mcu.generator import files, shared_key
-from sparcl_mcu.generator.artefacts import Dataset, Learning, Model, Task, regions
-from sparcl_mcu.generator.errors import BoardError, UserError
 from sparcl_mcu.generator.store import digest
+from sparcl_mcu.spec.errors import BoardError, UserError
+from sparcl_mcu.spec.types import Dataset, Learning, Model, Task, regions
 
 from . import metrics, protocol
 from .bounds import Advance

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparcl_mcu.generator import files, shared_key
-from sparcl_mcu.generator.artefacts import Model, regions
-from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
+from sparcl_mcu.reference import Device, Difference, Reply, first_difference
+from sparcl_mcu.spec.errors import BoardError, UserError, ValidationFailed
+from sparcl_mcu.spec.types import Model, regions
 
 from . import lessons, protocol
 from .link import DAMAGED, ERRORS, STORE_ERRORS, Link
 from .protocol import STATE_CHANGING, Command
 from .recording import Transaction, is_complete, read_header, transactions
-from .reference import Device, Difference, Reply, first_difference
 from .stream import RECORDING, check_board
 
 if TYPE_CHECKING:

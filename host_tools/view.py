@@ -12,8 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from sparcl_mcu.spec.units import kib
+
 if TYPE_CHECKING:
-    from sparcl_mcu.generator.boards import Board
+    from sparcl_mcu.spec.boards import Board
 
     from .doctor import Check
     from .report import Report
@@ -113,12 +115,6 @@ def show_check(check: Check) -> None:
     console.print(lines)
     if check.remedy:
         say(f"        {check.remedy}")
-
-
-def kib(size: int) -> str:
-    """Bytes as KiB, with one decimal below 100 KiB."""
-    value = size / 1024
-    return f"{value:.0f} KiB" if value >= 100 or value == int(value) else f"{value:.1f} KiB"
 
 
 def twin_table(pairs: Sequence[Pair], means: tuple[str, str, str]) -> Table:

@@ -12,8 +12,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.render import render
+from sparcl_mcu.spec.paths import ROOT
 from tests.fuzz.programs import SUBJECTS
 
 MODELS = ("sparse", "conv", "latent")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec.paths import ROOT
 
 TOOLS = str(ROOT / "tools")
 sys.path.append(TOOLS)  # tools/setup.py imports the file beside it

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.spec.paths import ROOT
 
 KEPT = ROOT / "build" / "tests" / "compiled"
 WEEK = 7 * 86400.0

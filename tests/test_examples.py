@@ -18,10 +18,10 @@ import pytest
 
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.pipeline import Project
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import cli
 from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.stream import FINAL, RESULT, StreamResult
+from sparcl_mcu.spec.paths import ROOT
 from tests.boards.test_end_to_end import require
 
 pytestmark = [pytest.mark.board, pytest.mark.tensorflow]

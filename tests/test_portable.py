@@ -20,9 +20,9 @@ import pytest
 from serial.urlhandler import protocol_socket
 
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import Link
+from sparcl_mcu.spec.paths import ROOT
 from tests.boards.test_paths import EXPERIMENT
 from tests.firmware.native import Process, build
 from tests.host_tools.fake_board import FakeBoard
@@ -45,7 +45,7 @@ LINUX_ONLY = {
 def sources() -> list[tuple[str, ast.Module]]:
     """What users run."""
     found = []
-    for folder in ("generator", "host_tools", "benchmarks", "platforms", "tools"):
+    for folder in ("spec", "reference", "generator", "host_tools", "benchmarks", "platforms", "tools"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             found.append((path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))))
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec.paths import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
 from sparcl_mcu.host_tools import view
+from sparcl_mcu.spec.errors import BoardError, SparclError, UserError
 
 from . import work
 from .plan import Job

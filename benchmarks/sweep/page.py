@@ -10,9 +10,9 @@ import re
 import sys
 from pathlib import Path
 
-from sparcl_mcu.generator.errors import UserError
-from sparcl_mcu.generator.places import ROOT
-from sparcl_mcu.host_tools import cli
+from sparcl_mcu.host_tools import failures
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.paths import ROOT
 
 from . import plan, results, sweep
 
@@ -48,4 +48,4 @@ def _main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.call(lambda: _main(sys.argv[1:])))
+    sys.exit(failures.call(lambda: _main(sys.argv[1:])))

@@ -14,18 +14,18 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from sparcl_mcu.generator import boards, config, data
+from sparcl_mcu.generator import config, data
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec import boards
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.paths import ROOT
 
 from .. import sources
 
 DEPENDS_ON = (
-    *("generator", "templates", "firmware", "platforms", "platformio.ini"),
+    *("spec", "reference", "generator", "templates", "firmware", "platforms", "platformio.ini"),
     *(f"benchmarks/{name}.py" for name in ("count", "loops", "measure", "session", "sweep/work")),
     *(f"host_tools/{name}.py" for name in ("firmware", "metrics", "protocol", "stream")),
-    *(f"host_tools/reference/{name}.py" for name in ("choices", "fixed", "prng")),
 )
 """What a result depends on besides the settings: what learns, what it is built with, and what measures it."""
 PACKAGES = ("keras", "mlxtend", "numpy", "scikit-learn", "tensorflow")

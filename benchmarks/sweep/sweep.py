@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sparcl_mcu.generator import files, lock
-from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
-from sparcl_mcu.generator.places import build_folder
 from sparcl_mcu.host_tools import view
+from sparcl_mcu.spec.errors import BoardError, SparclError, UserError
+from sparcl_mcu.spec.paths import build_folder
 
 from . import cluster, results
 from .plan import Job, Kind, Sweep

@@ -22,14 +22,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparcl_mcu.generator import boards, float_twin, network, pipeline
+from sparcl_mcu.generator import float_twin, network, pipeline
 from sparcl_mcu.generator import plan as plans
-from sparcl_mcu.generator.artefacts import Task
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import BoardError, SparclError, UserError
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import firmware, metrics, platformio
 from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError
+from sparcl_mcu.spec import boards
+from sparcl_mcu.spec.errors import BoardError, SparclError, UserError
+from sparcl_mcu.spec.types import Task
 
 from .. import measure, session
 from .plan import Job, Kind, check, settings

@@ -55,7 +55,7 @@ scl_status_t scl_train_end(void);
 /*
  * Self-test: what a forward and a backward pass for each term of the loss make of the initial model and the golden
  * sample, as a state digest.  It has to be scl_golden_digest, which the generator got from the NumPy reference
- * (host_tools/reference/golden.py).  Leaves the state changed.
+ * (reference/golden.py).  Leaves the state changed.
  */
 uint32_t scl_train_golden(void);
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.data import arrays, images, sets, table, tasks
 from sparcl_mcu.generator.data.raw import Raw, check_size, limit, validation
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_ARRAYS, LARGEST_MODULE, LARGEST_PICTURE, LARGEST_TABLE
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Dataset
 
 _READERS: dict[str, Callable[[Config], Raw]] = {
     "mnist5k": sets.mnist5k,

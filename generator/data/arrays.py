@@ -17,8 +17,8 @@ from sparcl_mcu.generator.config import Config, DataSection
 from sparcl_mcu.generator.data import series
 from sparcl_mcu.generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, hold_out, natural
 from sparcl_mcu.generator.data.tasks import chosen, held_out
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_ARRAYS, shown
+from sparcl_mcu.spec.errors import UserError
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -16,7 +16,6 @@ from sparcl_mcu.generator import files as user_files
 from sparcl_mcu.generator.config import MAX_VALUES, Config
 from sparcl_mcu.generator.data.raw import Raw, Samples, check_classes, natural, ungrouped
 from sparcl_mcu.generator.data.tasks import held_out
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import (
     LARGEST_ARRAYS,
     LARGEST_FOLDER,
@@ -25,6 +24,7 @@ from sparcl_mcu.generator.sizes import (
     MOST_ENTRIES,
     shown,
 )
+from sparcl_mcu.spec.errors import UserError
 
 Pictures: TypeAlias = NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator.config import MAX_CLASSES, MAX_VALUES, Config, DataSection
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
 
 Labels: TypeAlias = NDArray[np.int64]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from sparcl_mcu.generator.config import WATCH_RATE, DataSection
 from sparcl_mcu.generator.data.raw import Samples
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_ARRAYS, shown
+from sparcl_mcu.spec.errors import UserError
 
 Floats = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.data import images, series
 from sparcl_mcu.generator.data.raw import Raw, Samples, hold_out, natural, ungrouped
 from sparcl_mcu.generator.data.series import Recording
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
 
 WATCH_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
 """SHA-256 of seglearn 1.2.5's ``watch_dataset.npy``; it is a pickle and is not opened if it differs."""

@@ -27,8 +27,8 @@ from sparcl_mcu.generator.data import series
 from sparcl_mcu.generator.data.raw import LARGEST, Labels, Raw, Samples, check_classes, natural
 from sparcl_mcu.generator.data.series import Recording
 from sparcl_mcu.generator.data.tasks import held_out
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_LINE, LARGEST_TABLE, MOST_ROWS, shown
+from sparcl_mcu.spec.errors import UserError
 
 MOST_COLUMNS = MAX_VALUES + 3
 """The values of a sample and what they are of."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.artefacts import Dataset, Task
 from sparcl_mcu.generator.config import MAX_CLASSES, ClassName, Config
 from sparcl_mcu.generator.data import series
 from sparcl_mcu.generator.data.raw import LACKING, Labels, Raw, Samples, hold_out
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Dataset, Task
 
 CALIBRATION_QUANTILE = 0.99
 """Share of the non-zero magnitudes of float inputs that must not be clipped."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.artefacts import Activation, Dataset, Layer, Model, Op, Task, needs_error
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.reference import Device
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, Dataset, Layer, Model, Op, Task, needs_error
 
 from .. import lessons, metrics
 from ..image import ImageSizes, measure
 from ..protocol import PHASE_TICKS, Command, pack_labelled
-from ..reference import Device
 from ..stream import RESULT as STREAM_RESULT
 from ..stream import Score, StreamResult, data_hash, make_plan
 from ..validate import RESULT as VALIDATION_RESULT

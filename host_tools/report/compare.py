@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_RESULT
+from sparcl_mcu.spec.errors import UserError
 
 from .. import markup
 from . import figures, page

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.artefacts import Dataset
+from sparcl_mcu.spec.types import Dataset
 
 Values = Sequence[float | None]
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from sparcl_mcu.generator.artefacts import Dataset, Layer, Model
+from sparcl_mcu.reference.lesson import Bits, Lesson
+from sparcl_mcu.spec.types import Dataset, Layer, Model
 
-from ..reference.lesson import Bits, Lesson
 from .schema import LayerOverlap, MaskOverlap, SampleNote, TaskSamples
 
 # -- masks --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparcl_mcu.generator.artefacts import Dataset
+from sparcl_mcu.spec.types import Dataset
 
 from .. import markup
 from . import figures

@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.sizes import LARGEST_RESULT
+from sparcl_mcu.spec.errors import UserError
 
 RESULT = "profile.json"
 

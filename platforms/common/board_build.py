@@ -11,16 +11,18 @@ import os
 import re
 import shlex
 import subprocess
-import tomllib
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from plain_paths import before, is_plain
 from stack_bound import bound
 
 ROOT = Path(os.path.abspath(__file__)).parents[2]
 """The project; in PlatformIO under the name that SCons knows it by (plain_paths.py), so links are kept."""
+sys.path.append(str(ROOT))  # PlatformIO may run in a Python without the package
+from spec.boards import Board  # noqa: E402
+
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 # Compiler support for float and double (Arm RTABI 4.1.2, and GCC's own names),
@@ -32,33 +34,18 @@ FLOAT_HELPERS = re.compile(
 HEAP = re.compile(r"_?(?:malloc|calloc|realloc|free)(?:_r)?|_*sbrk(?:_r)?")
 
 
-def load_board(name: str, root: Path = ROOT) -> dict[str, Any]:
-    """The facts of one board; ValueError names the known boards."""
-    path = root / "firmware" / "boards" / name / "board.toml"
-    if not path.is_file():
-        known = sorted(p.parent.name for p in path.parents[1].glob("*/board.toml"))
-        raise ValueError(f"no {path}; boards are: {', '.join(known)}")
-    with path.open("rb") as file:
-        return tomllib.load(file)
-
-
-def code_in_ram(board: Mapping[str, Any]) -> bool:
-    """Whether start-up copies the functions marked SCL_HOT to RAM."""
-    return bool(board["memory"].get("code_in_ram", False))
-
-
-def memory_ld(board: Mapping[str, Any]) -> str:
+def memory_ld(board: Board) -> str:
     """memory.ld, which firmware/port/cortexm/cortexm.ld includes."""
-    memory = board["memory"]
-    ram = f"ORIGIN = {memory['ram_origin']:#010x}, LENGTH = {memory['ram_bytes']}"
-    code = f"ORIGIN = {memory['flash_origin']:#010x}, LENGTH = {memory['flash_bytes']}"
-    lines = [f"/* From firmware/boards/{board['name']}/board.toml; do not edit. */"]
-    if memory["shared"]:
+    memory = board.memory
+    ram = f"ORIGIN = {memory.ram_origin:#010x}, LENGTH = {memory.ram_bytes}"
+    code = f"ORIGIN = {memory.flash_origin:#010x}, LENGTH = {memory.flash_bytes}"
+    lines = [f"/* From firmware/boards/{board.name}/board.toml; do not edit. */"]
+    if memory.shared:
         lines += ["MEMORY", "{", f"  RAM (rwx) : {ram}", "}", 'REGION_ALIAS("CODE", RAM);']
     else:
         lines += ["MEMORY", "{", f"  CODE (rx) : {code}", f"  RAM (rwx) : {ram}", "}"]
-    lines.append(f'REGION_ALIAS("HOT", {"RAM" if code_in_ram(board) else "CODE"});')
-    lines.append(f"scl_stack_size = {memory['stack_bytes']};")
+    lines.append(f'REGION_ALIAS("HOT", {"RAM" if board.memory.code_in_ram else "CODE"});')
+    lines.append(f"scl_stack_size = {memory.stack_bytes};")
     return "\n".join(lines) + "\n"
 
 
@@ -67,9 +54,9 @@ def extra_cflags(environment: Mapping[str, str] = os.environ) -> list[str]:
     return shlex.split(environment.get("SCL_EXTRA_CFLAGS", ""))
 
 
-def compile_flags(board: Mapping[str, Any]) -> list[str]:
+def compile_flags(board: Board) -> list[str]:
     """Flags of every C file, without include folders."""
-    host = board["core"] == "host"
+    host = board.on_host
     return [
         "-std=c11",
         *(["-D_POSIX_C_SOURCE=200809L"] if host else []),
@@ -79,18 +66,18 @@ def compile_flags(board: Mapping[str, Any]) -> list[str]:
         *WARNINGS,
         "-g",
         *([] if host else ["-fcallgraph-info=su"]),  # for stack_bound.py
-        board["build"]["optimise"],
-        *board["build"]["cflags"],
+        board.build.optimise,
+        *board.build.cflags,
         *extra_cflags(),
     ]
 
 
-def link_flags(board: Mapping[str, Any], memory_folder: str, root: Path = ROOT) -> list[str]:
+def link_flags(board: Board, memory_folder: str, root: Path = ROOT) -> list[str]:
     """Flags of the link; memory_folder holds memory.ld."""
     flags = [flag for flag in extra_cflags() if flag.startswith("-fsanitize")]
-    if board["core"] == "host":
+    if board.on_host:
         return flags
-    cpu = [flag for flag in board["build"]["cflags"] if flag.startswith("-m")]
+    cpu = [flag for flag in board.build.cflags if flag.startswith("-m")]
     script = root / ldscript(board)
     return [
         *cpu,
@@ -103,14 +90,14 @@ def link_flags(board: Mapping[str, Any], memory_folder: str, root: Path = ROOT) 
     ]
 
 
-def ldscript(board: Mapping[str, Any]) -> str:
+def ldscript(board: Board) -> str:
     """The linker script, relative to the project."""
-    return f"firmware/{board['build']['ldscript']}"
+    return f"firmware/{board.build.ldscript}"
 
 
-def board_sources(board: Mapping[str, Any]) -> list[str]:
+def board_sources(board: Board) -> list[str]:
     """port.c and the extra sources, relative to firmware/."""
-    return [f"boards/{board['name']}/port.c", *board["build"]["sources"]]
+    return [f"boards/{board.name}/port.c", *board.build.sources]
 
 
 def include_folders(generated: Path, root: Path = ROOT) -> list[Path]:
@@ -119,9 +106,9 @@ def include_folders(generated: Path, root: Path = ROOT) -> list[Path]:
     return [generated, firmware / "port", firmware / "core"]
 
 
-def tool(board: Mapping[str, Any], name: str) -> str:
+def tool(board: Board, name: str) -> str:
     """gcc, nm, size, objcopy of the board's toolchain."""
-    return name if board["core"] == "host" else f"arm-none-eabi-{name}"
+    return name if board.on_host else f"arm-none-eabi-{name}"
 
 
 def forbidden_symbols(names: Iterable[str]) -> list[str]:
@@ -129,9 +116,9 @@ def forbidden_symbols(names: Iterable[str]) -> list[str]:
     return sorted({n for n in names if FLOAT_HELPERS.fullmatch(n) or HEAP.fullmatch(n)})
 
 
-def check_image(board: Mapping[str, Any], elf: str) -> str | None:
+def check_image(board: Board, elf: str) -> str | None:
     """None when the linked image keeps the rules, else what is wrong."""
-    if board["core"] == "host":  # the host's C library brings both
+    if board.on_host:  # the host's C library brings both
         return None
     listing = subprocess.run([tool(board, "nm"), elf], check=True, capture_output=True, text=True).stdout
     found = forbidden_symbols(line.split()[-1] for line in listing.splitlines() if line)
@@ -143,54 +130,54 @@ def check_image(board: Mapping[str, Any], elf: str) -> str | None:
     )
 
 
-def stack_report(board: Mapping[str, Any], objects: Path) -> tuple[str, bool]:
+def stack_report(board: Board, objects: Path) -> tuple[str, bool]:
     """How much of its stack a firmware can need, and whether that is too much; objects: where the .ci files are."""
-    planned = board["memory"]["stack_bytes"]
+    planned = board.memory.stack_bytes
     try:
         most = bound(path.read_text(encoding="utf-8", errors="replace") for path in sorted(objects.rglob("*.ci")))
     except ValueError as error:
-        return f"{board['name']}: no bound of the stack is known: {error}", False
-    report = f"{board['name']}: stack at most {most.bytes} of {planned} bytes"
+        return f"{board.name}: no bound of the stack is known: {error}", False
+    report = f"{board.name}: stack at most {most.bytes} of {planned} bytes"
     if most.bytes <= planned:
         return report, False
     return (
-        f"{report}, along {' > '.join(most.path)}. Raise stack_bytes in firmware/boards/{board['name']}/board.toml, "
+        f"{report}, along {' > '.join(most.path)}. Raise stack_bytes in firmware/boards/{board.name}/board.toml, "
         "or learn fewer classes",
         True,
     )
 
 
-def section_sizes(board: Mapping[str, Any], elf: str) -> dict[str, int]:
+def section_sizes(board: Board, elf: str) -> dict[str, int]:
     """Bytes of each section with an address."""
     listing = subprocess.run([tool(board, "size"), "-A", "-d", elf], check=True, capture_output=True, text=True).stdout
     rows = (line.split() for line in listing.splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) == 3 and row[0].startswith(".") and row[1].isdigit()}
 
 
-def size_report(board: Mapping[str, Any], elf: str) -> str:
+def size_report(board: Board, elf: str) -> str:
     """What the image takes of the board's memory."""
     size = section_sizes(board, elf)
-    memory = board["memory"]
-    if board["core"] == "host":
+    memory = board.memory
+    if board.on_host:
         data = size.get(".data", 0) + size.get(".bss", 0)
-        return f"{board['name']}: code {size.get('.text', 0)}, static data {data} bytes"
+        return f"{board.name}: code {size.get('.text', 0)}, static data {data} bytes"
     data_init = size.get(".data", 0)
     hot = size.get(".hot", 0)
     code = size.get(".text", 0) + size.get(".ARM.exidx", 0) + hot + data_init
     stack = size.get(".stack", 0)
     ram = data_init + size.get(".bss", 0) + size.get(".noinit", 0) + stack
-    if code_in_ram(board):
+    if board.memory.code_in_ram:
         ram += hot
-    if memory["shared"]:
+    if memory.shared:
         total = code + ram - data_init
         return (
-            f"{board['name']}: code {code - data_init} + data {ram} (stack {stack}) = {total} of "
-            f"{memory['ram_bytes']} bytes ({100 * total / memory['ram_bytes']:.1f} %)"
+            f"{board.name}: code {code - data_init} + data {ram} (stack {stack}) = {total} of "
+            f"{memory.ram_bytes} bytes ({100 * total / memory.ram_bytes:.1f} %)"
         )
     return (
-        f"{board['name']}: flash {code} of {memory['flash_bytes']} bytes "
-        f"({100 * code / memory['flash_bytes']:.1f} %), RAM {ram} of {memory['ram_bytes']} bytes "
-        f"({100 * ram / memory['ram_bytes']:.1f} %, stack {stack})"
+        f"{board.name}: flash {code} of {memory.flash_bytes} bytes "
+        f"({100 * code / memory.flash_bytes:.1f} %), RAM {ram} of {memory.ram_bytes} bytes "
+        f"({100 * ram / memory.ram_bytes:.1f} %, stack {stack})"
     )
 
 

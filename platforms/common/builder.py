@@ -18,6 +18,10 @@ from pathlib import Path
 import board_build
 from plain_paths import before, require_plain
 
+# board_build knows where the project is.
+from spec.boards import load_board
+from spec.errors import UserError
+
 
 def _stop(env, message):
     sys.stderr.write(f"Error: {message}\n")
@@ -29,20 +33,20 @@ def build(env, suffix):
     name = env["PIOENV"]
     build_dir = env.subst("$BUILD_DIR")
     try:
-        board = board_build.load_board(name)
-        if board["core"] == "host" and sys.platform == "win32":
+        board = load_board(name, board_build.ROOT)
+        if board.on_host and sys.platform == "win32":
             raise ValueError(f"the board {name} is a program for Linux")
         generated = board_build.generated_folder(name, sys.executable, project=Path(env["PROJECT_DIR"]))
         core = os.environ.get("SCL_CORE") or os.path.join(board_build.ROOT, "firmware", "core")
         require_plain(os.getcwd(), board_build.ROOT, build_dir, generated, core)
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         _stop(env, str(error))
 
     build_dir = _from_here(build_dir)
     os.makedirs(build_dir, exist_ok=True)
     if (generated / "scl_key.h").exists():
         os.chmod(build_dir, 0o700)  # objects and image hold the key
-    if board["core"] != "host":
+    if not board.on_host:
         memory = Path(build_dir) / "memory.ld"
         text = board_build.memory_ld(board)
         if not memory.is_file() or memory.read_text(encoding="utf-8") != text:
@@ -65,7 +69,7 @@ def build(env, suffix):
     env.BuildSources(os.path.join("$BUILD_DIR", "generated"), str(generated), ["+<*.c>"])
 
     program = env.BuildProgram()
-    if board["core"] != "host":
+    if not board.on_host:
         script = board_build.ROOT / board_build.ldscript(board)
         env.Depends(program, [env.File(os.path.abspath(path)) for path in (script, memory)])
 
@@ -77,7 +81,7 @@ def build(env, suffix):
             os.remove(elf)  # nobody should flash it
             return 1
         print(board_build.size_report(board, elf))
-        if board["core"] != "host":
+        if not board.on_host:
             report, too_deep = board_build.stack_report(board, Path(build_dir))
             if too_deep:
                 sys.stderr.write(f"Error: {report}\n")
@@ -97,11 +101,11 @@ def build(env, suffix):
 
 
 def _upload_targets(env, board, program):
-    port = env.get("UPLOAD_PORT") or f"socket://localhost:{board['emulator']['port']}"
+    port = env.get("UPLOAD_PORT") or f"socket://localhost:{board.emulator.port}"
 
     # Functions, not command lines: a port is a path, and may have any name.
     def upload(target, source, env):
-        if "://" not in port and board["silicon"].get("drive"):
+        if "://" not in port and board.silicon.drive:
             return _copy_to_drive(board, Path(str(source[0])).with_suffix(".hex"), port)
         print(f"Uploading {source[0]} to {port}", flush=True)
         return _emulator(board, "upload", "--port", port, str(source[0]))
@@ -117,7 +121,7 @@ def _upload_targets(env, board, program):
 
 def _emulator(board, *arguments):
     """Run a command of the emulated board; the exit status."""
-    command = [sys.executable, "-m", "sparcl_mcu.host_tools.emulator", "--board", board["name"], *arguments]
+    command = [sys.executable, "-m", "sparcl_mcu.host_tools.emulator", "--board", board.name, *arguments]
     _, environment = before()
     return subprocess.run(command, env=environment, check=False).returncode
 
@@ -131,9 +135,9 @@ def _copy_to_drive(board, image, port):
         print(f"Copying {image} to {port}", flush=True)
         shutil.copyfile(image, os.path.join(port, image.name))
         return 0
-    drive = board["silicon"]["drive"]
+    drive = board.silicon.drive
     sys.stderr.write(
-        f"Error: {port} is not a folder: {board['name']} is written by copying to its drive. "
+        f"Error: {port} is not a folder: {board.name} is written by copying to its drive. "
         f"Name where {drive} is mounted as the port of `sparcl flash`, then the serial port of `sparcl stream`\n"
     )
     return 1

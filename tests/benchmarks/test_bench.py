@@ -16,9 +16,9 @@ from sparcl_mcu.benchmarks import baseline, bench, cases, result, targets, view
 from sparcl_mcu.benchmarks.cases import Mode
 from sparcl_mcu.benchmarks.host import HostTimes
 from sparcl_mcu.benchmarks.result import Bench, CaseResult, Instructions, Phases
-from sparcl_mcu.generator.errors import BoardError, UserError
-from sparcl_mcu.generator.places import ROOT
-from sparcl_mcu.host_tools import cli
+from sparcl_mcu.host_tools import cli, failures
+from sparcl_mcu.spec.errors import BoardError, UserError
+from sparcl_mcu.spec.paths import ROOT
 
 
 def instructions(step: float, **others: float) -> Instructions:
@@ -221,7 +221,7 @@ def test_the_baseline_of_another_compiler_is_neither_compared_nor_mixed_with(
 
     monkeypatch.setenv("SPARCL_BUILD", str(tmp_path))
     monkeypatch.setattr(bench, "run", lambda *_, **__: now)
-    assert cli.call(lambda: cli._dispatch(["bench", "--quick", "--check"])) == 0
+    assert failures.call(lambda: cli._dispatch(["bench", "--quick", "--check"])) == 0
     assert "NOT compared" in " ".join(capsys.readouterr().out.split())
 
     rebuilt = done.model_copy(update={"compiler": DEBIAN_12.replace("15:12.2.rel1-1", "15:12.2.rel1-1+b1")})
@@ -247,16 +247,16 @@ def test_command_fails_when_a_figure_grew(
     figures = baseline.figures(done.cases)
     known = (done.compiler, figures)
     monkeypatch.setattr(baseline, "load", lambda *_: known)
-    assert cli.call(lambda: cli._dispatch(["bench", "--quick", "--check"])) == 0
+    assert failures.call(lambda: cli._dispatch(["bench", "--quick", "--check"])) == 0
     figures[f"{STEP}/step"] /= 1.1
-    assert cli.call(lambda: cli._dispatch(["bench", "--quick", "--check"])) == 1
+    assert failures.call(lambda: cli._dispatch(["bench", "--quick", "--check"])) == 1
     said = capsys.readouterr().err
     assert f"{STEP}/step" in said
     assert (tmp_path / "bench" / "plot.svg").is_file()
 
 
 def test_command_refuses_settings_without_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.call(lambda: cli._dispatch(["bench", "--set", "method.epochs=1"])) == 2
+    assert failures.call(lambda: cli._dispatch(["bench", "--set", "method.epochs=1"])) == 2
     assert "--set needs an experiment" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sparcl_mcu.benchmarks import host
 from sparcl_mcu.benchmarks.cases import EXPERIMENTS, MAIN, cases, sparse
-from sparcl_mcu.generator.artefacts import Method
+from sparcl_mcu.spec.types import Method
 
 
 def test_reference_learns_that_many_samples_of_the_network_of_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from sparcl_mcu.benchmarks import profile
 from sparcl_mcu.benchmarks.cases import EXPERIMENTS
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import generate
 from sparcl_mcu.host_tools.emulator import unavailable
 from sparcl_mcu.host_tools.report import profile as results
+from sparcl_mcu.spec.errors import UserError
 
 MODEL = "0123456789abcdef"
 COUNTS = {"l0_forward": 6000, "l1_forward": 2500, "l0_backward": 1400, "main": 99, "tiny": 1}

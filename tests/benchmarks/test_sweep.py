@@ -30,10 +30,10 @@ from sparcl_mcu.benchmarks.sweep import cluster as clusters
 from sparcl_mcu.benchmarks.sweep import page, plan, results, sweep, work
 from sparcl_mcu.benchmarks.sweep.plan import Kind
 from sparcl_mcu.benchmarks.sweep.results import Kept, Mean, Result
-from sparcl_mcu.generator.errors import BoardError, UserError
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.emulator import EmulatorError, free_port
 from sparcl_mcu.host_tools.link import DeviceError
+from sparcl_mcu.spec.errors import BoardError, UserError
+from sparcl_mcu.spec.paths import ROOT
 from tests.holder import other_process
 
 SMALL = """

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.boards import load_board
 from sparcl_mcu.generator.pipeline import Project
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.render import render
 from sparcl_mcu.host_tools.emulator import Emulator, unavailable
 from sparcl_mcu.host_tools.protocol import Command, TrainingReply
 from sparcl_mcu.host_tools.recording import transactions
-from sparcl_mcu.host_tools.reference import Device
 from sparcl_mcu.host_tools.stream import RECORDING, Epoch, Observer, StreamResult, stream
 from sparcl_mcu.host_tools.validate import ValidationResult
+from sparcl_mcu.reference import Device
+from sparcl_mcu.spec.boards import load_board
+from sparcl_mcu.spec.paths import ROOT
 from tests.host_tools.fake_board import FakeBoard
 
 pytestmark = pytest.mark.board
@@ -119,7 +119,7 @@ class Sparcl:
 
 def require(board: str) -> None:
     """Skip where the compiler or the emulator of a board is missing."""
-    facts = board_build.load_board(board)
+    facts = load_board(board)
     if shutil.which(board_build.tool(facts, "gcc")) is None:
         pytest.skip(f"not installed: {board_build.tool(facts, 'gcc')}")
     reason = unavailable(board)
@@ -188,7 +188,7 @@ def test_run(board: str, sparcl: Sparcl, expected: str) -> None:
 
 def check_image(sparcl: Sparcl, board: str) -> None:
     """No float, no heap; the plan covers what was linked, and not by much."""
-    facts = board_build.load_board(board)
+    facts = load_board(board)
     elf = sparcl.project_folder(board) / "pio" / board / "firmware.elf"
     names = subprocess.run([board_build.tool(facts, "nm"), elf], check=True, capture_output=True, text=True).stdout
     symbols = {line.split()[-1] for line in names.splitlines()}
@@ -362,7 +362,7 @@ def test_interrupted_while_streaming(
 
 def weight_after(sparcl: Sparcl, step: int, region: str) -> tuple[Any, Device]:
     """The reference's tensor after so many steps of the recorded session."""
-    from sparcl_mcu.host_tools.reference import arrays
+    from sparcl_mcu.reference import arrays
 
     model = pipeline.store.load(sparcl.folder / "tiny" / "04-quantised", pipeline.Model)
     device = Device(model)

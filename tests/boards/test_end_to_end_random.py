@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from sparcl_mcu.generator import boards, plan
-from sparcl_mcu.generator.artefacts import Growth, Method, Model, SingleHead
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.generator import plan
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.emulator import Emulator, unavailable
 from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.protocol import Command
-from sparcl_mcu.host_tools.reference import Device
+from sparcl_mcu.reference import Device
+from sparcl_mcu.spec import boards
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.types import Growth, Method, Model, SingleHead
 from tests.compiled import compile_c
 from tests.firmware.native import Teacher, Twin, board_build, generate
-from tests.host_tools.reference.models import random_conv_model, random_model
+from tests.reference.models import random_conv_model, random_model
 
 pytestmark = pytest.mark.board
 
@@ -106,8 +108,8 @@ def cross_build(
     key: bytes | None = None,
 ) -> Path:
     """As the platform's builder does it; ``planned``: other facts to render."""
-    facts = board_build.load_board(board)
-    facts["memory"]["code_in_ram"] = code_in_ram
+    facts = boards.load_board(board)
+    facts = replace(facts, memory=replace(facts.memory, code_in_ram=code_in_ram))
     if shutil.which(board_build.tool(facts, "gcc")) is None or unavailable(board):
         pytest.skip("no cross compiler or no emulator")
     generated = generate(model, planned or boards.load_board(board), folder, key)
@@ -164,14 +166,14 @@ def test_code_in_ram(tmp_path: Path) -> None:
     """No board here needs it; the layers then run in RAM, as large as planned, and compute the same."""
     board, model = "emcraft_sf2", MODELS[0]
     facts = boards.load_board(board)
-    facts = facts.model_copy(update={"memory": facts.memory.model_copy(update={"code_in_ram": True})})
+    facts = replace(facts, memory=replace(facts.memory, code_in_ram=True))
     image = cross_build(model, board, tmp_path, code_in_ram=True)
     with image.open("rb") as file:
         symbols = ELFFile(file).get_section_by_name(".symtab")
         assert isinstance(symbols, SymbolTableSection)
         passes = [s for s in symbols.iter_symbols() if re.match(r"l\d+_(forward|backward)", s.name)]
     assert len(passes) == 2 * len(model.layers)
-    assert all(s["st_value"] >= board_build.load_board(board)["memory"]["ram_origin"] for s in passes)
+    assert all(s["st_value"] >= boards.load_board(board).memory.ram_origin for s in passes)
     memory = plan.plan(model, facts)
     sizes = measure(image, memory)
     assert 0 < sizes.ram[plan.CODE_IN_RAM] <= {row.name: row.size for row in memory.ram}[plan.CODE_IN_RAM]

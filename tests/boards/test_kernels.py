@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator import boards
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.emulator import Emulator, unavailable
+from sparcl_mcu.spec import boards
+from sparcl_mcu.spec.paths import ROOT
 from tests.compiled import compile_c
 from tests.firmware.native import board_build, generate
-from tests.host_tools.reference.models import random_model
+from tests.reference.models import random_model
 
 pytestmark = pytest.mark.board
 
@@ -30,7 +30,7 @@ PLAIN = ["-DSCL_MVE=0", "-DSCL_PAIRS=0"]
 def build(folder: Path, extra: list[str]) -> Path:
     """kernel_check.c for the board."""
     folder.mkdir()
-    facts = board_build.load_board(BOARD)
+    facts = boards.load_board(BOARD)
     if shutil.which(board_build.tool(facts, "gcc")) is None or unavailable(BOARD):
         pytest.skip("no cross compiler or no emulator")
     generated = generate(random_model(1, stochastic=True), boards.load_board(BOARD), folder)
@@ -47,7 +47,7 @@ def build(folder: Path, extra: list[str]) -> Path:
 
 def instructions(image: Path) -> set[str]:
     """Mnemonics of the image's code."""
-    objdump = board_build.tool(board_build.load_board(BOARD), "objdump")
+    objdump = board_build.tool(boards.load_board(BOARD), "objdump")
     out = subprocess.run([objdump, "-d", image], capture_output=True, text=True, check=True).stdout
     return {word for line in out.splitlines() for word in line.split("\t")[2:3]}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.generator import limits
-from sparcl_mcu.generator.artefacts import Activation, Op
+from sparcl_mcu.spec.types import Activation, Op
 from tests.firmware.native import Teacher, build, running
-from tests.host_tools.reference.models import Spec, conv_model
+from tests.reference.models import Spec, conv_model
 
 CONV = Spec(Op.CONV, channels=4, kernel=(1, 3), same=True, activation=Activation.RELU, sparse=True)
 OUTPUT = Spec(Op.DENSE, channels=4)

@@ -15,10 +15,10 @@ import pytest
 from platformio.project.config import ProjectConfig
 
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.host_tools import firmware, platformio, protocol
 from sparcl_mcu.host_tools.emulator import Emulator, free_url
 from sparcl_mcu.host_tools.link import Link
+from sparcl_mcu.spec.paths import ROOT
 from tests.boards.test_end_to_end import require
 
 EXPERIMENT = """

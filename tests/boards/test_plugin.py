@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec.paths import ROOT
 
 PLUGIN = ROOT / "platforms" / "sparcl_cortexm" / "plugin" / "count.c"
 HOST = Path(__file__).with_name("plugin_host.c")

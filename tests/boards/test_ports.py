@@ -15,6 +15,7 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError, free_url, unavailable
+from sparcl_mcu.spec.boards import Board as Facts
+from sparcl_mcu.spec.boards import load_board
 
 ROOT = Path(__file__).resolve().parents[2]
 BOARDS = ("native", "microbit", "emcraft_sf2", "ast1030_evb", "mps3_an547")
@@ -37,19 +40,19 @@ def board_header(board: dict[str, Any]) -> str:
     store = board["store"]
     values = {
         "SCL_BOARD_NAME": f'"{board["name"]}"',
-        "SCL_FLASH_SIZE": f"{store['size']}U",
-        "SCL_FLASH_SECTOR": f"{store['sector']}U",
-        "SCL_FLASH_PROGRAM_UNIT": f"{store['program_unit']}U",
-        "SCL_FLASH_MAPPED": int(store["kind"] == "mapped"),
-        "SCL_FLASH_ERASED": f"{store['erased']:#x}U",
+        "SCL_FLASH_SIZE": f"{store.size}U",
+        "SCL_FLASH_SECTOR": f"{store.sector}U",
+        "SCL_FLASH_PROGRAM_UNIT": f"{store.program_unit}U",
+        "SCL_FLASH_MAPPED": int(store.kind == "mapped"),
+        "SCL_FLASH_ERASED": f"{store.erased:#x}U",
         "SCL_FLASH_ENDURANCE": "10000U",
-        "SCL_FLASH_OFFSET": f"{store['offset']}U",
+        "SCL_FLASH_OFFSET": f"{store.offset}U",
         "SCL_FLASH_MAPPED_BASE": f"{store.get('mapped_base', 0)}U",
-        "SCL_STACK_BYTES": f"{board['memory']['stack_bytes']}U",
-        "SCL_MAX_PAYLOAD": f"{board['link']['max_payload']}U",
-        "SCL_LINE_PAYLOAD": f"{board['link']['max_payload']}U",
+        "SCL_STACK_BYTES": f"{board.memory.stack_bytes}U",
+        "SCL_MAX_PAYLOAD": f"{board.link.max_payload}U",
+        "SCL_LINE_PAYLOAD": f"{board.link.max_payload}U",
         "SCL_WINDOW": f"{board['link'].get('window', 1)}U",
-        "SCL_STEPS_PER_REQUEST": f"{board['link']['steps_per_request']}U",
+        "SCL_STEPS_PER_REQUEST": f"{board.link.steps_per_request}U",
         "SCL_WATCHDOG_MS": f"{WATCHDOG_MS}U",
         "SCL_HAS_FAULTS": int(board["core"] != "host"),  # for port_check.c only
     }
@@ -77,10 +80,10 @@ def build(board: dict[str, Any], folder: Path) -> Path:
 class Board:
     """The host's side of port_check.c."""
 
-    def __init__(self, emulator: Emulator, facts: dict[str, Any]) -> None:
+    def __init__(self, emulator: Emulator, facts: Facts) -> None:
         self.emulator = emulator
         self.facts = facts
-        self.store = facts["store"]
+        self.store = facts.store
         self.nonce = 0
         self.line: socket.socket | None = None
 
@@ -161,13 +164,13 @@ class Board:
 
 
 @pytest.fixture(scope="module", params=BOARDS)
-def facts(request: pytest.FixtureRequest) -> dict[str, Any]:
-    board = board_build.load_board(request.param)
+def facts(request: pytest.FixtureRequest) -> Facts:
+    board = load_board(request.param)
     reason = unavailable(request.param)
     if reason is not None:
         pytest.skip(reason)
     needed = [board_build.tool(board, "gcc")]
-    if board["emulator"].get("flash") == "window":
+    if board.emulator is not None and board.emulator.flash == "window":
         needed.append("gcc")
     missing = [program for program in needed if shutil.which(program) is None]
     if missing:
@@ -176,13 +179,13 @@ def facts(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def image(facts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(facts, tmp_path_factory.mktemp(facts["name"]))
+def image(facts: Facts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(facts, tmp_path_factory.mktemp(facts.name))
 
 
 @pytest.fixture(scope="module")
-def board(facts: dict[str, Any], image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
-    emulator = Emulator(tmp_path_factory.mktemp("state"), facts["name"])
+def board(facts: Facts, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    emulator = Emulator(tmp_path_factory.mktemp("state"), facts.name)
     emulator.start(image)
     board = Board(emulator, facts)
     try:
@@ -196,10 +199,10 @@ def board(facts: dict[str, Any], image: Path, tmp_path_factory: pytest.TempPathF
 def test_first_start_is_power_on_and_stack_is_measured(board: Board) -> None:
     reason, stack = board.info()
     assert reason == POWER_ON
-    if board.facts["core"] == "host":
+    if board.facts.on_host:
         assert stack == 0
     else:
-        assert 16 < stack < board.facts["memory"]["stack_bytes"] // 2
+        assert 16 < stack < board.facts.memory.stack_bytes // 2
 
 
 def test_serial_line_carries_every_byte_value(board: Board) -> None:
@@ -214,8 +217,8 @@ def test_serial_line_carries_bursts(board: Board) -> None:
 
 
 def test_flash_erase_program_read(board: Board) -> None:
-    sector, unit = board.store["sector"], board.store["program_unit"]
-    for address in (0, board.store["size"] - sector):
+    sector, unit = board.store.sector, board.store.program_unit
+    for address in (0, board.store.size - sector):
         assert board.erase(address) == 0
         assert board.read(address, 1024) == b"\xff" * 1024
         data = bytes((i * 7 + 3) & 0xFF for i in range(1000 // unit * unit))
@@ -228,7 +231,7 @@ def test_flash_erase_program_read(board: Board) -> None:
 
 def test_any_size_is_programmed_and_read(board: Board) -> None:
     """A serial flash moves bytes in bursts: sizes below, at and above each, from every remainder of an address."""
-    unit, sizes = board.store["program_unit"], (*range(1, 9), 31, 32, 33, 63, 64, 65, 96, 100)
+    unit, sizes = board.store.program_unit, (*range(1, 9), 31, 32, 33, 63, 64, 65, 96, 100)
     assert board.erase(0) == 0
     address = 0
     for size in sizes:
@@ -242,7 +245,7 @@ def test_any_size_is_programmed_and_read(board: Board) -> None:
 
 
 def test_erase_leaves_the_neighbours(board: Board) -> None:
-    sector = board.store["sector"]
+    sector = board.store.sector
     for i in range(3):
         assert board.erase(i * sector) == 0
         assert board.program(i * sector, b"\x11\x22\x33\x44") == 0
@@ -261,12 +264,12 @@ def test_programming_only_clears_bits(board: Board) -> None:
     assert board.read(0, 4) == b"\x30\xf0\x00\xf0"
     result = board.program(0, b"\x0f\xff\xff\xff")
     assert board.read(0, 4) == b"\x00\xf0\x00\xf0"
-    if board.store["kind"] != "spi-nor":  # these parts do not tell
+    if board.store.kind != "spi-nor":  # these parts do not tell
         assert result < 0
 
 
 def test_outside_the_partition_is_refused(board: Board) -> None:
-    size = board.store["size"]
+    size = board.store.size
     assert board.erase(size) < 0
     assert board.erase(4) < 0
     assert board.program(size - 4, bytes(8)) < 0
@@ -274,7 +277,7 @@ def test_outside_the_partition_is_refused(board: Board) -> None:
 
 
 def test_flash_survives_reset_restart_and_power_cut(board: Board) -> None:
-    address = board.store["size"] - board.store["sector"]
+    address = board.store.size - board.store.sector
     assert board.erase(address) == 0
     assert board.program(address, b"kept over resets") == 0
 
@@ -312,7 +315,7 @@ def test_a_new_image_keeps_the_flash_unless_erased(board: Board, image: Path) ->
 
 
 def test_a_fault_restarts_the_board(board: Board) -> None:
-    if board.facts["core"] == "host":
+    if board.facts.on_host:
         pytest.skip("a process that faults ends")
     board.send(b"F")
     board.await_start()
@@ -341,7 +344,7 @@ def test_a_kept_word_survives_all_but_power_on(board: Board) -> None:
 
 
 def test_watchdog_resets_a_board_that_hangs(board: Board) -> None:
-    if board.facts["watchdog"]["verified"] == "not yet":
+    if board.facts.watchdog.verified == "not yet":
         pytest.skip("the emulator has no watchdog of this chip")
     board.connect()
     board.send(b"H")  # nobody has started the watchdog yet
@@ -382,15 +385,15 @@ def test_ticks_advance_and_repeat(board: Board, image: Path, tmp_path: Path) -> 
     rounds = (1, 50, 1000, 20000)
     first = [board.measure(n) for n in rounds]
     assert first[3][0] > first[2][0] > 0
-    if board.facts["core"] == "host":
+    if board.facts.on_host:
         return
     # the counter's unit, as board.toml has it: the loop is 4 (hardware loop) to 9 instructions
     per_round = (first[3][0] - first[2][0]) / (rounds[3] - rounds[2])
-    expected = board.facts["timer"]["ticks_per_instruction"]
+    expected = board.facts.timer.ticks_per_instruction
     assert 3.5 * expected < per_round < 10 * expected
 
     assert [board.measure(n) for n in rounds] == first
-    other = Emulator(tmp_path, board.facts["name"])
+    other = Emulator(tmp_path, board.facts.name)
     other.start(image, free_url())
     second = Board(other, board.facts)
     try:
@@ -404,7 +407,7 @@ def test_ticks_advance_and_repeat(board: Board, image: Path, tmp_path: Path) -> 
 
 def test_ticks_do_not_lose_wraps(board: Board) -> None:
     """A region longer than the hardware counter (AST1030: 2^24 ticks, 84 ms)."""
-    if board.facts["core"] == "host":
+    if board.facts.on_host:
         pytest.skip("the host's clock is not repeatable")
     short, long = board.measure(1_000_000)[0], board.measure(16_000_000)[0]
     assert abs(long - 16 * short) <= 16 + long // 1000
@@ -420,19 +423,19 @@ def address_of(image: Path, function: str) -> int:
 
 def test_hot_functions_run_where_the_board_has_them(board: Board, image: Path, tmp_path: Path) -> None:
     """port_check.c's `measure` is one; everything else stays in flash."""
-    if board.facts["core"] == "host" or board.facts["memory"]["shared"]:
+    if board.facts.on_host or board.facts.memory.shared:
         pytest.skip("code has one place only")
 
     def in_ram(path: Path, function: str) -> bool:
-        memory = board.facts["memory"]
-        return 0 <= address_of(path, function) - memory["ram_origin"] < memory["ram_bytes"]
+        memory = board.facts.memory
+        return 0 <= address_of(path, function) - memory.ram_origin < memory.ram_bytes
 
-    moved = build({**board.facts, "memory": {**board.facts["memory"], "code_in_ram": True}}, tmp_path)
+    moved = build(replace(board.facts, memory=replace(board.facts.memory, code_in_ram=True)), tmp_path)
     assert in_ram(moved, "measure")
     assert not in_ram(moved, "main")
     assert not in_ram(image, "measure")
 
-    emulator = Emulator(tmp_path / "board", board.facts["name"])
+    emulator = Emulator(tmp_path / "board", board.facts.name)
     emulator.start(moved)
     other = Board(emulator, board.facts)
     try:
@@ -456,7 +459,7 @@ def test_platformio_ini_agrees_with_the_boards() -> None:
     ini.read(ROOT / "platformio.ini")
     assert [n.strip() for n in ini["platformio"]["default_envs"].split(",")] == list(BOARDS)
     for name in BOARDS:
-        port = board_build.load_board(name)["emulator"]["port"]
+        port = load_board(name).emulator.port
         section = ini[f"env:{name}"]
         assert section["monitor_port"] == section["upload_port"] == f"socket://localhost:{port}"
 
@@ -467,8 +470,8 @@ def test_board_files_are_consistent() -> None:
         store = board["store"]
         assert board["name"] == path.parent.name
         assert board["verified"] in ("emulated", "silicon", "not yet")
-        assert store["size"] % store["sector"] == 0
-        assert store["sector"] % store["program_unit"] == 0
+        assert store.size % store.sector == 0
+        assert store.sector % store.program_unit == 0
         for source in board_build.board_sources(board):
             assert (ROOT / "firmware" / source).is_file()
 

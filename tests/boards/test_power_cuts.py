@@ -13,23 +13,24 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from sparcl_mcu.generator import boards, plan
-from sparcl_mcu.generator.artefacts import Model
+from sparcl_mcu.generator import plan
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.emulator import Emulator, _Qmp, free_port
 from sparcl_mcu.host_tools.link import Link, LinkError
-from sparcl_mcu.host_tools.reference import Device
+from sparcl_mcu.reference import Device
+from sparcl_mcu.spec import boards
+from sparcl_mcu.spec.types import Model
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
 from tests.firmware.native import Teacher
 from tests.firmware.test_power_cuts import COUNT, TASKS, Cut, finish_task, session
-from tests.host_tools.reference.models import random_model
+from tests.reference.models import random_model
 
 pytestmark = pytest.mark.board
 
@@ -143,7 +144,7 @@ def grow_old(name: str, folder: Path, laps: int = 1) -> Veteran:
     model = random_model(5, sizes=(14, 24, 4), epochs=1, capacity=6, table=16)
     facts = boards.load_board(name)
     least = plan.plan(model, facts).store_bytes
-    facts = facts.model_copy(update={"store": facts.store.model_copy(update={"size": least})})
+    facts = replace(facts, store=replace(facts.store, size=least))
     image = cross_build(model, name, folder, planned=facts)
     emulator = Emulator(folder / "board", name)
     try:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator import boards
 from sparcl_mcu.host_tools import link, protocol
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.protocol import Command
+from sparcl_mcu.spec import boards
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
 from tests.firmware.native import Twin
 from tests.firmware.test_window import CLASSES, learn
-from tests.host_tools.reference.models import random_model, random_samples
 from tests.line import BadFrames, Proxy, whole
+from tests.reference.models import random_model, random_samples
 
 pytestmark = pytest.mark.board
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.boards import ROOT
 from sparcl_mcu.host_tools.emulator import Emulator, free_url
 from sparcl_mcu.host_tools.platformio import run_pio
+from sparcl_mcu.spec.paths import ROOT
 from tests.boards.test_paths import EXPERIMENT
 
 KEY = bytes(range(100, 132))

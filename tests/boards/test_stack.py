@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import stack_bound  # from platforms/common, as board_build
 
-from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.protocol import Command
+from sparcl_mcu.spec.boards import load_board
+from sparcl_mcu.spec.types import Model
 from tests.boards.test_end_to_end_random import BOARDS, MODELS, EmulatedBoard, convolutional, cross_build
 from tests.firmware.native import Teacher, Twin, board_build
-from tests.host_tools.reference.models import random_model
+from tests.reference.models import random_model
 
 pytestmark = pytest.mark.board
 
@@ -39,7 +40,7 @@ def bound(folder: Path) -> int:
 def test_the_stack_set_aside_is_enough(board: str, number: int, tmp_path: Path) -> None:
     """What a session used is within the bound, near it, and the bound is within the plan."""
     model = models(board)[number]
-    facts = board_build.load_board(board)
+    facts = load_board(board)
     image = cross_build(model, board, tmp_path)
     most = bound(tmp_path)
     emulator = Emulator(tmp_path / "board", board)
@@ -57,11 +58,11 @@ def test_the_stack_set_aside_is_enough(board: str, number: int, tmp_path: Path) 
         twin.close()
     finally:
         emulator.stop()
-    print(f"{board}, model {number}: {used} bytes used, at most {most}, {facts['memory']['stack_bytes']} planned")
+    print(f"{board}, model {number}: {used} bytes used, at most {most}, {facts.memory.stack_bytes} planned")
     assert 0.6 * most < used <= most
-    assert most <= MARGIN * facts["memory"]["stack_bytes"]
+    assert most <= MARGIN * facts.memory.stack_bytes
     assert board_build.stack_report(facts, tmp_path) == (
-        f"{board}: stack at most {most} of {facts['memory']['stack_bytes']} bytes",
+        f"{board}: stack at most {most} of {facts.memory.stack_bytes} bytes",
         False,
     )
 
@@ -69,7 +70,7 @@ def test_the_stack_set_aside_is_enough(board: str, number: int, tmp_path: Path) 
 def test_more_classes_than_the_stack_holds(tmp_path: Path) -> None:
     """Logits of one sample lie on the stack, several times over: the build says so instead of the board."""
     board = "microbit"
-    facts = board_build.load_board(board)
+    facts = load_board(board)
     cross_build(random_model(1, sizes=(4, 2, 255), epochs=1, table=4, capacity=2), board, tmp_path)
     report, too_deep = board_build.stack_report(facts, tmp_path)
     assert too_deep

@@ -9,23 +9,24 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator import boards
-from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.boards import Board
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.generator.render import render
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import DeviceError, Link
 from sparcl_mcu.host_tools.protocol import Command, Hello, Phase
-from sparcl_mcu.host_tools.reference import Device, first_difference
+from sparcl_mcu.reference import Device, first_difference
+from sparcl_mcu.spec import boards
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.types import Model
 from tests.compiled import compile_c
-from tests.host_tools.reference.models import random_samples, samples, task_begin
+from tests.reference.models import random_samples, samples, task_begin
 
 sys.path.append(str(ROOT / "platforms" / "common"))
 
@@ -49,7 +50,7 @@ SECONDS = 60.0
 def board_facts(**store: int) -> Board:
     """The native board, with other flash if asked."""
     native = boards.load_board("native")
-    return native.model_copy(update={"store": native.store.model_copy(update=store)})
+    return replace(native, store=replace(native.store, **store))
 
 
 def generate(model: Model, board: Board, folder: Path, key: bytes | None = None) -> Path:
@@ -63,7 +64,7 @@ def generate(model: Model, board: Board, folder: Path, key: bytes | None = None)
 
 def flags(generated: Path, optimise: Sequence[str] = NOT_OPTIMISED) -> list[str]:
     """Those of the board's firmware, with sanitizers and lines for what they report; not optimised, no fault hides."""
-    given = board_build.compile_flags(board_build.load_board("native"))
+    given = board_build.compile_flags(boards.load_board("native"))
     given = ["-g1" if f == "-g" else f for f in given if not f.startswith("-O")]
     include = [f"-I{folder}" for folder in board_build.include_folders(generated)]
     return [*given, *optimise, *SANITIZERS, *include]

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparcl_mcu.generator.artefacts import Activation, DdrScore, Growth, Layer, Method, Model, Op, SingleHead
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.protocol import Command, Phase
+from sparcl_mcu.spec.types import Activation, DdrScore, Growth, Layer, Method, Model, Op, SingleHead
 from tests.firmware.native import Teacher, Twin, build, running
-from tests.host_tools.reference.models import Masks, Spec, conv_model, random_conv_model, random_model
+from tests.reference.models import Masks, Spec, conv_model, random_conv_model, random_model
 
 Case = Mapping[str, Any]
 

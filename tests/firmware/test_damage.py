@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparcl_mcu.generator.artefacts import Method, Model
+from sparcl_mcu.spec.types import Method, Model
 from tests.firmware.flash_image import HEADER, STATE, FlashImage, Layout, split
 from tests.firmware.native import CORE, board_facts, compile_c, flags, generate
-from tests.host_tools.reference.models import random_model, random_samples
+from tests.reference.models import random_model, random_samples
 
 KEY = bytes(range(32))
 SECTOR, SECTORS, COUNT = 1024, 48, 12

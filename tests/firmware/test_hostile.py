@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame, Splitter, decode
 from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.protocol import Command
+from sparcl_mcu.spec.types import Model
 from tests.firmware.native import SECONDS, Teacher, Twin, build, running
-from tests.host_tools.reference.models import random_model, random_samples
+from tests.reference.models import random_model, random_samples
 
 CLASSES = 4
 

@@ -11,21 +11,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sparcl_mcu.generator import plan
-from sparcl_mcu.generator.boards import Board, Watchdog
-from sparcl_mcu.generator.errors import BoardError
 from sparcl_mcu.host_tools import protocol, report, stream, validate
 from sparcl_mcu.host_tools.link import DAMAGED, SELF_TEST, WRONG_NONCE, DeviceError
 from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.recording import OUT_OF_TURN
+from sparcl_mcu.spec.boards import Board, Watchdog
+from sparcl_mcu.spec.errors import BoardError
 from tests.firmware.memory import Memory
 from tests.firmware.native import CORE, Process, Teacher, Twin, board_facts, build, running
 from tests.host_tools.conftest import MakeProject, make_project
-from tests.host_tools.reference.models import random_model, random_samples, task_begin
+from tests.reference.models import random_model, random_samples, task_begin
 
 __all__ = ["make_project"]
 
@@ -255,7 +256,7 @@ def test_every_bit_of_the_state(model: object, tmp_path: Path) -> None:
 
 
 def facts(period_ms: int) -> Board:
-    return board_facts().model_copy(update={"watchdog": Watchdog(period_ms=period_ms, verified="emulated")})
+    return replace(board_facts(), watchdog=Watchdog(period_ms=period_ms, verified="emulated"))
 
 
 class Vandal(stream.Observer):

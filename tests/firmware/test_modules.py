@@ -18,14 +18,14 @@ import pytest
 from cobs import cobs
 from numpy.typing import NDArray
 
-from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame
-from sparcl_mcu.host_tools.reference import loss as reference_loss
-from sparcl_mcu.host_tools.reference.prng import Prng
+from sparcl_mcu.reference import loss as reference_loss
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.prng import Prng
+from sparcl_mcu.spec.types import Model
 from tests.compiled import compile_c
 from tests.firmware.native import board_facts, flags, generate, small_ints
-from tests.host_tools.reference.models import random_model
+from tests.reference.models import random_model
 
 HERE = Path(__file__).parent
 CORE = ROOT / "firmware" / "core"

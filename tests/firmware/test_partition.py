@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sparcl_mcu.generator.artefacts import Method, Model
-from sparcl_mcu.generator.boards import ROOT, Board
 from sparcl_mcu.generator.plan import journal_room
 from sparcl_mcu.host_tools.link import ERRORS
+from sparcl_mcu.spec.paths import ROOT, Board
+from sparcl_mcu.spec.types import Method, Model
 from tests.compiled import compile_c
 from tests.firmware.native import board_facts, flags, generate
-from tests.host_tools.reference.models import random_model
+from tests.reference.models import random_model
 
 FUZZ = ROOT / "tests" / "fuzz"
 
@@ -48,8 +48,8 @@ def least(model: Model, board: Board, fewer: int = 0) -> Board:
     """The board with the least partition, or with some sectors less."""
     for _ in range(4):  # the granule depends on the size
         sectors = journal_room(model, board).least - fewer
-        store = board.store.model_copy(update={"size": sectors * board.store.sector})
-        board = board.model_copy(update={"store": store})
+        store = replace(board.store, size=sectors * board.store.sector)
+        board = replace(board, store=store)
     return board
 
 
@@ -79,8 +79,8 @@ def drawn(seed: int) -> Case:
     )
     board = board_facts(sector=sector, program_unit=unit)
     steps = int(random.choice([1, 10, 100, 200]))
-    link = board.link.model_copy(update={"steps_per_request": steps})
-    return Case(model, least(model, board.model_copy(update={"link": link})))
+    link = replace(board.link, steps_per_request=steps)
+    return Case(model, least(model, replace(board, link=link)))
 
 
 def build(case: Case, folder: Path) -> Path:

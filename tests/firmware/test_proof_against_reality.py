@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.host_tools.protocol import Command
-from sparcl_mcu.host_tools.reference import Device
+from sparcl_mcu.reference import Device
 from tests.firmware.extremes import drawn, run
 from tests.firmware.watch import Overflow, watching
-from tests.host_tools.reference.models import random_model
+from tests.reference.models import random_model
 
 
 def check(seed: int, folder: Path) -> None:

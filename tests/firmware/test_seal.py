@@ -15,19 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.errors import BoardError, UserError
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter, decode
 from sparcl_mcu.host_tools.link import DeviceError, Link, LinkError
 from sparcl_mcu.host_tools.protocol import STATE_CHANGING, Command, Hello
 from sparcl_mcu.host_tools.seal import SIZE, Seal
+from sparcl_mcu.spec.errors import BoardError, UserError
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.types import Model
 from tests.compiled import compile_c
 from tests.firmware.native import SECONDS, Process, Teacher, Twin, build, running
 from tests.firmware.test_window import facts
-from tests.host_tools.reference.models import random_model, random_samples, task_begin
 from tests.line import Proxy
+from tests.reference.models import random_model, random_samples, task_begin
 
 KEY = bytes(range(32))
 OTHER_MODEL, WRONG_NONCE, TOO_LONG, NOT_SEALED, REPLAYED = range(12, 17)

@@ -6,22 +6,23 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.host_tools import frame, link, protocol
 from sparcl_mcu.host_tools.frame import NEXT, REQUEST, Frame
 from sparcl_mcu.host_tools.link import DeviceError, Link
 from sparcl_mcu.host_tools.protocol import Command, Hello, ReplayRecord
 from sparcl_mcu.host_tools.recording import Header, Recorder, transactions
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.types import Model
 from tests.firmware.native import Twin, board_facts, build, running
 from tests.firmware.test_hostile import shout
-from tests.host_tools.reference.models import random_model, random_samples, task_begin
 from tests.line import BadFrames, Proxy, whole
+from tests.reference.models import random_model, random_samples, task_begin
 
 CLASSES = 4
 
@@ -29,8 +30,8 @@ CLASSES = 4
 def facts(window: int) -> Board:
     """The native board with a window and short payloads, so that a task takes many requests."""
     native = board_facts()
-    short = native.link.model_copy(update={"max_payload": 200, "steps_per_request": 40, "window": window})
-    return native.model_copy(update={"link": short})
+    short = replace(native.link, max_payload=200, steps_per_request=40, window=window)
+    return replace(native, link=short)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,18 @@ from unittest.mock import patch
 import numpy as np
 
 from sparcl_mcu.generator import proof
-from sparcl_mcu.generator.artefacts import Layer, Model
 from sparcl_mcu.generator.proof import INT32_MAX, UINT32_MAX, half
-from sparcl_mcu.host_tools.reference import conv, dense, fixed, layer, loss, mask, network, pool
+from sparcl_mcu.reference import (
+    conv,
+    dense,
+    layer,
+    loss,
+    mask,
+    network,
+    pool,
+)
+from sparcl_mcu.spec import fixed
+from sparcl_mcu.spec.types import Layer, Model
 
 
 class Overflow(AssertionError):

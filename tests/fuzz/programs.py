@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sparcl_mcu.generator import plan
-from sparcl_mcu.generator.artefacts import Activation, DdrScore, Growth, Method, Model, Op
-from sparcl_mcu.generator.boards import Board
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools.link import ERRORS
+from sparcl_mcu.spec.boards import Board
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.types import Activation, DdrScore, Growth, Method, Model, Op
 from tests.compiled import compile_c
 from tests.firmware.native import NOT_OPTIMISED, POISON, board_facts, flags, generate
-from tests.host_tools.reference.models import Masks, Spec, conv_model, random_model
+from tests.reference.models import Masks, Spec, conv_model, random_model
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -45,8 +45,8 @@ class Subject:
         size = plan.plan(self.model(), board_facts(**store, size=1 << 16)).store_bytes + self.spare * self.sector
         mapped = {"kind": "mapped", "mapped_base": MAPPED_BASE} if self.mapped else {}
         board = board_facts(**store, size=size)
-        link = board.link.model_copy(update={"max_payload": PAYLOAD, "steps_per_request": 20, "window": self.window})
-        return board.model_copy(update={"store": board.store.model_copy(update=mapped), "link": link})
+        link = replace(board.link, max_payload=PAYLOAD, steps_per_request=20, window=self.window)
+        return replace(board, store=replace(board.store, **mapped), link=link)
 
 
 def _dense() -> Model:

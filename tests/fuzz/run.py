@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec.paths import ROOT
 from tests.fuzz.programs import CORPUS, PROGRAMS, SUBJECTS, TARGETS, Program, build
 
 FOLDER = ROOT / "build" / "fuzz"

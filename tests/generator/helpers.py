@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import network, prune, train
-from sparcl_mcu.generator.artefacts import (
+from sparcl_mcu.generator.config import Config
+from sparcl_mcu.spec.types import (
     Activation,
     Dataset,
     FloatLayer,
@@ -22,7 +23,6 @@ from sparcl_mcu.generator.artefacts import (
     Task,
     Window,
 )
-from sparcl_mcu.generator.config import Config
 
 INPUT_SHAPES = ((1, 8, 8), (3, 6, 5), (2, 1, 17), (1, 1, 12), (4, 3, 3), (5, 1, 1))
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from sparcl_mcu.generator import architecture, config
-from sparcl_mcu.generator.artefacts import Activation, Op, Window
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, Op, Window
 
 CONV: dict[str, Any] = {"type": "conv2d", "filters": 4, "kernel": 3}
 CONV_1D: dict[str, Any] = {"type": "conv1d", "filters": 4, "kernel": 3}

@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from sparcl_mcu.generator import config
-from sparcl_mcu.generator.artefacts import Method
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Method
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 

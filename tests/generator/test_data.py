@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import data
-from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.data import sets
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Dataset
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,7 +212,7 @@ import gzip, os, pathlib, sys
 import numpy as np
 from sparcl_mcu.generator import data
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
 
 folder = pathlib.Path(os.environ["KERAS_HOME"], "datasets", "fashion-mnist")
 folder.mkdir(parents=True)

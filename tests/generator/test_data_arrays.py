@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import config, data
-from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Dataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

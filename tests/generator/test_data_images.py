@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from sparcl_mcu.generator import data
-from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.data import images
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Dataset
 
 RANDOM = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.generator import config
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
 
 
 def write(tmp_path: Path, data: str = "", tasks: str = "", rest: str = "") -> Path:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import data
-from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Dataset
 
 
 def write(path: Path, text: str | bytes) -> Path:

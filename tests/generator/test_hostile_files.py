@@ -18,7 +18,7 @@ from PIL import Image
 from sparcl_mcu.generator import archives, config, data, files, sizes
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.data import images, table
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
 from tests.generator import hostile
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, sockets and limits of POSIX")

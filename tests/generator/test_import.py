@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import architecture, keras_model, network, train
-from sparcl_mcu.generator.artefacts import Activation, Dataset, FloatLayer, Op, Task
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, Dataset, FloatLayer, Op, Task
 
 pytestmark = pytest.mark.tensorflow
 

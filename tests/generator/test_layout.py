@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparcl_mcu.generator import layout, network
-from sparcl_mcu.generator.artefacts import FloatLayer, FloatModel, Op, Window
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import FloatLayer, FloatModel, Op, Window
 
 from . import helpers
 

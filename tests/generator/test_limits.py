@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from sparcl_mcu.generator import limits, quantise
-from sparcl_mcu.generator.artefacts import Activation, Layer, Model, Op, Panel, Tensor
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, Layer, Model, Op, Panel, Tensor
 from tests.generator.helpers import config, random_float_model
-from tests.host_tools.reference.models import Spec, conv_model, random_model
+from tests.reference.models import Spec, conv_model, random_model
 
 CONV = (Spec(Op.CONV, channels=2, kernel=(3, 3), activation=Activation.RELU), Spec(Op.DENSE, channels=4))
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.generator import lock
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import generate
 from sparcl_mcu.host_tools import cli
+from sparcl_mcu.spec.errors import UserError
 from tests.generator.test_pipeline import EXPERIMENT
 from tests.holder import other_process
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparcl_mcu.generator import network
-from sparcl_mcu.generator.artefacts import Activation, FloatLayer, Op, Window
+from sparcl_mcu.spec.types import Activation, FloatLayer, Op, Window
 
 from . import helpers
 

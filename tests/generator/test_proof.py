@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sparcl_mcu.generator import layout, network, proof, quantise
-from sparcl_mcu.generator.artefacts import Activation, FloatModel, Layer, Model, Op, Window, needs_error
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Activation, FloatModel, Layer, Model, Op, Window, needs_error
 
 from . import helpers
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparcl_mcu.generator import network, prune
-from sparcl_mcu.generator.artefacts import Op, Window
 from sparcl_mcu.generator.config import Config
+from sparcl_mcu.spec.types import Op, Window
 
 from . import helpers
 

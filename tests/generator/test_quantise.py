@@ -14,7 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparcl_mcu.generator import error_bound, network, proof, prune, quantise
-from sparcl_mcu.generator.artefacts import (
+from sparcl_mcu.generator.store import model_hash
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import (
     Activation,
     FloatLayer,
     FloatModel,
@@ -26,8 +28,6 @@ from sparcl_mcu.generator.artefacts import (
     Tensor,
     Window,
 )
-from sparcl_mcu.generator.errors import UserError
-from sparcl_mcu.generator.store import model_hash
 
 from . import helpers
 

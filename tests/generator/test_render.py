@@ -11,13 +11,13 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from sparcl_mcu.generator.artefacts import Activation, Growth, Model, Op, SingleHead
-from sparcl_mcu.generator.boards import load_board
 from sparcl_mcu.generator.plan import plan
 from sparcl_mcu.generator.render import FILES, render
+from sparcl_mcu.spec.boards import load_board
+from sparcl_mcu.spec.types import Activation, Growth, Model, Op, SingleHead
 from tests.compiled import compile_c
 from tests.firmware.native import NOT_OPTIMISED, flags
-from tests.host_tools.reference.models import Spec, conv_model, random_conv_model, random_model
+from tests.reference.models import Spec, conv_model, random_conv_model, random_model
 
 NATIVE = load_board("native")
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import quantise, store
-from sparcl_mcu.generator.artefacts import Dataset, FloatModel, Model
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import Dataset, FloatModel, Model
 
 from . import helpers
 

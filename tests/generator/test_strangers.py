@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparcl_mcu.generator import config, data, keras_model, pipeline, places, shared_key
+from sparcl_mcu.generator import config, data, keras_model, pipeline, shared_key
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.user_module import CONSENT
+from sparcl_mcu.spec import paths
+from sparcl_mcu.spec.errors import UserError
 
 RUN: list[str] = []
 """What code of strangers would add to."""
@@ -255,8 +256,8 @@ def test_name_of_an_experiment_is_one_folder_in_the_build_folder(tmp_path: Path,
         found = config.load(path).experiment.name
     except UserError:
         return
-    target = places.build_folder() / found
-    assert target.resolve().parent == places.build_folder().resolve()
+    target = paths.build_folder() / found
+    assert target.resolve().parent == paths.build_folder().resolve()
     assert found.isidentifier()
 
 

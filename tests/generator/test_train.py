@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import data, prune, train
-from sparcl_mcu.generator.artefacts import FloatModel
 from sparcl_mcu.generator.config import Config
-from sparcl_mcu.generator.errors import UserError
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.types import FloatModel
 
 from . import helpers
 

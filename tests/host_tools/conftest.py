@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from serial.urlhandler import protocol_socket
 
-from sparcl_mcu.generator import boards, data, plan, quantise, train
+from sparcl_mcu.generator import data, plan, quantise, train
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.pipeline import Project
+from sparcl_mcu.spec import boards
 from tests.host_tools.fake_board import FakeBoard
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -8,11 +8,11 @@ import struct
 from collections.abc import Callable
 from typing import Self
 
-from sparcl_mcu.generator.artefacts import Model
 from sparcl_mcu.host_tools import frame
 from sparcl_mcu.host_tools.frame import Frame, Splitter
 from sparcl_mcu.host_tools.protocol import KEPT, VERSION, Command
-from sparcl_mcu.host_tools.reference import Device
+from sparcl_mcu.reference import Device
+from sparcl_mcu.spec.types import Model
 from tests.line import Connection, Port
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from sparcl_mcu import generator
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
 from sparcl_mcu.generator.pipeline import Project
-from sparcl_mcu.host_tools import cli, platformio
+from sparcl_mcu.host_tools import cli, failures, platformio
+from sparcl_mcu.spec.errors import BoardError, UserError, ValidationFailed
 from tests.host_tools.fake_board import FakeBoard
 
 
@@ -59,7 +59,7 @@ def test_help_imports_little_and_teaches() -> None:
 def test_help_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """80 columns: neither a summary nor an example is cut."""
     monkeypatch.setenv("COLUMNS", "80")
-    names = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback is not None]
+    names = sorted(name for name, _ in cli.found())
     for arguments in ([], *([name] for name in names)):
         assert run(*arguments, "--help") == 0
         lines = capsys.readouterr().out.splitlines()
@@ -133,7 +133,7 @@ def test_unexpected_error_is_written_to_a_file(
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr(pipeline, "generate", fail)
-    monkeypatch.setattr(cli._log, "folder", tmp_path / "build")
+    monkeypatch.setattr(failures.log, "folder", tmp_path / "build")
     assert run("report", "x.toml") == 1
     err = capsys.readouterr().err
     assert "ZeroDivisionError: oh" in err
@@ -169,8 +169,8 @@ def test_the_log_of_an_error_goes_elsewhere_when_its_folder_cannot_be_written(
 
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(pipeline, "generate", fail)
-    monkeypatch.setattr(cli._log, "folder", tmp_path / "file")
-    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(failures.log, "folder", tmp_path / "file")
+    monkeypatch.setattr(failures.tempfile, "gettempdir", lambda: str(tmp_path))
     assert run("report", "x.toml") == 1
     assert str(tmp_path / "sparcl-error.log") in capsys.readouterr().err
     assert "Traceback" in (tmp_path / "sparcl-error.log").read_text()
@@ -268,7 +268,7 @@ def test_only_a_named_port_is_flashed(
 ) -> None:
     from dataclasses import replace
 
-    real = replace(generated, board=generated.board.model_copy(update={"emulator": None}))
+    real = replace(generated, board=replace(generated.board, emulator=None))
     monkeypatch.setattr(pipeline, "generate", lambda *_args, **_kwargs: real)
     assert run("flash", "tiny.toml") == 2
     assert "--port" in capsys.readouterr().err

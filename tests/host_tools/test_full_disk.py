@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.generator import files
-from sparcl_mcu.generator.errors import UserError
-from sparcl_mcu.host_tools import cli, output
+from sparcl_mcu.host_tools import cli, failures, output
 from sparcl_mcu.host_tools.recording import Header, Recorder
+from sparcl_mcu.spec.errors import UserError
 
 resource = pytest.importorskip("resource")
 
@@ -98,7 +98,7 @@ def test_an_error_without_a_file_names_the_disks(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setenv("SPARCL_BUILD", str(tmp_path))
-    assert cli.call(fail) == 2
+    assert failures.call(fail) == 2
     err = capsys.readouterr().err
     assert f"No space left on device: the build folder ({tmp_path}) has " in err
 
@@ -107,7 +107,7 @@ def test_no_memory(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> int:
         raise MemoryError("Unable to allocate 32.0 GiB")
 
-    assert cli.call(fail) == 2
+    assert failures.call(fail) == 2
     assert "not enough memory (Unable to allocate 32.0 GiB)" in capsys.readouterr().err
 
 
@@ -118,9 +118,9 @@ def test_a_log_that_cannot_be_written_is_said(
         raise ZeroDivisionError("oh")
 
     (tmp_path / "file").touch()
-    monkeypatch.setattr(cli._log, "folder", tmp_path / "file")
-    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
-    assert cli.call(fail) == 1
+    monkeypatch.setattr(failures.log, "folder", tmp_path / "file")
+    monkeypatch.setattr(failures.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    assert failures.call(fail) == 1
     assert "report it with this:\nTraceback" in capsys.readouterr().err
 
 

@@ -10,13 +10,13 @@ from dataclasses import fields
 import pytest
 
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.errors import BoardError
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import bounds, cli, link, protocol, report, stream, validate
 from sparcl_mcu.host_tools.bounds import Advance, Traffic
 from sparcl_mcu.host_tools.frame import REPLY, Frame, Splitter
 from sparcl_mcu.host_tools.link import LinkError
 from sparcl_mcu.host_tools.protocol import Command, Hello
+from sparcl_mcu.spec.errors import BoardError
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 from tests.line import Connection

@@ -20,15 +20,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparcl_mcu.generator.artefacts import Task
-from sparcl_mcu.generator.boards import ROOT
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import frame, link, protocol
 from sparcl_mcu.host_tools.frame import Frame, Splitter
 from sparcl_mcu.host_tools.link import DeviceError, Link, LinkError, NoisyLineError
 from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.recording import NOISE, Header, Recorder, entries, transactions
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.types import Task
 from tests.host_tools.fake_board import FakeBoard, commands
 from tests.line import Proxy, damage
 

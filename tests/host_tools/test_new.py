@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator import config, data, pipeline
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.host_tools import new
+from sparcl_mcu.spec.errors import UserError
 from tests.boards.terminal import Terminal
 from tests.host_tools.test_cli import run
 

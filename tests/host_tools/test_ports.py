@@ -18,10 +18,10 @@ import pytest
 from serial.tools import list_ports, list_ports_common
 
 from sparcl_mcu.generator import pipeline
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import cli, link, ports, protocol
 from sparcl_mcu.host_tools.link import Link, LinkError, StrangerError
+from sparcl_mcu.spec.errors import UserError
 from tests.host_tools.fake_board import FakeBoard
 from tests.line import Connection, Port
 

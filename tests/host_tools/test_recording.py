@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter
 from sparcl_mcu.host_tools.recording import (
     END,
@@ -28,6 +27,7 @@ from sparcl_mcu.host_tools.recording import (
     read_header,
     transactions,
 )
+from sparcl_mcu.spec.errors import UserError
 
 HEADER = Header("tiny", "native", b"12345678", 3, "0.1.0")
 

@@ -17,16 +17,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparcl_mcu.generator.errors import BoardError, UserError, ValidationFailed
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import link, protocol, report, stream, validate
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame
 from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.recording import END, RECEIVED, SENT, Header, Recorder, is_complete, transactions
-from sparcl_mcu.host_tools.reference import train
-from sparcl_mcu.host_tools.reference.replay import Sample
-from sparcl_mcu.host_tools.reference.state import State
+from sparcl_mcu.reference import train
+from sparcl_mcu.reference.replay import Sample
+from sparcl_mcu.reference.state import State
+from sparcl_mcu.spec.errors import BoardError, UserError, ValidationFailed
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard, commands
 from tests.line import BadFrames, Proxy, damage

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator.boards import ROOT
+from sparcl_mcu.spec.paths import ROOT
 from tests.mutation import c_operators, python_operators
 from tests.mutation.harness import Plan, main
 from tests.mutation.mutants import Edit, from_edits, sample

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 HERE = Path(__file__).parent
-OWN = ("tests", "sparcl_mcu", "generator", "host_tools", "benchmarks", "board_build")
+OWN = ("tests", "sparcl_mcu", "spec", "reference", "generator", "host_tools", "benchmarks", "board_build")
 """Packages of a checkout: a copy has its own."""
 PRELOAD = (
     *("numpy", "hypothesis", "pydantic", "serial", "serial.urlhandler.protocol_socket", "cobs.cobs", "msgpack"),

@@ -12,7 +12,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparcl_mcu.generator.places import ROOT
+from sparcl_mcu.spec.paths import ROOT
 from tests.powercut.harness import CORE, GEOMETRIES, sweep
 
 STEP = 5

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparcl_mcu.generator.artefacts import Model
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.protocol import Command
+from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.types import Model
 from tests.firmware.native import Process, Teacher, build
 from tests.firmware.test_journal import STORE_ERROR, STORE_FULL, Historian
-from tests.host_tools.reference.models import random_samples, samples, task_begin
 from tests.powercut import harness
 from tests.powercut.harness import Geometry, Scenario, numbers, run, small_model
+from tests.reference.models import random_samples, samples, task_begin
 
 COUNT = 4
 
@@ -93,7 +93,7 @@ def test_a_worn_out_journal(tmp_path: Path) -> None:
     """Every sector has had its erases: a clear refusal; the state is there, answers go on, also after a restart."""
     model = cheap_model()
     board = harness.facts(model, Geometry(8, 1024, extra=3))
-    board = board.model_copy(update={"store": board.store.model_copy(update={"endurance": 6})})
+    board = replace(board, store=replace(board.store, endurance=6))
     process = Process(build(model, tmp_path, board))
     process.start()
     try:

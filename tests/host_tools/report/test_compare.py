@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import report, stream, validate
 from sparcl_mcu.host_tools.report import compare
 from sparcl_mcu.host_tools.report.schema import Instructions
+from sparcl_mcu.spec.errors import UserError
 from tests.host_tools.fake_board import FakeBoard
 from tests.host_tools.report.test_report import EVIL, Checker, named
 from tests.host_tools.test_cli import run

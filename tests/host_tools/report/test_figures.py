@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparcl_mcu.generator.artefacts import Dataset
 from sparcl_mcu.host_tools.report import figures
 from sparcl_mcu.host_tools.report.figures import Series
+from sparcl_mcu.spec.types import Dataset
 
 
 @pytest.mark.parametrize(

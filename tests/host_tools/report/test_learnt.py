@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparcl_mcu.generator.artefacts import Activation, Layer, Op, Panel, Tensor
-from sparcl_mcu.generator.errors import BoardError, UserError
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import lessons, report, stream, validate
-from sparcl_mcu.host_tools.reference.lesson import Lesson
 from sparcl_mcu.host_tools.report import learnt
 from sparcl_mcu.host_tools.report import page as report_page
 from sparcl_mcu.host_tools.stream import StreamResult
+from sparcl_mcu.reference.lesson import Lesson
+from sparcl_mcu.spec.errors import BoardError, UserError
+from sparcl_mcu.spec.types import Activation, Layer, Op, Panel, Tensor
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.benchmarks import profile
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import cli
 from sparcl_mcu.host_tools.report import Report, compare
+from sparcl_mcu.spec.paths import ROOT
 from tests import browser
 from tests.boards.test_end_to_end import require
 

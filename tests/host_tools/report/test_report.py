@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sparcl_mcu.generator.errors import UserError
 from sparcl_mcu.generator.pipeline import Project
-from sparcl_mcu.generator.places import ROOT
 from sparcl_mcu.host_tools import metrics, report, stream, validate, view
 from sparcl_mcu.host_tools.report import page as report_page
 from sparcl_mcu.host_tools.report.__main__ import SCHEMA
 from sparcl_mcu.host_tools.report.profile import Profile
+from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.paths import ROOT
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 
@@ -175,8 +175,8 @@ def test_table_at_the_end(made: report.Report) -> None:
 
 def test_instructions_per_sample(made: report.Report, project: Project) -> None:
     # the fake board counts 1000 ticks of `forward` per training step
-    timer = project.board.timer.model_copy(update={"ticks_per_instruction": 0.5})
-    board = project.board.model_copy(update={"timer": timer})
+    timer = replace(project.board.timer, ticks_per_instruction=0.5)
+    board = replace(project.board, timer=timer)
     found = report.build(replace(project, board=board)).instructions
     assert found is not None
     assert found.forward == pytest.approx(2000)
