@@ -65,6 +65,9 @@ class Store:
 
     def __post_init__(self) -> None:
         _require(self.endurance >= 1, "endurance: at least 1")
+        _require(min(self.sector, self.program_unit) >= 1, "sector, program_unit: at least 1")
+        _require(self.size % self.sector == 0, f"size: whole sectors of {self.sector} bytes, not {self.size}")
+        _require(self.sector % self.program_unit == 0, f"sector: whole program units of {self.program_unit} bytes")
 
     @property
     def mapped(self) -> bool:

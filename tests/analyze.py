@@ -14,10 +14,10 @@ from pathlib import Path
 
 from sparcl_mcu.generator.render import render
 from sparcl_mcu.spec.paths import ROOT
+from tests.firmware.native import board_build
 from tests.fuzz.programs import SUBJECTS
 
 MODELS = ("sparse", "conv", "latent")
-CORE = ROOT / "firmware" / "core"
 PORT = ROOT / "firmware" / "port"
 CPPCHECK = (
     *("cppcheck", "-q", "--std=c11", "--inline-suppr", "--error-exitcode=1"),
@@ -28,15 +28,15 @@ ANALYZER = ("gcc", "-std=c11", "-O1", "-fanalyzer", "-Wall", "-Wextra", "-Werror
 
 
 def commands(folder: Path) -> list[list[str]]:
-    """All runs; the core is analyzed with the constants of each model."""
+    """All runs; engine and application are analyzed with the constants of each model."""
     result = []
     for name in MODELS:
         generated = folder / name
         generated.mkdir()
         for file, text in render(SUBJECTS[name].model(), SUBJECTS[name].board()).items():
             (generated / file).write_text(text)
-        include = [f"-I{path}" for path in (generated, CORE, PORT)]
-        sources = [*sorted(CORE.glob("*.c")), *sorted(generated.glob("*.c"))]
+        include = [f"-I{path}" for path in board_build.include_folders(generated)]
+        sources = [*board_build.firmware_sources(), *sorted(generated.glob("*.c"))]
         if name == MODELS[0]:
             sources += [PORT / "spi_nor.c"]
         for part in (sources[::2], sources[1::2]):

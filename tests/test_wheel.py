@@ -45,7 +45,7 @@ def test_content(wheel: Path) -> None:
         "sparcl_mcu/platformio.ini",
         "sparcl_mcu/templates/scl_model.c.j2",
         "sparcl_mcu/templates/project/experiment.toml.j2",
-        "sparcl_mcu/firmware/core/scl_train.c",
+        "sparcl_mcu/firmware/engine/scl_train.c",
         "sparcl_mcu/firmware/boards/microbit/board.toml",
         "sparcl_mcu/firmware/port/cortexm/cortexm.ld",
         "sparcl_mcu/platforms/sparcl_cortexm/plugin/count.c",

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""`make coverage`: which lines and branches of firmware/core the tests execute on this computer.
+"""`make coverage`: which lines and branches of firmware/engine and firmware/app the tests execute on this computer.
 
 Prints a table, writes build/coverage/index.html, and exits with 1 below LINES or BRANCHES percent.  Headers count:
 their functions are compiled once, not into their callers (SCL_INLINE in scl_types.h), and the kernels for pairs are
@@ -41,7 +41,7 @@ def main() -> int:
     status = subprocess.run(pytest, cwd=ROOT, env={**os.environ, "SCL_COVERAGE": "1"}, check=False).returncode
     if status != 0:
         return status
-    gcovr = [sys.executable, "-m", "gcovr", "-r", str(ROOT), "-f", "firmware/core/", "-j", jobs, str(programs)]
+    gcovr = [sys.executable, "-m", "gcovr", "-r", str(ROOT), "-f", "firmware/(engine|app)/", "-j", jobs, str(programs)]
     gcovr += ["--merge-mode-functions=separate", "--txt", "-", "--txt-summary"]
     gcovr += ["--html-details", str(FOLDER / "index.html")]
     gcovr += [f"--fail-under-line={LINES}", f"--fail-under-branch={BRANCHES}"]

@@ -23,6 +23,8 @@ ROOT = Path(os.path.abspath(__file__)).parents[2]
 sys.path.append(str(ROOT))  # PlatformIO may run in a Python without the package
 from spec.boards import Board  # noqa: E402
 
+PARTS = ("engine", "app")
+"""Folders of firmware/ that every board is built from: the library, and the application that serves the line."""
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 # Compiler support for float and double (Arm RTABI 4.1.2, and GCC's own names),
@@ -100,10 +102,15 @@ def board_sources(board: Board) -> list[str]:
     return [f"boards/{board.name}/port.c", *board.build.sources]
 
 
+def firmware_sources(firmware: Path = ROOT / "firmware") -> list[Path]:
+    """The C files that are the same on every board."""
+    return [path for part in PARTS for path in sorted((firmware / part).glob("*.c"))]
+
+
 def include_folders(generated: Path, root: Path = ROOT) -> list[Path]:
     """Where headers are found."""
     firmware = root / "firmware"
-    return [generated, firmware / "port", firmware / "core"]
+    return [generated, *(firmware / name for name in ("include", "engine", "app", "port"))]
 
 
 def tool(board: Board, name: str) -> str:

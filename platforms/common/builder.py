@@ -2,9 +2,7 @@
 """The part of the SCons build that both platforms share.
 
 Called by their builder/main.py inside PlatformIO.  Environment variables:
-SCL_GENERATED, SCL_PYTHON (see board_build.generated_folder), SCL_EXTRA_CFLAGS,
-SCL_CORE (a folder to take instead of firmware/core, to try a port without the
-engine).
+SCL_GENERATED, SCL_PYTHON (see board_build.generated_folder), SCL_EXTRA_CFLAGS.
 """
 
 from __future__ import annotations
@@ -37,8 +35,7 @@ def build(env, suffix):
         if board.on_host and sys.platform == "win32":
             raise ValueError(f"the board {name} is a program for Linux")
         generated = board_build.generated_folder(name, sys.executable, project=Path(env["PROJECT_DIR"]))
-        core = os.environ.get("SCL_CORE") or os.path.join(board_build.ROOT, "firmware", "core")
-        require_plain(os.getcwd(), board_build.ROOT, build_dir, generated, core)
+        require_plain(os.getcwd(), board_build.ROOT, build_dir, generated)
     except (ValueError, UserError) as error:
         _stop(env, str(error))
 
@@ -65,7 +62,8 @@ def build(env, suffix):
         LINKFLAGS=board_build.link_flags(board, build_dir, Path(_from_here(board_build.ROOT))),
         CPPPATH=[str(p) for p in board_build.include_folders(generated)],
     )
-    env.BuildSources(os.path.join("$BUILD_DIR", "core"), core, ["+<*.c>"])
+    for part in board_build.PARTS:
+        env.BuildSources(os.path.join("$BUILD_DIR", part), str(board_build.ROOT / "firmware" / part), ["+<*.c>"])
     env.BuildSources(os.path.join("$BUILD_DIR", "generated"), str(generated), ["+<*.c>"])
 
     program = env.BuildProgram()

@@ -29,7 +29,7 @@ _PLAIN_ON_WINDOWS = re.compile(r"[\w ./\\:+~()-]*")
 """Links need a privilege there; PlatformIO quotes what has blanks."""
 _MADE_BY_BUILD = ("build", ".pio", "sparcl-platformio_build_dir")
 """Folders that may not be there yet."""
-_FOLDERS = ("SCL_GENERATED", "SCL_CORE", "TMPDIR")
+_FOLDERS = ("SCL_GENERATED", "TMPDIR")
 """Environment variables that name one folder."""
 _BEFORE = "SCL_BEFORE"
 

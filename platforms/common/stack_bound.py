@@ -12,20 +12,23 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ENTRY = "main"
+ENTRY = "scl_app_main"
 START = 32
-"""Bytes that start-up needs before main, and what aligns the stack."""
+"""Bytes that start-up needs before it, and what aligns the stack."""
 LIBRARY = 48
 """Bytes of a function of the compiler's or C library (memcpy, memcmp, division): they call nothing."""
 EXCEPTION = 32 + 72 + 4
 """Bytes that a Cortex-M puts on the stack for an interrupt: eight registers, those of the FPU, alignment."""
 INDIRECT = "__indirect_call"
+PORT = r"(?:port|hook)_\w+"
+"""What the engine calls of the program around it (firmware/include/sparcl.h), which may be in any file."""
 POINTERS = {
     "scl_protocol.c": ((r"\w+", r"do_\w+"),),
     "scl_state.c": ((r"\w+", r"add_crc|add_size|add_tag|write_part|read_part"),),
     "scl_mask.c": (("find_cut", r"count_\w+"), ("insert", r"choose_\w+"), (r"\w+", r"count_\w+|choose_\w+")),
 }
-"""What the functions of a file call through pointers, by caller: the first that fits, as one may be part of another."""
+"""What the functions of a file call through pointers of their own, by caller: the first that fits, as one may be part
+of another."""
 
 _NODE = re.compile(r'^node: \{ title: "([^"]+)" label: "([^"\\]*)(?:\\n[^"]*?\\n(\d+) bytes \((\S+)\))?')
 _EDGE = re.compile(r'^edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"')
@@ -59,16 +62,20 @@ class Graph:
             if not callee.endswith(INDIRECT):
                 yield callee
                 continue
-            source = callee.split(":")[0]
-            if source not in POINTERS:
-                raise ValueError(
-                    f"{source} calls through a pointer: name the functions in platforms/common/stack_bound.py"
-                )
-            names = next(names for name, names in POINTERS[source] if re.fullmatch(name, plain(caller)))
-            found = [f for f in self.frames if f"/{source}:" in f and re.fullmatch(names, plain(f))]
-            if not found:
-                raise ValueError(f"{source} calls through a pointer, but none of the functions named is there")
-            yield from found
+            yield from self._pointed(callee.split(":")[0], plain(caller))
+
+    def _pointed(self, source: str, caller: str) -> list[str]:
+        own = next((names for name, names in POINTERS.get(source, ()) if re.fullmatch(name, caller)), None)
+        if own is not None:
+            found = [f for f in self.frames if f"/{source}:" in f and re.fullmatch(own, plain(f))]
+        else:
+            found = [f for f in self.frames if re.fullmatch(PORT, plain(f))]
+        if not found:
+            raise ValueError(
+                f"{source}: {caller} calls through a pointer, but none of the functions named in "
+                "platforms/common/stack_bound.py is there"
+            )
+        return found
 
     def depth(self, function: str, above: tuple[str, ...] = ()) -> tuple[int, tuple[str, ...]]:
         """Bytes from here on down, and the path that needs them."""
@@ -106,7 +113,7 @@ class Bound:
 
 
 def bound(texts: Iterable[str]) -> Bound:
-    """Of one firmware: its main function, and the costliest interrupt on top.  ``texts``: all .ci files.
+    """Of one firmware: its application, and the costliest interrupt on top.  ``texts``: all .ci files.
 
     Raises:
         ValueError: recursion, a frame of unknown size, or a call through a pointer that POINTERS does not know.

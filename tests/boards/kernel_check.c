@@ -3,6 +3,7 @@
  * Firmware that runs the inner loops of fully connected layers on random numbers and says what they left behind: a line
  * "<kernel> <count> <digest>" for each, then "end".  test_kernels.py compares two builds of it.
  */
+#include "scl_app.h"
 #include "scl_dense.h"
 #include "scl_port.h"
 #include "scl_sparse.h"
@@ -129,7 +130,7 @@ static void activations(uint32_t n, int8_t shift) {
   end("scale_and_bias", n, 0);
 }
 
-int main(void) {
+int scl_app_main(void) {
   scl_port_init();
   while (scl_port_read_byte() < 0) {
   }

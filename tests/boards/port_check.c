@@ -18,11 +18,11 @@
  */
 #include <stdint.h>
 
+#include "scl_app.h"
 #include "scl_board.h"
 #include "scl_hot.h"
 #include "scl_port.h"
 
-int main(void);
 
 static uint8_t buffer[1024];
 static uint32_t constant = 0x12345678U; /* in .data: shows that it is initialised */
@@ -124,7 +124,7 @@ static void hang(void)
   }
 }
 
-int main(void)
+int scl_app_main(void)
 {
   scl_port_init();
   const uint8_t hello = '!';

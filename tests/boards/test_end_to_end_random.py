@@ -114,7 +114,7 @@ def cross_build(
         pytest.skip("no cross compiler or no emulator")
     generated = generate(model, planned or boards.load_board(board), folder, key)
     (folder / "memory.ld").write_text(board_build.memory_ld(facts))
-    sources = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
+    sources = [*board_build.firmware_sources(), *sorted(generated.glob("*.c"))]
     sources += [ROOT / "firmware" / source for source in board_build.board_sources(facts)]
     image = folder / "firmware.elf"
     include = [f"-I{path}" for path in board_build.include_folders(generated)]

@@ -29,7 +29,7 @@ from sparcl_mcu.spec.errors import UserError
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Dataset, FloatModel, Layer, Model, Op, Panel, Task
 from tests.compiled import compile_c
-from tests.firmware.native import CORE, POISON, Teacher, Twin, board_facts, flags, generate, running
+from tests.firmware.native import POISON, Teacher, Twin, board_build, board_facts, flags, generate, running
 from tests.firmware.watch import Watch, watching
 from tests.generator.helpers import INPUT_SHAPES, config, random_float_model
 
@@ -217,13 +217,13 @@ def build(model: Model, folder: Path) -> Path:
     """The engine in one piece, as most of the time is the compiler's; overflows need no address sanitizer."""
     generated = generate(model, board_facts(), folder)
     lines = []
-    for source in (*sorted(CORE.glob("*.c")), *sorted(generated.glob("*.c"))):
+    for source in (*board_build.firmware_sources(), *sorted(generated.glob("*.c"))):
         lines += [f"#define {name} {name}_of_{source.stem}" for name in PRIVATE]
         lines += [f'#include "{source.name}"', *(f"#undef {name}" for name in PRIVATE)]
     whole, image = folder / "whole.c", folder / "firmware"
     whole.write_text("\n".join(lines))
     port = ROOT / "firmware" / "boards" / "native" / "port.c"
-    compile_c([f"-I{CORE}", *flags(generated), "-fno-sanitize=address", "-w", POISON, whole, port, "-o", image])
+    compile_c([*flags(generated), "-fno-sanitize=address", "-w", POISON, whole, port, "-o", image])
     return image
 
 

@@ -13,7 +13,7 @@
 #include "scl_replay.h"
 #include "scl_seal.h"
 #include "scl_state.h"
-#include "scl_store.h"
+#include "scl_records.h"
 
 enum { REQUEST = 1 };
 enum { HELLO = 1, TASK_BEGIN, SAMPLES, TRAIN, STEP, REPLAY = 8, TASK_END, SAVE = 13, RESET };
@@ -160,7 +160,6 @@ static void next(void) {
   }
 }
 
-#undef main
 int main(int argc, char **argv) {
   if (argc != 4) {
     return 2;

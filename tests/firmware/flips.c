@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Flips every bit of the state, one at a time, and asks the engine's checks.
- * Linked with --wrap=scl_engine_main: the native port prepares the process.
+ * Linked with --wrap=scl_app_main: the native port prepares the process.
  * Prints, per line: name of the range, bits flipped, bits found before a
  * request, most slices until the background pass found one (one bit a byte),
  * and for masks most training steps.
@@ -9,18 +9,19 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "scl_app.h"
 #include "scl_integrity.h"
 #include "scl_learner.h"
 #include "scl_net.h"
 #include "scl_port.h"
 #include "scl_state.h"
-#include "scl_store.h"
+#include "scl_records.h"
 #include "scl_train.h"
 
 #define MOST_SLICES 10000u
 #define N_SAMPLES 8u /* no mask update follows the first step of an epoch */
 
-int __wrap_scl_engine_main(void);
+int __wrap_scl_app_main(void);
 
 static unsigned until_found(scl_status_t (*slice)(void)) {
   unsigned n = 1;
@@ -74,11 +75,10 @@ static void train_damaged(void) {
   }
 }
 
-int __wrap_scl_engine_main(void) {
+int __wrap_scl_app_main(void) {
   static const uint8_t classes[] = {0, 1};
   static const scl_input_t x[SCL_N_IN] = {1, 2, 3};
-  scl_state_reset();
-  (void)scl_store_recover();
+  (void)sparcl_start(&scl_app_port, &scl_app_hooks);
   if (scl_train_begin(SCL_MODE_RESIDENT, N_SAMPLES, classes, 2) != SCL_OK) {
     return 2;
   }

@@ -7,14 +7,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "scl_app.h"
 #include "scl_integrity.h"
 #include "scl_learner.h"
 #include "scl_port.h"
 #include "scl_state.h"
-#include "scl_store.h"
+#include "scl_checkpoint.h"
+#include "scl_records.h"
 #include "scl_train.h"
 
-#undef main
 scl_status_t __wrap_scl_journal_snapshot_write(const void *data, uint32_t size);
 scl_status_t __real_scl_journal_snapshot_write(const void *data, uint32_t size);
 
@@ -106,18 +107,18 @@ static void give_record(scl_status_t status, const scl_sample_t *sample) {
 }
 
 static void give_records(void) {
-  const uint32_t resident = scl_store_resident(), filled = scl_learner.filled;
+  const uint32_t resident = scl_record_resident(), filled = scl_learner.filled;
   const uint32_t numbers[] = {resident, filled};
   give(numbers, sizeof numbers);
   for (uint32_t k = 0; k < resident; k++) {
     scl_sample_t sample;
-    const scl_status_t status = scl_store_get_sample(k, &sample);
+    const scl_status_t status = scl_record_get_sample(k, &sample);
     give_record(status, &sample);
   }
   for (uint32_t k = 0; k < filled; k++) {
     scl_sample_t sample;
     int16_t logits[SCL_N_CLASSES];
-    const scl_status_t status = scl_store_get_replay(k, &sample, SCL_METHOD == SCL_METHOD_DERPP ? logits : NULL);
+    const scl_status_t status = scl_record_get_replay(k, &sample, SCL_METHOD == SCL_METHOD_DERPP ? logits : NULL);
     give_record(status, &sample);
     give_sized(logits, status == SCL_OK && SCL_METHOD == SCL_METHOD_DERPP ? (uint32_t)sizeof logits : 0u);
   }
@@ -127,7 +128,7 @@ static void give_records(void) {
 static void mount(void) {
   take(flash, sizeof flash);
   memset(&scl_journal, 0, sizeof scl_journal);
-  const uint32_t found[] = {(uint32_t)scl_store_recover(), scl_journal.snapshot, scl_journal.counts.lost_saves};
+  const uint32_t found[] = {(uint32_t)scl_checkpoint_recover(), scl_journal.snapshot, scl_journal.counts.lost_saves};
   scl_integrity_end(SCL_PARTS_STATE);
   give(found, sizeof found);
   give_state();
@@ -179,7 +180,7 @@ static void obey(char order) {
                : order == 'f' ? fill()
                : order == 't' ? train()
                : order == 'e' ? scl_train_end()
-                              : scl_store_checkpoint(SCL_NO_RECORDS);
+                              : scl_checkpoint_save(SCL_NO_RECORDS);
       scl_integrity_end(SCL_PARTS_STATE);
       give(&status, sizeof status);
       break;
@@ -189,7 +190,7 @@ static void obey(char order) {
 int main(void) {
   char order;
   memset(flash, (int)SCL_FLASH_ERASED, sizeof flash);
-  (void)scl_store_recover();
+  (void)sparcl_start(&scl_app_port, &scl_app_hooks);
   while (fread(&order, 1, 1, stdin) == 1) {
     obey(order);
     fflush(stdout);

@@ -70,7 +70,7 @@ def flags(generated: Path, optimise: Sequence[str] = NOT_OPTIMISED) -> list[str]
     return [*given, *optimise, *SANITIZERS, *include]
 
 
-CORE = ROOT / "firmware" / "core"
+FIRMWARE = ROOT / "firmware"
 
 
 def build(
@@ -78,18 +78,28 @@ def build(
     folder: Path,
     board: Board | None = None,
     extra: Sequence[str] = (),
-    core: Path = CORE,
+    firmware: Path = FIRMWARE,
     key: bytes | None = None,
 ) -> Path:
     """Core, generated sources and the native port as one program."""
     generated = generate(model, board or board_facts(), folder, key)
-    sources = [*sorted(core.glob("*.c")), *sorted(generated.glob("*.c"))]
+    sources = [*board_build.firmware_sources(firmware), *sorted(generated.glob("*.c"))]
     image = folder / "firmware"
     sources += [ROOT / "firmware/boards/native/port.c"]
     if COVERAGE:
         sources += [Path(__file__).with_name("coverage.c")]
         extra = [*extra, "-Wl,--wrap=execve"]
-    compile_c([f"-I{core}", *flags(generated), POISON, *extra, *sources, "-o", image])
+    compile_c(
+        [
+            *(f"-I{firmware / part}" for part in board_build.PARTS),
+            *flags(generated),
+            POISON,
+            *extra,
+            *sources,
+            "-o",
+            image,
+        ]
+    )
     return image
 
 

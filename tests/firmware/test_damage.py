@@ -17,7 +17,7 @@ import pytest
 
 from sparcl_mcu.spec.types import Method, Model
 from tests.firmware.flash_image import HEADER, STATE, FlashImage, Layout, split
-from tests.firmware.native import CORE, board_facts, compile_c, flags, generate
+from tests.firmware.native import board_build, board_facts, compile_c, flags, generate
 from tests.reference.models import random_model, random_samples
 
 KEY = bytes(range(32))
@@ -88,7 +88,7 @@ class MemoryBoard:
 def build(layout: Layout, folder: Path, key: bytes | None) -> Path:
     """mounts.c with the engine."""
     generated = generate(layout.model, layout.board, folder, key)
-    sources = [*sorted(CORE.glob("*.c")), *sorted(generated.glob("*.c")), Path(__file__).with_name("mounts.c")]
+    sources = [*board_build.firmware_sources(), *sorted(generated.glob("*.c")), Path(__file__).with_name("mounts.c")]
     image = folder / "mounts"
     compile_c([*flags(generated), "-Wl,--wrap=scl_journal_snapshot_write", *sources, "-o", image])
     return image

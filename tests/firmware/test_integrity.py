@@ -24,7 +24,7 @@ from sparcl_mcu.host_tools.recording import OUT_OF_TURN
 from sparcl_mcu.spec.boards import Board, Watchdog
 from sparcl_mcu.spec.errors import BoardError
 from tests.firmware.memory import Memory
-from tests.firmware.native import CORE, Process, Teacher, Twin, board_facts, build, running
+from tests.firmware.native import FIRMWARE, Process, Teacher, Twin, board_facts, build, running
 from tests.host_tools.conftest import MakeProject, make_project
 from tests.reference.models import random_model, random_samples, task_begin
 
@@ -236,7 +236,7 @@ def test_restart_that_the_host_does_not_know_of(twin: Twin) -> None:
 def test_every_bit_of_the_state(model: object, tmp_path: Path) -> None:
     """Not one flip is missed: before a request, in the background, and those of masks in training steps."""
     source = str(Path(__file__).with_name("flips.c"))
-    program = build(model, tmp_path, None, [source, "-Wl,--wrap=scl_engine_main"])  # type: ignore[arg-type]
+    program = build(model, tmp_path, None, [source, "-Wl,--wrap=scl_app_main"])  # type: ignore[arg-type]
     done = subprocess.run(
         [program, "--pty", "--flash", tmp_path / "f.img"], capture_output=True, text=True, timeout=300, check=False
     )
@@ -359,13 +359,14 @@ MUTATIONS = {
 }
 
 
-def mutated_core(folder: Path, file: str, old: str, new: str) -> Path:
-    core = folder / "core"
-    shutil.copytree(CORE, core)
-    text = (core / file).read_text()
+def mutated(folder: Path, file: str, old: str, new: str) -> Path:
+    firmware = folder / "mutated"
+    shutil.copytree(FIRMWARE, firmware)
+    path = firmware / "engine" / file
+    text = path.read_text()
     assert old in text
-    (core / file).write_text(text.replace(old, new, 1))
-    return core
+    path.write_text(text.replace(old, new, 1))
+    return firmware
 
 
 def check_refuses(image: Path, folder: Path) -> None:
@@ -397,8 +398,8 @@ def check_refuses(image: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize("kernel", MUTATIONS)
 def test_board_that_computes_wrongly_does_not_learn(tmp_path: Path, kernel: str) -> None:
-    core = mutated_core(tmp_path, *MUTATIONS[kernel])
-    check_refuses(build(MODEL, tmp_path, None, [], core), tmp_path)
+    firmware = mutated(tmp_path, *MUTATIONS[kernel])
+    check_refuses(build(MODEL, tmp_path, None, [], firmware), tmp_path)
 
 
 def test_flipped_initial_weight_fails_the_self_test(tmp_path: Path, image: Path) -> None:
@@ -416,8 +417,8 @@ def test_flipped_initial_weight_fails_the_self_test(tmp_path: Path, image: Path)
 
 def test_stream_says_that_the_self_test_has_failed(make_project: MakeProject, tmp_path: Path) -> None:
     project = make_project()
-    core = mutated_core(tmp_path, *MUTATIONS["loss"])
-    process = Process(build(project.model, tmp_path / "build", None, [], core), tmp_path)
+    firmware = mutated(tmp_path, *MUTATIONS["loss"])
+    process = Process(build(project.model, tmp_path / "build", None, [], firmware), tmp_path)
     process.start()
     try:
         with pytest.raises(BoardError, match=r"self-test failed.*does not learn"):

@@ -28,7 +28,7 @@ from tests.firmware.native import board_facts, flags, generate, small_ints
 from tests.reference.models import random_model
 
 HERE = Path(__file__).parent
-CORE = ROOT / "firmware" / "core"
+FIRMWARE = ROOT / "firmware"
 MORE, COMPLETE, DAMAGED, QUESTION, TOO_LONG = range(5)
 INT32 = (-(2**31), 2**31 - 1)
 ERROR_SHIFT = 3
@@ -41,8 +41,11 @@ def build(model: Model, folder: Path, extra: Sequence[str] = ()) -> Harness:
     """The harness with the configuration of a model."""
     generated = generate(model, board_facts(), folder)
     image = folder / "harness"
-    sources = [HERE / "harness.c", *(CORE / f"scl_{name}.c" for name in ("crc", "frame", "loss"))]
-    compile_c([*flags(generated), "-Umain", *extra, *sources, "-o", image])
+    sources = [
+        HERE / "harness.c",
+        *(FIRMWARE / f"{name}.c" for name in ("engine/scl_crc", "app/scl_frame", "engine/scl_loss")),
+    ]
+    compile_c([*flags(generated), *extra, *sources, "-o", image])
 
     def run(operation: str, data: bytes) -> bytes:
         done = subprocess.run([image, operation], input=data, capture_output=True, check=False, timeout=60)

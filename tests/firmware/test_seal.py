@@ -44,8 +44,8 @@ Mac = Callable[[bytes, bytes, int], bytes]
 def blake2s(tmp_path_factory: pytest.TempPathFactory) -> Mac:
     """The firmware's, called with (message, key, bytes of the result)."""
     library = tmp_path_factory.mktemp("blake2s") / "blake2s.so"
-    core = ROOT / "firmware" / "core"
-    compile_c(["-std=c11", "-O2", "-shared", "-fPIC", f"-I{core}", core / "scl_blake2s.c", "-o", library])
+    engine = ROOT / "firmware" / "engine"
+    compile_c(["-std=c11", "-O2", "-shared", "-fPIC", f"-I{engine}", engine / "scl_blake2s.c", "-o", library])
     code = ctypes.CDLL(str(library))
 
     def mac(message: bytes, key: bytes, size: int) -> bytes:

@@ -11,12 +11,11 @@
 #endif
 
 #include "edge.h"
+#include "scl_app.h"
 #include "scl_port.h"
 #include "scl_protocol.h"
 #include "scl_state.h"
 
-#undef main
-int scl_engine_main(void);
 
 /* More operations than any request takes: mount, the most costly, looks at all sectors for each snapshot. */
 #define MOST_WRITES (64u * (SCL_FLASH_SIZE / 64u))
@@ -110,7 +109,7 @@ void fuzz_boot(void) {
     memset(&fuzz_operations, 0, sizeof fuzz_operations);
     switch (setjmp(power)) {
       case 0:
-        (void)scl_engine_main();
+        (void)scl_app_main();
         fuzz_fail("main returned");
       case STARTED:
         (void)fuzz_check_said();

@@ -6,7 +6,7 @@
 #include "restored.h"
 #include "scl_learner.h"
 #include "scl_seal.h"
-#include "scl_store.h"
+#include "scl_records.h"
 
 /* docs/protocol.md */
 enum { REQUEST = 1, NEXT = 2 };

@@ -11,10 +11,9 @@ from typing import Any
 from sparcl_mcu.generator import plan
 from sparcl_mcu.host_tools.link import ERRORS
 from sparcl_mcu.spec.boards import Board
-from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Activation, DdrScore, Growth, Method, Model, Op
 from tests.compiled import compile_c
-from tests.firmware.native import NOT_OPTIMISED, POISON, board_facts, flags, generate
+from tests.firmware.native import NOT_OPTIMISED, POISON, board_build, board_facts, flags, generate
 from tests.reference.models import Masks, Spec, conv_model, random_model
 
 HERE = Path(__file__).parent
@@ -123,7 +122,7 @@ def build(subject: str, folder: Path, *, fuzzer: bool, extra: tuple[str, ...] = 
     """
     folder.mkdir(parents=True, exist_ok=True)
     generated = generate(SUBJECTS[subject].model(), SUBJECTS[subject].board(), folder)
-    engine = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
+    engine = [*board_build.firmware_sources(), *sorted(generated.glob("*.c"))]
     compiler = "clang" if fuzzer else "gcc"
     given = flags(generated, ("-O1",) if fuzzer else NOT_OPTIMISED)
     if fuzzer:  # clang has warnings of its own; gcc's are errors in every other build
@@ -146,7 +145,7 @@ def build(subject: str, folder: Path, *, fuzzer: bool, extra: tuple[str, ...] = 
         "requests": [*inside, *board],
         "journal": [*inside, *board],
     }
-    wrapped = ("scl_store_get_sample", "scl_store_get_replay", "scl_state_load", "scl_state_end")
+    wrapped = ("scl_record_get_sample", "scl_record_get_replay", "scl_state_load", "scl_state_end")
     wrap = "-Wl," + ",".join(f"--wrap={name}" for name in wrapped)
     result = {}
     for program in PROGRAMS:

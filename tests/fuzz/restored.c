@@ -7,7 +7,7 @@
 #include "scl_learner.h"
 #include "scl_net.h"
 #include "scl_state.h"
-#include "scl_store.h"
+#include "scl_records.h"
 
 #define SCALARS (52u + SCL_N_CLASSES)
 #define FIRST_REGION 16u
@@ -184,10 +184,10 @@ void fuzz_check_restored(void) {
 /* ---- records ---------------------------------------------------------------------- */
 
 /* Linked with --wrap: what the engine takes for a record is one. */
-scl_status_t __real_scl_store_get_sample(uint32_t place, scl_sample_t *sample);
-scl_status_t __wrap_scl_store_get_sample(uint32_t place, scl_sample_t *sample);
-scl_status_t __real_scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
-scl_status_t __wrap_scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
+scl_status_t __real_scl_record_get_sample(uint32_t place, scl_sample_t *sample);
+scl_status_t __wrap_scl_record_get_sample(uint32_t place, scl_sample_t *sample);
+scl_status_t __real_scl_record_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
+scl_status_t __wrap_scl_record_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
 
 static const uint8_t *record(scl_address_t address, uint32_t size) {
   const uint32_t at = (uint32_t)address * SCL_GRANULE;
@@ -203,8 +203,8 @@ static void check_sample(scl_address_t address, const scl_sample_t *sample) {
   FUZZ_CHECK(sample->label < SCL_N_CLASSES, "a sample of no class");
 }
 
-scl_status_t __wrap_scl_store_get_sample(uint32_t place, scl_sample_t *sample) {
-  const scl_status_t status = __real_scl_store_get_sample(place, sample);
+scl_status_t __wrap_scl_record_get_sample(uint32_t place, scl_sample_t *sample) {
+  const scl_status_t status = __real_scl_record_get_sample(place, sample);
   if (status == SCL_OK) {
     check_sample(scl_table.address[place], sample);
     FUZZ_CHECK(sample->id == scl_table.id[place] && sample->task == scl_learner.task, "another sample than is meant");
@@ -212,8 +212,8 @@ scl_status_t __wrap_scl_store_get_sample(uint32_t place, scl_sample_t *sample) {
   return status;
 }
 
-scl_status_t __wrap_scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits) {
-  const scl_status_t status = __real_scl_store_get_replay(slot, sample, logits);
+scl_status_t __wrap_scl_record_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits) {
+  const scl_status_t status = __real_scl_record_get_replay(slot, sample, logits);
   if (status == SCL_OK) {
     check_sample(scl_slots.sample[slot], sample);
   }

@@ -5,7 +5,6 @@
 
 #include "target.h"
 
-#undef main
 int main(int argc, char **argv) {
   (void)LLVMFuzzerInitialize(&argc, &argv);
   for (int k = 1; k < argc; k++) {

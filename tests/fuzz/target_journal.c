@@ -11,7 +11,7 @@
 #include "ops.h"
 #include "restored.h"
 #include "scl_learner.h"
-#include "scl_store.h"
+#include "scl_records.h"
 #include "target.h"
 
 enum { BLANK, FILLING, TRAINING, STREAMED, TRAINED, WORN, FLASHES };

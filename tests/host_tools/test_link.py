@@ -562,5 +562,5 @@ def test_waiting_costs_neither_time_nor_processor(any_board: FakeBoard) -> None:
 
 def test_each_status_of_the_firmware_is_explained() -> None:
     """All that scl_types.h lists, and no other."""
-    listed = re.findall(r"SCL_ERR_\w+ = -(\d+)", (ROOT / "firmware/core/scl_types.h").read_text(encoding="utf-8"))
+    listed = re.findall(r"SCL_ERR_\w+ = -(\d+)", (ROOT / "firmware/engine/scl_types.h").read_text(encoding="utf-8"))
     assert link.ERRORS.keys() == set(map(int, listed))

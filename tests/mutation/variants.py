@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.firmware.native import CORE, flags, generate
+from tests.firmware.native import flags, generate
 from tests.fuzz.programs import SUBJECTS
 
 KEY = bytes(range(32))
@@ -19,5 +19,5 @@ def commands(folder: Path) -> list[list[str]]:
         generated = generate(subject.model(), subject.board(), folder / name, key)
         given = flags(generated, ("-O2",))
         options = [f for f in given if not f.startswith(("-fsanitize", "-fno-sanitize", "-g", "-W"))]
-        result.append(["gcc", *options, f"-I{CORE}", "-w", "-c"])
+        result.append(["gcc", *options, "-w", "-c"])
     return result

@@ -32,11 +32,11 @@ from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Model
 from tests.compiled import compile_c
-from tests.firmware.native import board_facts, flags, generate
+from tests.firmware.native import board_build, board_facts, flags, generate
 from tests.reference.models import random_model, random_samples, samples, task_begin
 
 HERE = Path(__file__).parent
-CORE = ROOT / "firmware" / "core"
+FIRMWARE = ROOT / "firmware"
 WRAPPED = ("scl_journal_snapshot_begin", "scl_journal_snapshot_end", "scl_journal_format")
 FACTORY = bytes([protocol.FACTORY]) + bytes(8)
 """A reset to factory; powercut.c puts in the nonce."""
@@ -201,15 +201,15 @@ def small_model(**learning: Any) -> Model:
     return random_model(5, sizes=(14, 24, 4), **({"epochs": 2, "capacity": 6} | learning))
 
 
-def build(model: Model, board: Board, folder: Path, core: Path = CORE) -> Path:
+def build(model: Model, board: Board, folder: Path, firmware: Path = FIRMWARE) -> Path:
     """powercut.c with the engine, for one model and flash."""
     generated = generate(model, board, folder)
     image = folder / "powercut"
     options = [f for f in flags(generated, ("-O2",)) if not f.startswith("-fsanitize")]
-    options = [f.replace(str(CORE), str(core)) for f in options]
-    options += ["-w"] * (core != CORE)  # a mutant may leave something unused
+    options = [f.replace(str(FIRMWARE), str(firmware)) for f in options]
+    options += ["-w"] * (firmware != FIRMWARE)  # a mutant may leave something unused
     wrap = "-Wl," + ",".join(f"--wrap={name}" for name in WRAPPED)
-    sources = [*sorted(core.glob("*.c")), *sorted(generated.glob("*.c")), HERE / "powercut.c"]
+    sources = [*board_build.firmware_sources(firmware), *sorted(generated.glob("*.c")), HERE / "powercut.c"]
     compile_c([*options, wrap, *sources, "-o", image])
     return image
 
@@ -230,21 +230,21 @@ def numbers(line: str) -> dict[str, int]:
     return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=True)}
 
 
-def prepare(geometry: Geometry, folder: Path, core: Path = CORE) -> list[str]:
+def prepare(geometry: Geometry, folder: Path, firmware: Path = FIRMWARE) -> list[str]:
     """Build the program and write its scenario; the command without what is to be done."""
     folder.mkdir(parents=True, exist_ok=True)
     model = small_model(table=geometry.count + 4)
     board = facts(model, geometry)
-    image = build(model, board, folder, core)
+    image = build(model, board, folder, firmware)
     scenario = full_scenario(model, board, geometry.count).write(folder / "scenario.bin", geometry)
     return [str(image), str(scenario)]
 
 
 def sweep(
-    geometry: Geometry, folder: Path, *, step: int = 1, torn: int = 3, second: int = 2, core: Path = CORE
+    geometry: Geometry, folder: Path, *, step: int = 1, torn: int = 3, second: int = 2, firmware: Path = FIRMWARE
 ) -> Result:
     """Cut at every ``step``-th operation: before, torn and unstable (``torn`` ways each), after, and again after it."""
-    command = [*prepare(geometry, folder, core), "sweep", "1", str(step * geometry.step), str(torn), str(second)]
+    command = [*prepare(geometry, folder, firmware), "sweep", "1", str(step * geometry.step), str(torn), str(second)]
     result = Result(geometry)
     for line in run(command):
         kind = line.split(maxsplit=1)[0]
@@ -305,7 +305,7 @@ def show(number: int, result: Result) -> Result:
     return result
 
 
-def replay(name: str, folder: Path, core: Path = CORE) -> int:
+def replay(name: str, folder: Path, firmware: Path = FIRMWARE) -> int:
     """Show one cut."""
     cut = r"c[1-9]\d*-(?:before|after|(?:torn|unstable)-r\d+)"
     match = re.fullmatch(rf"(.+?)-({cut}(?:\+{cut})?)", name)
@@ -315,7 +315,7 @@ def replay(name: str, folder: Path, core: Path = CORE) -> int:
         print("          cuts are c12-before, c12-torn-r3, c12-unstable-r0, c12-after, c12-torn-r3+c4-before")
         return 2
     geometry = known[match[1]]
-    command = [*prepare(geometry, folder / geometry.name, core), "replay", match[2]]
+    command = [*prepare(geometry, folder / geometry.name, firmware), "replay", match[2]]
     return subprocess.run(command, check=False).returncode
 
 

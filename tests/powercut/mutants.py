@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparcl_mcu.spec.paths import ROOT
-from tests.powercut.harness import CORE, GEOMETRIES, sweep
+from tests.powercut.harness import FIRMWARE, GEOMETRIES, sweep
 
 STEP = 5
 """Cut at every so many operations: enough for each of these."""
@@ -46,15 +46,16 @@ MUTANTS = _load(Path(__file__).with_name("mutants.toml"))
 
 def lost(mutant: Mutant, folder: Path) -> list[str]:
     """What the sweep says of the engine with this fault; AssertionError when its text is not there once."""
-    core = folder / "core"
-    shutil.rmtree(core, ignore_errors=True)
-    shutil.copytree(CORE, core)
+    firmware = folder / "firmware"
+    shutil.rmtree(firmware, ignore_errors=True)
+    shutil.copytree(FIRMWARE, firmware)
     for file, old, new in mutant.changes:
-        text = (core / file).read_text()
+        path = firmware / "engine" / file
+        text = path.read_text()
         assert text.count(old) == 1, f"{mutant.name}: {old!r} is {text.count(old)} times in {file}"
-        (core / file).write_text(text.replace(old, new))
+        path.write_text(text.replace(old, new))
     geometry = {g.name: g for g in GEOMETRIES}[mutant.geometry]
-    return sweep(geometry, folder, step=mutant.step, core=core).lost
+    return sweep(geometry, folder, step=mutant.step, firmware=firmware).lost
 
 
 def main() -> int:

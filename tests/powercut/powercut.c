@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A board whose power is cut at any flash operation, in memory: the port functions and the host that asks, around the
- * engine's real main().  powercut.py builds it for a flash geometry and writes the scenario.
+ * real firmware (scl_app_main).  powercut.py builds it for a flash geometry and writes the scenario.
  *
  *   powercut SCENARIO record                        the uninterrupted run: what it took, compared with the reference
  *   powercut SCENARIO sweep FIRST STEP TORN SECOND  cuts at operations FIRST, FIRST + STEP, ...; TORN torn ways of each,
@@ -26,6 +26,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "scl_app.h"
 #include "scl_bytes.h"
 #include "scl_frame.h"
 #include "scl_journal.h"
@@ -33,8 +34,6 @@
 #include "scl_seal.h"
 #include "scl_state.h"
 
-#undef main
-int scl_engine_main(void);
 scl_status_t __real_scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail);
 scl_status_t __wrap_scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail);
 scl_status_t __real_scl_journal_snapshot_end(void);
@@ -535,7 +534,7 @@ static outcome_t live(const cut_t *cut, int recording, int loud) {
       life.cut = *cut;
     }
     (void)alarm(HANG_SECONDS);
-    _exit(scl_engine_main());
+    _exit(scl_app_main());
   }
   int status = 0;
   if (child < 0 || waitpid(child, &status, 0) != child) {

@@ -68,7 +68,7 @@ def test_a_fault_is_found_and_its_id_replays_it(tmp_path: Path) -> None:
     mutant = next(m for m in MUTANTS if m.name == "snapshot numbers begin anew")
     found = lost(mutant, tmp_path)
     assert found
-    assert replay(found[0].split(":")[0], tmp_path / "again", tmp_path / "core") == 1
+    assert replay(found[0].split(":")[0], tmp_path / "again", tmp_path / "firmware") == 1
 
 
 @pytest.mark.slow

@@ -60,6 +60,9 @@ def test_every_board_is_read() -> None:
         ("[timer]", "[timer", "board.toml: "),
         ('core = "cortex-m0"', "core = 0", "core: str, not 0"),
         ('name = "microbit"', 'name = "other"', "name: 'other', but the folder is 'microbit'"),
+        ("sector = 1024", "sector = 1000", "store.size: whole sectors of 1000 bytes"),
+        ("program_unit = 4", "program_unit = 3", "store.sector: whole program units of 3 bytes"),
+        ("program_unit = 4", "program_unit = 0", "store.sector, program_unit: at least 1"),
         ("offset = 0x20000", "offset = 0x20000\nendurance = 0", "store.endurance: at least 1"),
     ],
 )

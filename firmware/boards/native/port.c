@@ -41,11 +41,8 @@
 #include <unistd.h>
 
 #include "scl_board.h"
+#include "scl_app.h"
 #include "scl_port.h"
-
-/* board.toml renames the engine's main so that this file can read arguments. */
-#undef main
-int scl_engine_main(void);
 
 /* Descriptors that survive a restart have fixed numbers, so that the signal
  * handler has nothing to compute. */
@@ -601,5 +598,5 @@ int main(int argc, char **argv)
       open_pty(pty_link);
     }
   }
-  return scl_engine_main();
+  return scl_app_main();
 }

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "cortexm.h"
+#include "scl_app.h"
 #include "scl_port.h"
 #include "scl_reg.h"
 
@@ -40,7 +41,6 @@ extern uint32_t scl_hot_begin[], scl_hot_end[];
 extern const uint32_t scl_hot_load[];
 extern uint32_t scl_bss_begin[], scl_bss_end[];
 
-int main(void);
 void scl_reset_handler(void) __attribute__((noreturn));
 
 static volatile uint32_t mark[2] __attribute__((section(".noinit")));
@@ -112,7 +112,7 @@ void scl_reset_handler(void)
     scl_port_keep(0);
   }
   set_mark(MARK_RUNNING);
-  (void)main();
+  (void)scl_app_main();
   scl_port_restart();
   for (;;) {
   }

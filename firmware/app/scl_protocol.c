@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "scl_bytes.h"
+#include "scl_checkpoint.h"
 #include "scl_frame.h"
 #include "scl_integrity.h"
 #include "scl_net.h"
@@ -180,7 +181,7 @@ static scl_status_t do_samples(in_t in, out_t *o) {
 /* A request to train that the flash did not let finish is done in part: back to the last save, as after a power cut. */
 static scl_status_t all_or_recover(scl_status_t status) {
   if (status != SCL_OK) {
-    restored_state = (uint8_t)scl_store_recover();
+    restored_state = (uint8_t)scl_checkpoint_recover();
     scl_integrity_masks_changed();
   }
   return status;
@@ -392,7 +393,7 @@ static scl_status_t do_statistics(in_t in, out_t *o) {
   put_u64(o, c->bytes_written);
   put_u16(o, SCL_SECTORS);
   put_u16(o, scl_journal_free());
-  put_u16(o, scl_store_live());
+  put_u16(o, scl_record_live());
   put_u32(o, low);
   put_u32(o, high);
   put_u32(o, c->relocated);
@@ -411,7 +412,7 @@ static scl_status_t do_save(in_t in, out_t *o) {
   if (in.size != 0) {
     return SCL_ERR_BAD_LENGTH;
   }
-  const scl_status_t status = scl_store_checkpoint(SCL_NO_RECORDS);
+  const scl_status_t status = scl_checkpoint_save(SCL_NO_RECORDS);
   put_u32(o, scl_journal.snapshot);
   return status;
 }
@@ -436,7 +437,7 @@ static scl_status_t do_reset(in_t in, out_t *o) {
     (void)scl_journal_mount(SCL_ANY_SNAPSHOT); /* the journal's books may be what is damaged: they come from the flash */
   }
   const scl_status_t status = scl_journal_format();
-  restored_state = (uint8_t)scl_store_recover(); /* of a journal that could not be written, its last save */
+  restored_state = (uint8_t)scl_checkpoint_recover(); /* of a journal that could not be written, its last save */
   scl_integrity_end(SCL_PARTS_STATE);
   return status;
 }

@@ -4,13 +4,13 @@
 #include <string.h>
 
 #include "scl_bytes.h"
+#include "scl_checkpoint.h"
 #include "scl_crc.h"
 #include "scl_fixed.h"
-#include "scl_integrity.h"
 #include "scl_loss.h"
 #include "scl_mask.h"
 #include "scl_net.h"
-#include "scl_port.h"
+#include "scl_host.h"
 #include "scl_prng.h"
 #include "scl_replay.h"
 #include "scl_state.h"
@@ -30,9 +30,9 @@ _Static_assert(SCL_SECTORS_FOR(MOST_STREAMED, MOST_LOGITS(MOST_STREAMED)) == SCL
 
 scl_meter_t scl_meter;
 
-static uint32_t clock_start(void) { return scl_port_ticks(); }
+static uint32_t clock_start(void) { return scl_host_ticks(); }
 
-static void clock_stop(scl_ticks_t phase, uint32_t start) { scl_meter.ticks[phase] += scl_port_ticks() - start; }
+static void clock_stop(scl_ticks_t phase, uint32_t start) { scl_meter.ticks[phase] += scl_host_ticks() - start; }
 
 /*
  * A sample as records hold it.  Where that is its latent, it stays valid until the next call: longer than a training
@@ -50,7 +50,7 @@ static const scl_stored_t *stored(const scl_input_t *x) {
 
 static void forward(const scl_stored_t *x) {
   const uint32_t start = clock_start();
-  scl_port_watchdog_feed();
+  scl_host_feed_watchdog();
   scl_net_forward(x, &scl_learner.counts);
   scl_learner.rolling = scl_crc32(scl_learner.rolling, scl_logits, 2u * SCL_N_CLASSES);
   scl_meter.passes++;
@@ -93,7 +93,7 @@ static void learn_current(const scl_sample_t *s, int capturing, int16_t *logits,
 
 static scl_status_t read_slot(uint32_t slot, scl_sample_t *s, int16_t *logits) {
   const uint32_t start = clock_start();
-  const scl_status_t status = scl_store_get_replay(slot, s, logits);
+  const scl_status_t status = scl_record_get_replay(slot, s, logits);
   clock_stop(SCL_TICKS_REPLAY, start);
   return status;
 }
@@ -213,11 +213,11 @@ static void flip_bit(void) {}
 
 static scl_status_t update_masks(void) {
   const uint32_t start = clock_start();
-  const scl_status_t status = scl_integrity_check_masks(); /* else a flipped bit would be in the sums that follow */
+  const scl_status_t status = scl_host_before_masks(); /* else a flipped bit would be in the sums that follow */
   if (status == SCL_OK) {
     scl_mask_update();
     scl_mask_clear_captured();
-    scl_integrity_masks_changed();
+    scl_host_masks_changed();
   }
   clock_stop(SCL_TICKS_MASK, start);
   return status;
@@ -225,7 +225,7 @@ static scl_status_t update_masks(void) {
 
 /* What follows a step: batch, masks, end of the epoch. */
 static scl_status_t advance(void) {
-  scl_status_t status = scl_integrity_step();
+  scl_status_t status = scl_host_each_step();
   scl_learner.pos++;
   scl_learner.step++;
   scl_meter.steps++;
@@ -289,7 +289,7 @@ scl_status_t scl_train_begin(uint32_t mode, uint32_t n_samples, const uint8_t *c
     }
   }
   if (mode == SCL_MODE_RESIDENT) {
-    const scl_status_t status = scl_store_reserve((scl_records_t){n_samples, 0});
+    const scl_status_t status = scl_checkpoint_reserve((scl_records_t){n_samples, 0});
     if (status != SCL_OK) {
       return status;
     }
@@ -319,7 +319,7 @@ scl_status_t scl_train_check_label(uint32_t label) {
 scl_status_t scl_train_fill(uint32_t id, uint32_t label, const scl_input_t *x) {
   scl_learner_t *l = &scl_learner;
   const scl_sample_t s = {.x = stored(x), .id = (uint16_t)id, .task = l->task, .label = (uint8_t)label};
-  const scl_status_t status = scl_store_put_sample(&s, &scl_table.address[id]);
+  const scl_status_t status = scl_record_put_sample(&s, &scl_table.address[id]);
   if (status == SCL_OK && ++l->received == l->n) {
     l->phase = SCL_PHASE_TRAINING;
   }
@@ -336,7 +336,7 @@ scl_status_t scl_train_reserve(uint32_t steps) {
   if (REFRESHES && last_epoch() && scl_learner.pos + steps >= scl_learner.n) {
     need.logits += SCL_CAPACITY; /* all at once: a save in between would be of a state that no reference has */
   }
-  return need.samples + need.logits == 0 ? SCL_OK : scl_store_reserve(need);
+  return need.samples + need.logits == 0 ? SCL_OK : scl_checkpoint_reserve(need);
 }
 
 scl_status_t scl_train_step(scl_progress_t *progress) {
@@ -345,7 +345,7 @@ scl_status_t scl_train_step(scl_progress_t *progress) {
   scl_task_shuffle();
   const scl_address_t address = scl_table.address[scl_learner.pos];
   const uint32_t read = clock_start();
-  scl_status_t status = scl_store_get_sample(scl_learner.pos, &sample);
+  scl_status_t status = scl_record_get_sample(scl_learner.pos, &sample);
   clock_stop(SCL_TICKS_REPLAY, read);
   if (status == SCL_OK) {
     status = learn(&sample, address, progress);
@@ -365,7 +365,7 @@ scl_status_t scl_train_step_streamed(uint32_t id, uint32_t label, const scl_inpu
 
 static uint32_t predict(const scl_stored_t *x) {
   scl_counts_t ignored = {0, 0, 0};
-  scl_port_watchdog_feed();
+  scl_host_feed_watchdog();
   scl_net_forward(x, &ignored);
   return scl_loss_predict(scl_logits);
 }
@@ -384,7 +384,7 @@ scl_status_t scl_train_replay(uint32_t seen, scl_sample_t sample, const scl_inpu
   if (sample.label >= SCL_N_CLASSES) {
     return SCL_ERR_BAD_LABEL;
   }
-  scl_status_t status = scl_store_reserve((scl_records_t){1, KEEPS_LOGITS ? 1u : 0u});
+  scl_status_t status = scl_checkpoint_reserve((scl_records_t){1, KEEPS_LOGITS ? 1u : 0u});
   if (status != SCL_OK) {
     return status;
   }
@@ -413,7 +413,7 @@ scl_status_t scl_train_end(void) {
   l->mode = SCL_MODE_RESIDENT;
   l->epoch = l->pos = l->n = l->n_start = l->received = 0;
   const uint32_t start = clock_start();
-  const scl_status_t status = scl_store_checkpoint(SCL_NO_RECORDS);
+  const scl_status_t status = scl_checkpoint_save(SCL_NO_RECORDS);
   clock_stop(SCL_TICKS_JOURNAL, start);
   if (status != SCL_OK) {
     *l = before; /* not saved: not ended */

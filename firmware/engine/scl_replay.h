@@ -3,7 +3,7 @@
 #ifndef SCL_REPLAY_H
 #define SCL_REPLAY_H
 
-#include "scl_store.h"
+#include "scl_records.h"
 
 /* Slots in all.  0 for finetune, which comparisons with the constant itself would be warned about. */
 static inline uint32_t scl_replay_capacity(void) { return SCL_CAPACITY; }

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * scl_port.h: everything the engine needs from a board.
+ * scl_port.h: everything the serial firmware needs from a board.
  *
  * A port implements the functions below in firmware/boards/<name>/port.c and
  * states its facts (flash geometry, RAM, timer) in board.toml, from which the
- * generator renders scl_board.h.  Nothing else in firmware/core touches
- * hardware.  No function may be called from an interrupt.
+ * generator renders scl_board.h.  Nothing else in firmware/app touches hardware,
+ * and nothing in firmware/engine does (sparcl.h).  Start-up, or the main of a
+ * program for the host, calls scl_app_main (scl_app.h).  No function may be called from an
+ * interrupt.
  */
 #ifndef SCL_PORT_H
 #define SCL_PORT_H

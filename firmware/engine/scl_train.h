@@ -3,7 +3,7 @@
 #ifndef SCL_TRAIN_H
 #define SCL_TRAIN_H
 
-#include "scl_store.h"
+#include "scl_records.h"
 
 /* Where the time of training goes, in ticks of the board. */
 typedef enum {

@@ -5,7 +5,7 @@
 
 #include "scl_bytes.h"
 #include "scl_crc.h"
-#include "scl_port.h"
+#include "scl_host.h"
 
 #define MAGIC 0x4A4C4353u
 #define VERSION 4u
@@ -58,7 +58,7 @@ static struct {
 static const uint8_t model_hash[8] = SCL_MODEL_HASH;
 
 static scl_status_t flash_read(uint32_t address, void *data, uint32_t size) {
-  return scl_port_flash_read(address, data, size) < 0 ? SCL_ERR_STORE : SCL_OK;
+  return scl_host_read(address, data, size) < 0 ? SCL_ERR_STORE : SCL_OK;
 }
 
 static scl_status_t verify(uint32_t address, const uint8_t *data, uint32_t size) {
@@ -73,10 +73,10 @@ static scl_status_t verify(uint32_t address, const uint8_t *data, uint32_t size)
 }
 
 static scl_status_t program(uint32_t address, const uint8_t *data, uint32_t size) {
-  scl_port_watchdog_feed();
+  scl_host_feed_watchdog();
   scl_journal.counts.programs++;
   scl_journal.counts.bytes_written += size;
-  if (scl_port_flash_program(address, data, size) < 0) {
+  if (scl_host_program(address, data, size) < 0) {
     return SCL_ERR_STORE;
   }
   return verify(address, data, size);
@@ -217,8 +217,8 @@ uint32_t scl_journal_worn_ahead(void) {
 
 static int32_t erase(uint32_t sector) {
   scl_journal.counts.erases++;
-  scl_port_watchdog_feed();
-  return scl_port_flash_erase(sector * SCL_FLASH_SECTOR);
+  scl_host_feed_watchdog();
+  return scl_host_erase(sector * SCL_FLASH_SECTOR);
 }
 
 /* Erases the next sector of the ring that works; its erase count goes to *erase_count. */
@@ -490,7 +490,7 @@ static int read_part_header(uint32_t sector, uint32_t number, header_t *h) {
 static uint16_t first_sector(uint32_t number) {
   uint32_t sequence = 0xFFFFFFFFu;
   uint16_t first = 0;
-  scl_port_watchdog_feed();
+  scl_host_feed_watchdog();
   for (uint16_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
     if (read_part_header(s, number, &h) && h.sequence <= sequence) {
@@ -508,7 +508,7 @@ static uint16_t first_sector(uint32_t number) {
 static int find_part(uint32_t number, uint32_t part, uint16_t *sector, header_t *found) {
   int any = 0;
   uint16_t s = *sector;
-  scl_port_watchdog_feed();
+  scl_host_feed_watchdog();
   for (uint32_t k = 0; k < SCL_SECTORS; k++, s = next_sector(s)) {
     header_t h;
     if (!read_part_header(s, number, &h)) {
@@ -557,7 +557,7 @@ static uint32_t newest_below(uint32_t limit) {
   uint32_t newest = 0;
   uint16_t bare = 0;
   uint16_t bare_taken = 0; /* the ring begins at sector 0: those behind the last one may not be taken yet */
-  scl_port_watchdog_feed(); /* a mount looks at all sectors for each snapshot */
+  scl_host_feed_watchdog(); /* a mount looks at all sectors for each snapshot */
   for (uint32_t s = 0; s < SCL_SECTORS; s++) {
     header_t h;
     if (!read_header(s, &h)) {

@@ -6,7 +6,7 @@
 #include "scl_bytes.h"
 #include "scl_crc.h"
 #include "scl_net.h"
-#include "scl_store.h"
+#include "scl_records.h"
 #if SCL_N_MASKED > 0
 #include "scl_panel.h"
 #endif
@@ -140,12 +140,12 @@ static scl_status_t add_crc(void *context, void *data, uint32_t size) {
 /* id, task, label and the two checksums of a replay slot, as dumped. */
 static scl_status_t slot_bytes(uint32_t slot, uint8_t p[SLOT_BYTES]) {
   uint8_t head[SCL_RECORD_HEAD];
-  scl_status_t status = scl_store_head(scl_slots.sample[slot], head);
+  scl_status_t status = scl_record_head(scl_slots.sample[slot], head);
   memcpy(p, head + 4, 4);
   memcpy(p + 4, head, 4);
   memset(p + 8, 0, 4);
   if (status == SCL_OK && SCL_METHOD == SCL_METHOD_DERPP) {
-    status = scl_store_head(scl_slots.logits[slot], head);
+    status = scl_record_head(scl_slots.logits[slot], head);
     memcpy(p + 8, head, 4);
   }
   return status;
@@ -172,9 +172,9 @@ scl_status_t scl_state_digest(uint32_t *digest) {
 /* Continues the state digest over what it leaves out: addresses, what a task under way needs, its samples' checksums. */
 static scl_status_t add_the_rest(uint32_t *crc) {
   scl_status_t status = visit_all(add_crc, crc, 0);
-  for (uint32_t k = 0; k < scl_store_resident() && status == SCL_OK; k++) {
+  for (uint32_t k = 0; k < scl_record_resident() && status == SCL_OK; k++) {
     uint8_t head[SCL_RECORD_HEAD];
-    status = scl_store_head(scl_table.address[k], head);
+    status = scl_record_head(scl_table.address[k], head);
     *crc = scl_crc32(*crc, head, 4);
   }
   return status;
@@ -325,7 +325,7 @@ scl_status_t scl_state_load(scl_state_end_t *end) {
   if (status == SCL_OK) {
     status = scl_journal_restore_end();
   }
-  const int holds = status == SCL_OK && panels_hold() && scl_store_holds() &&
+  const int holds = status == SCL_OK && panels_hold() && scl_record_holds() &&
                     (scl_learner.phase == SCL_PHASE_IDLE || has_class());
   return status != SCL_OK || holds ? status : SCL_ERR_STORE;
 }

@@ -10,10 +10,10 @@ static scl_status_t put(uint32_t slot, const scl_sample_t *sample, scl_address_t
   scl_address_t logits_address = SCL_ADDRESS_NONE;
   scl_status_t status = SCL_OK;
   if (address == SCL_ADDRESS_NONE) {
-    status = scl_store_put_sample(sample, &address);
+    status = scl_record_put_sample(sample, &address);
   }
   if (status == SCL_OK && SCL_METHOD == SCL_METHOD_DERPP) {
-    status = scl_store_put_logits(sample, logits, &logits_address);
+    status = scl_record_put_logits(sample, logits, &logits_address);
   }
   if (status == SCL_OK) {
     scl_slots.sample[slot] = address;
@@ -35,7 +35,7 @@ scl_status_t scl_replay_offer(const scl_sample_t *sample, scl_address_t address,
 }
 
 scl_status_t scl_replay_refresh(uint32_t slot, const scl_sample_t *sample, const int16_t *logits) {
-  return scl_store_put_logits(sample, logits, &scl_slots.logits[slot]);
+  return scl_record_put_logits(sample, logits, &scl_slots.logits[slot]);
 }
 
 scl_status_t scl_replay_add(const scl_sample_t *sample, const int16_t *logits) {

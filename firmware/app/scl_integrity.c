@@ -5,7 +5,7 @@
 #include "scl_learner.h"
 #include "scl_net.h"
 #include "scl_port.h"
-#include "scl_store.h"
+#include "scl_records.h"
 #include "scl_train.h"
 
 #define N_FIXED 4u

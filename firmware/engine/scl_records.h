@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Samples, logits and snapshots of the learner in the journal: what the
- * records hold, which are live, and when room is made.  docs/flash-format.md.
+ * Samples and logits in the journal: what their records hold, and which of
+ * them are live.  docs/flash-format.md.
  */
-#ifndef SCL_STORE_H
-#define SCL_STORE_H
+#ifndef SCL_RECORDS_H
+#define SCL_RECORDS_H
 
 #include "scl_journal.h"
 #include "scl_tag.h"
@@ -46,44 +46,34 @@ typedef struct {
   uint8_t task, label;
 } scl_sample_t;
 
-/*
- * Brings the learner to its last save, at start-up and after an error that left it half changed.  Returns 1; 0 when there
- * is no save: it is the initial one then.
- */
-int scl_store_recover(void);
-
-/* Records to be appended. */
+/* Records of one kind that are needed: where they lie, how many, and their bytes. */
 typedef struct {
-  uint32_t samples, logits;
-} scl_records_t;
+  scl_address_t *list;
+  uint32_t count, record_bytes;
+} scl_live_t;
 
-#define SCL_NO_RECORDS ((scl_records_t){0, 0})
+#define SCL_LIVE_LISTS 3u /* samples of the task, samples and logits of the replay buffer */
+void scl_record_lists(scl_live_t lists[SCL_LIVE_LISTS]);
 
-/* Saves the learner; makes room for records that follow. */
-scl_status_t scl_store_checkpoint(scl_records_t need);
-
-/* Makes sure that these can be appended, with a checkpoint if need be. */
-scl_status_t scl_store_reserve(scl_records_t need);
-
-scl_status_t scl_store_put_sample(const scl_sample_t *sample, scl_address_t *address);
-scl_status_t scl_store_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address);
+scl_status_t scl_record_put_sample(const scl_sample_t *sample, scl_address_t *address);
+scl_status_t scl_record_put_logits(const scl_sample_t *sample, const int16_t *logits, scl_address_t *address);
 
 /*
  * The sample at a place of the task's table; that of a replay slot, with its logits unless NULL.  A record that is
  * damaged, or not the one that is meant, is lost: SCL_ERR_STORE, and counted.
  */
-scl_status_t scl_store_get_sample(uint32_t place, scl_sample_t *sample);
-scl_status_t scl_store_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
+scl_status_t scl_record_get_sample(uint32_t place, scl_sample_t *sample);
+scl_status_t scl_record_get_replay(uint32_t slot, scl_sample_t *sample, int16_t *logits);
 
 /* What a record begins with: checksum, id, task, label, tag. */
-scl_status_t scl_store_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD]);
+scl_status_t scl_record_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD]);
 
-uint32_t scl_store_live(void);
+uint32_t scl_record_live(void);
 
 /* Samples of the task that lie in the journal: so many places of the table, from the first on. */
-uint32_t scl_store_resident(void);
+uint32_t scl_record_resident(void);
 
 /* Whether each record that the learner's tables name lies in a sector of the ring, as a whole. */
-int scl_store_holds(void);
+int scl_record_holds(void);
 
 #endif

@@ -6,7 +6,7 @@
 #include "scl_fixed.h"
 #include "scl_learner.h"
 #include "scl_prng.h"
-#include "scl_store.h"
+#include "scl_records.h"
 
 static void move(uint32_t to, uint32_t from) {
   scl_table.address[to] = scl_table.address[from];

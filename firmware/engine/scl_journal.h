@@ -2,7 +2,7 @@
 /*
  * The ring of flash sectors, docs/flash-format.md: takes sectors in turn,
  * appends records, writes and finds snapshots.  It knows nothing of what a
- * record or a snapshot means; scl_store.c does.
+ * record or a snapshot means; scl_records.c and scl_state.c do.
  *
  * RAM: one scl_journal_t and one staging buffer.  Time: append costs the bytes
  * written plus, now and then, one erase; mount reads one header per sector.
