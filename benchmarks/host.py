@@ -21,10 +21,11 @@ from tempfile import TemporaryDirectory
 from sparcl_mcu.generator import data, keras_model, quantise, train
 from sparcl_mcu.generator.config import load
 from sparcl_mcu.host_tools import cli
-from sparcl_mcu.host_tools.protocol import Phase, pack_labelled
-from sparcl_mcu.reference import Command, Device
+from sparcl_mcu.host_tools.protocol import pack_labelled
+from sparcl_mcu.reference import Device
 from sparcl_mcu.spec.errors import BoardError
 from sparcl_mcu.spec.types import Dataset, Model
+from sparcl_mcu.spec.wire import Command, Phase
 
 from .cases import EXAMPLES, Case
 

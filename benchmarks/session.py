@@ -16,6 +16,7 @@ from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.host_tools.platformio import PioError, run_pio
 from sparcl_mcu.host_tools.stream import StreamResult
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.errors import BoardError
 from sparcl_mcu.spec.paths import ROOT
 
@@ -113,7 +114,7 @@ def train(session: Session, steps: int) -> Work:
                 session.link, min(steps - done, session.project.board.link.steps_per_request), digest=False
             )
             done += reply.done
-            if reply.phase != protocol.Phase.TRAINING:
+            if reply.phase != wire.Phase.TRAINING:
                 break
         return done
 

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from sparcl_mcu.generator.arena import Placement, arena_bytes, captures, eight_bit, place
 from sparcl_mcu.generator.journal import Room, max_payload, room
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.errors import UserError
 from sparcl_mcu.spec.types import (
-    SCALARS_BYTES,
     Growth,
     Layer,
     Model,
@@ -334,7 +334,7 @@ def snapshot_bytes(model: Model, *, keyed: bool = False) -> int:
     position = position_bytes(model)
     learning = model.learning
     return (
-        SCALARS_BYTES
+        wire.SCALARS.size
         + model.n_classes
         + 5 * learning.table
         + 4 * learning.capacity

@@ -18,13 +18,14 @@ from sparcl_mcu.generator.journal import max_payload
 from sparcl_mcu.generator.plan import active_words, journal_room, line_payload, mask_space, max_sums
 from sparcl_mcu.generator.render_layers import LayerView, frozen_views, views
 from sparcl_mcu.reference import golden
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Layer, Method, Model, Op, position_bytes
 
 TEMPLATES = ROOT / "templates"
 KEY_FILE = "scl_key.h"
-FILES = ("scl_config.h", "scl_board.h", "scl_initial.h", "scl_initial.c", "scl_model.c")
+FILES = ("scl_config.h", "scl_board.h", "scl_initial.h", "scl_initial.c", "scl_model.c", "scl_wire.h")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def _context(model: Model, board: Board) -> dict[str, Any]:
     regions = _regions(layers, position_bytes(model))
     transient = _transient(layers)
     return {
+        "wire": wire.header().rstrip(),
         "version": [int(part) for part in __version__.split(".")],
         "model": model,
         "board": board,

@@ -20,10 +20,11 @@ from typing import Any, Self
 import serial
 
 from sparcl_mcu.spec.errors import BoardError
+from sparcl_mcu.spec.wire import Status
 
 from . import bounds, frame, ports
 from .frame import Frame, Splitter
-from .recording import NOISE, OUT_OF_TURN, RECEIVED, SENT, Recorder
+from .recording import NOISE, RECEIVED, SENT, Recorder
 from .seal import Seal
 
 TRIES = 3
@@ -49,64 +50,46 @@ _FRAME = 512
 BANNER = b"sparcl-mcu "
 """Text a board prints when it starts: no damaged reply."""
 
-BAD_FRAME = 1
-OTHER_MODEL = 12
-WRONG_NONCE = 13
-TOO_LONG = 14
-NOT_SEALED = 15
-REPLAYED = 16
-SELF_TEST = 17
-DAMAGED = 18
-
-ERRORS: dict[int, tuple[str, str]] = {
-    1: ("bad frame", "the line damages frames: check the cable and the baud rate"),
-    2: ("unknown command", "firmware and host tools differ: run `sparcl flash` again"),
-    3: ("bad length", "firmware and host tools differ: run `sparcl flash` again"),
-    4: (
-        "bad state",
-        "the board is in another phase: `sparcl stream --resume` or `--fresh`",
-    ),
-    5: ("out of range", "a number is beyond a limit of the board; `sparcl boards` lists them"),
-    6: ("bad label", "a label is not one of the task's classes: check the data set"),
-    7: ("wrong order", "the board expects another sample: `sparcl stream --resume` asks it which"),
-    8: (
-        "store full",
+_ADVICE = {
+    Status.BAD_FRAME: "the line damages frames: check the cable and the baud rate",
+    Status.UNKNOWN_COMMAND: "firmware and host tools differ: run `sparcl flash` again",
+    Status.BAD_LENGTH: "firmware and host tools differ: run `sparcl flash` again",
+    Status.BAD_STATE: "the board is in another phase: `sparcl stream --resume` or `--fresh`",
+    Status.RANGE: "a number is beyond a limit of the board; `sparcl boards` lists them",
+    Status.BAD_LABEL: "a label is not one of the task's classes: check the data set",
+    Status.WRONG_ORDER: "the board expects another sample: `sparcl stream --resume` asks it which",
+    Status.STORE_FULL: (
         "the journal has no room, also because sectors are worn out; what the board last saved is kept: "
         "`sparcl stream --resume` tries again from there; else fewer replay records or samples per task, or a "
-        "larger board",
+        "larger board"
     ),
-    9: (
-        "store error",
-        "the flash reported an error or lost a record; what the board last saved is kept: `sparcl stream --resume` "
-        "goes on from there. When it stops at the same place again, `--fresh` starts anew",
+    Status.STORE: (
+        "the flash reported an error or lost a record; what the board last saved is kept: `sparcl stream "
+        "--resume` goes on from there. When it stops at the same place again, `--fresh` starts anew"
     ),
-    10: (
-        "too many",
-        "more samples than the board's table or replay buffer holds: use fewer per task",
+    Status.TOO_MANY: "more samples than the board's table or replay buffer holds: use fewer per task",
+    Status.SELF_TEST: (
+        "the board computes other numbers than the reference and does not learn: power it off and on; if it "
+        "stays, flash it again or replace it"
     ),
-    SELF_TEST: (
-        "self-test failed",
-        "the board computes other numbers than the reference and does not learn: power it off and on; if it stays, "
-        "flash it again or replace it",
+    Status.DAMAGED: (
+        "a bit has flipped in the board's memory, it has gone back to its last snapshot: `sparcl stream "
+        "--resume` goes on"
     ),
-    DAMAGED: (
-        "state damaged",
-        "a bit has flipped in the board's memory, it has gone back to its last snapshot: "
-        "`sparcl stream --resume` goes on",
-    ),
-    OUT_OF_TURN: ("out of turn", "the board has restarted in the midst of its work: `sparcl stream --resume` goes on"),
-    OTHER_MODEL: ("other model", "the board's firmware holds another model: run `sparcl flash` again"),
-    WRONG_NONCE: ("wrong nonce", "the board has restarted, or something else uses its line: type the command again"),
-    TOO_LONG: ("frame too long", "the board takes shorter requests: run `sparcl flash` again"),
-    NOT_SEALED: (
-        "not sealed",
-        "the board's firmware has another shared key: set link.key to it, or run `sparcl flash`",
-    ),
-    REPLAYED: ("replayed", "something else uses the line and the key: close it, then `sparcl stream --resume` goes on"),
+    Status.OUT_OF_TURN: ("the board has restarted in the midst of its work: `sparcl stream --resume` goes on"),
+    Status.OTHER_MODEL: "the board's firmware holds another model: run `sparcl flash` again",
+    Status.WRONG_NONCE: ("the board has restarted, or something else uses its line: type the command again"),
+    Status.TOO_LONG: "the board takes shorter requests: run `sparcl flash` again",
+    Status.NOT_SEALED: ("the board's firmware has another shared key: set link.key to it, or run `sparcl flash`"),
+    Status.REPLAYED: ("something else uses the line and the key: close it, then `sparcl stream --resume` goes on"),
 }
+"""What to do about each."""
+
+ERRORS: dict[int, tuple[str, str]] = {int(status): (status.title, advice) for status, advice in _ADVICE.items()}
+"""Name and advice by status code."""
 
 
-STORE_ERRORS = frozenset((8, 9))
+STORE_ERRORS = frozenset((Status.STORE_FULL, Status.STORE))
 """After one of these the board may be in the state before the request, or in that of its last save."""
 
 
@@ -186,16 +169,16 @@ class _Flight:
 
     def take(self, got: Frame) -> bool:
         """Note a reply; False when it answers nothing that is under way."""
-        if (got.sequence, got.command) == (0, 0) and got.status in (BAD_FRAME, TOO_LONG):
+        if (got.sequence, got.command) == (0, 0) and got.status in (Status.BAD_FRAME, Status.TOO_LONG):
             before = self.too_long
             self.damaged()
-            self.too_long = before + 1 if got.status == TOO_LONG else 0
+            self.too_long = before + 1 if got.status == Status.TOO_LONG else 0
             return True
         place = self._place(got)
         if place is None:
             return False
         self._due -= 1
-        if got.status == OUT_OF_TURN and place > 0:
+        if got.status == Status.OUT_OF_TURN and place > 0:
             self._stopped = self._stopped or place == len(self.waiting) - 1
             return True
         self.waiting[place].answer = got
@@ -374,7 +357,7 @@ class Link:
                 tries = 0  # damaged frames are a sign of life
                 self.room = max(self._least, self.room // 2)
                 if flight.too_long == SHRINK_AFTER:
-                    raise DeviceError(command, TOO_LONG)
+                    raise DeviceError(command, Status.TOO_LONG)
                 self._check_patience(oldest, setbacks)
             elif self._listen(flight, min(timeout, first * 4**tries) if tries < TRIES - 1 else timeout, command):
                 continue

@@ -11,66 +11,21 @@ import struct
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.errors import BoardError, UserError
-from sparcl_mcu.spec.types import SCALARS_BYTES, Model, position_bytes, regions
+from sparcl_mcu.spec.types import Model, position_bytes, regions
+from sparcl_mcu.spec.wire import VERSION, Command, Phase, Record, Status
 
 from . import seal
-from .link import DAMAGED, WRONG_NONCE, DeviceError, Link, LinkError, StrangerError
+from .link import DeviceError, Link, LinkError, StrangerError
 
-VERSION = 5
-
-
-class Command(IntEnum):
-    """Command codes."""
-
-    HELLO = 0x01
-    TASK_BEGIN = 0x02
-    SAMPLES = 0x03
-    TRAIN = 0x04
-    STEP = 0x05
-    EVALUATE = 0x06
-    PREDICT = 0x07
-    REPLAY = 0x08
-    TASK_END = 0x09
-    DIGEST = 0x0A
-    DUMP = 0x0B
-    STATISTICS = 0x0C
-    SAVE = 0x0D
-    RESET = 0x0E
-
-
-STATE_CHANGING = frozenset(
-    {
-        Command.TASK_BEGIN,
-        Command.SAMPLES,
-        Command.TRAIN,
-        Command.STEP,
-        Command.EVALUATE,
-        Command.PREDICT,
-        Command.REPLAY,
-        Command.TASK_END,
-        Command.SAVE,
-        Command.RESET,
-    }
-)
-"""Commands that may change the state (every forward pass may count saturations)."""
-
-
-class Phase(IntEnum):
-    """Phases of a task (docs/algorithm.md, "State")."""
-
-    IDLE = 0
-    FILLING = 1
-    TRAINING = 2
-    TRAINED = 3
-
+STATE_CHANGING = frozenset(command for command in Command if command.changes)
 
 RESTART, FACTORY = 0, 1
 
@@ -87,9 +42,6 @@ KEPT = 14
 
 SAMPLE_HEAD = 8
 """Most bytes of a request besides one sample."""
-
-REPLAY_SLOT = 12
-"""Bytes of a slot in the dump region of the replay buffer."""
 
 _QUICK = 5.0
 """Seconds for the other commands."""
@@ -114,9 +66,6 @@ _HELLO_SECONDS = 1.0
 _BOOT_SECONDS = 4.0
 """Until what a device sends is taken for its last word: with two tries below 8 s."""
 
-_HELLO = struct.Struct("<B3B8s16sHHBBHHBHHIIHIBBBBHHHHHHIBB8sBBH")
-_TRAIN = struct.Struct("<HHHHBBHI")
-_STATISTICS = struct.Struct("<7QIIIIQHHHIIIIHHIIIII")
 _U32 = struct.Struct("<I")
 
 
@@ -317,27 +266,28 @@ def unpack_hello(data: bytes) -> Hello:
             f"the board speaks protocol {found}, these tools speak {VERSION}: "
             "write matching firmware with `sparcl flash`"
         )
-    fields: tuple[Any, ...] = _unpack(_HELLO, data, "hello")
-    protocol, major, minor, patch, model_hash, board, *numbers = fields
-    name = board.rstrip(b"\0").decode("ascii", "replace")
-    state = Hello(protocol, f"{major}.{minor}.{patch}", model_hash, name, *numbers)
-    return replace(state, restored=bool(state.restored), keyed=bool(state.keyed))
+    fields = _fields(wire.HELLO, data)
+    for name in ("restored", "keyed"):
+        fields[name] = bool(fields[name])
+    fields["version"] = ".".join(map(str, fields["version"]))
+    fields["board"] = fields["board"].rstrip(b"\0").decode("ascii", "replace")
+    return Hello(**fields)
 
 
 def unpack_training(data: bytes) -> TrainingReply:
     """Decode a training reply."""
-    if len(data) < _TRAIN.size:
+    at = wire.TRAINING.size
+    if len(data) < at:
         raise _malformed("training")
-    done, epoch, pos, n, phase, flags, wrong, loss = _TRAIN.unpack_from(data)
-    at = _TRAIN.size
+    head = wire.TRAINING.unpack_from(data)
     digest = None
-    if flags & DIGEST_FLAG and len(data) >= at + 4:
+    if head.pop("flags") & DIGEST_FLAG and len(data) >= at + 4:
         digest = _U32.unpack_from(data, at)[0]
         at += 4
-    if len(data) != at + 4 * done:
+    if len(data) != at + 4 * head["done"]:
         raise _malformed("training")
-    rolling = struct.unpack_from(f"<{done}I", data, at)
-    return TrainingReply(done, epoch, pos, n, phase, wrong, loss / 256, digest, rolling)
+    rolling = struct.unpack_from(f"<{head['done']}I", data, at)
+    return TrainingReply(**head | {"loss": head["loss"] / 256}, digest=digest, rolling=rolling)
 
 
 def unpack_evaluation(data: bytes, count: int, n_classes: int) -> Evaluation:
@@ -355,7 +305,7 @@ def unpack_digest(data: bytes) -> Digest:
 
 def unpack_statistics(data: bytes) -> Statistics:
     """Decode the reply to `statistics`."""
-    return Statistics(*_unpack(_STATISTICS, data, "statistics"))
+    return Statistics(**_fields(wire.STATISTICS, data))
 
 
 def pack_labelled(labels: Iterable[int], x: NDArray[np.integer]) -> bytes:
@@ -411,7 +361,7 @@ def _prediction_bytes(hello: Hello) -> int:
 
 
 def _training_bytes(steps: int) -> int:
-    return _TRAIN.size + 4 + 4 * steps
+    return wire.TRAINING.size + 4 + 4 * steps
 
 
 def hello(link: Link, timeout: float | None = None) -> Hello:
@@ -593,7 +543,7 @@ def dump_regions(link: Link, model: Model, state: Hello) -> dict[int, bytes]:
 
 def region_sizes(model: Model, n: int, filled: int) -> dict[int, int]:
     """Bytes of each dump region; negative: bytes per entry of the panel, which `start` counts."""
-    sizes = [SCALARS_BYTES + model.n_classes, 2 * n, n, REPLAY_SLOT * filled]
+    sizes = [wire.SCALARS.size + model.n_classes, 2 * n, n, wire.REPLAY_SLOT.size * filled]
     position = position_bytes(model)
     for _, layer in model.weighted:
         for panel in layer.panels:
@@ -621,7 +571,7 @@ def reset(link: Link, kind: int, patience: float = 20.0) -> Hello:
         _ask(link, Command.RESET, reset_request(before, kind))
     except DeviceError as refused:
         # The reply may have been lost, and the board has restarted when the request came again.
-        restarted = kind == RESTART and refused.status == WRONG_NONCE
+        restarted = kind == RESTART and refused.status == Status.WRONG_NONCE
         if not restarted or hello(link).start == before.start:
             raise
     return hello(link) if kind == FACTORY else wait_for_hello(link, patience)
@@ -645,7 +595,7 @@ def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
             # A board that finds a flipped bit just now starts again.
             most = min(patience, _BOOT_SECONDS) if isinstance(error, StrangerError) else patience
             late = time.monotonic() - started > most
-            if late or (isinstance(error, DeviceError) and error.status != DAMAGED):
+            if late or (isinstance(error, DeviceError) and error.status != Status.DAMAGED):
                 raise
             time.sleep(0.1)
 
@@ -663,6 +613,12 @@ def _unpack(layout: struct.Struct, data: bytes, name: str) -> tuple[Any, ...]:
     if len(data) != layout.size:
         raise _malformed(name)
     return layout.unpack(data)
+
+
+def _fields(record: Record, data: bytes) -> dict[str, Any]:
+    if len(data) != record.size:
+        raise _malformed(record.name)
+    return record.unpack_from(data)
 
 
 def _impossible(what: str) -> BoardError:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import msgpack
 
 from sparcl_mcu.spec.errors import UserError, one_line
+from sparcl_mcu.spec.wire import Status
 
 from . import frame
 from .frame import Splitter
@@ -31,8 +32,6 @@ KIND = "sparcl-recording"
 
 SENT, RECEIVED, NOISE, SESSION, END = ">", "<", "~", "S", "E"
 
-OUT_OF_TURN = 11
-"""Status of a request that the board did not execute because one before it was lost (docs/protocol.md)."""
 
 _LARGEST = Splitter.LIMIT
 """Bytes that the data of an entry have at most."""
@@ -180,7 +179,7 @@ class _Waiting:
 
     def received(self, reply: frame.Frame) -> Iterator[Transaction]:
         """A reply, and with it all whose turn has come."""
-        if reply.status == OUT_OF_TURN:
+        if reply.status == Status.OUT_OF_TURN:
             return  # not executed, and sent again
         for place, (request, answer) in enumerate(self._requests):
             if answer is None and (reply.sequence, reply.command) == (request.sequence, request.command):

@@ -24,12 +24,13 @@ from sparcl_mcu.generator import files, shared_key
 from sparcl_mcu.generator.store import digest
 from sparcl_mcu.spec.errors import BoardError, UserError
 from sparcl_mcu.spec.types import Dataset, Learning, Model, Task, regions
+from sparcl_mcu.spec.wire import Phase, Status
 
 from . import metrics, protocol
 from .bounds import Advance
-from .link import DAMAGED, ERRORS, SELF_TEST, DeviceError, Link, NoisyLineError
-from .protocol import Hello, Phase, ReplayRecord, Statistics, TrainingReply
-from .recording import END, OUT_OF_TURN, Header, Recorder
+from .link import ERRORS, DeviceError, Link, NoisyLineError
+from .protocol import Hello, ReplayRecord, Statistics, TrainingReply
+from .recording import END, Header, Recorder
 
 if TYPE_CHECKING:
     from sparcl_mcu.generator.pipeline import Project
@@ -293,7 +294,7 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
 def _tell_health(state: Hello, observer: Observer) -> None:
     """What the board says of faults it has found; BoardError when it cannot learn."""
     if state.health & protocol.SELF_TEST_FAILED:
-        name, advice = ERRORS[SELF_TEST]
+        name, advice = ERRORS[Status.SELF_TEST]
         raise BoardError(f"the board's {name}: {advice}")
     if state.faults:
         observer.message(f"The board has found {state.faults} flipped bit(s) in its memory since power-on")
@@ -315,7 +316,7 @@ def _go_through(project: Project, link: Link, observer: Observer, result: Stream
             session.run()
             return
         except (DeviceError, _Restarted) as error:
-            if not isinstance(error, _Restarted) and error.status not in (DAMAGED, OUT_OF_TURN):
+            if not isinstance(error, _Restarted) and error.status not in (Status.DAMAGED, Status.OUT_OF_TURN):
                 raise
             session = _Session(project, link, observer, result, advance)
             cause = _fault(session.state)
@@ -330,7 +331,7 @@ class _Restarted(BoardError):
     """The board has restarted since the last request."""
 
     def __init__(self) -> None:
-        name, advice = ERRORS[OUT_OF_TURN]
+        name, advice = ERRORS[Status.OUT_OF_TURN]
         super().__init__(f"{name}: {advice}")
 
 

@@ -24,10 +24,11 @@ from sparcl_mcu.generator import files, shared_key
 from sparcl_mcu.reference import Device, Difference, Reply, first_difference
 from sparcl_mcu.spec.errors import BoardError, UserError, ValidationFailed
 from sparcl_mcu.spec.types import Model, regions
+from sparcl_mcu.spec.wire import Command, Status
 
 from . import lessons, protocol
-from .link import DAMAGED, ERRORS, STORE_ERRORS, Link
-from .protocol import STATE_CHANGING, Command
+from .link import ERRORS, STORE_ERRORS, Link
+from .protocol import STATE_CHANGING
 from .recording import Transaction, is_complete, read_header, transactions
 from .stream import RECORDING, check_board
 
@@ -282,7 +283,7 @@ class _Comparison:
     def transaction(self, item: Transaction, following: Transaction | None) -> None:
         """Replay one transaction and compare its reply; ``following`` it comes another."""
         command, request, status, board = item
-        if status is None or status == DAMAGED or status in STORE_ERRORS:
+        if status is None or status == Status.DAMAGED or status in STORE_ERRORS:
             # Not known to be executed, to how far, or undone: the hello that follows tells.
             if command in STATE_CHANGING:
                 self.replay.apply(command, request)

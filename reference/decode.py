@@ -13,22 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.types import Layer, Model, Op, Region, regions
 
 Array = NDArray[Any]
 
-_SCALARS = (
-    *(("choices", "<u4"), ("rounding", "<u4"), ("step", "<u4"), ("seen", "<u4"), ("rolling", "<u4")),
-    *(("task", "u1"), ("phase", "u1"), ("mode", "u1"), ("grown", "u1")),
-    *(("epoch", "<u2"), ("pos", "<u2"), ("n_start", "<u2"), ("n", "<u2")),
-    *(("filled", "<u2"), ("received", "<u2")),
-    *(("captured_d", "u1"), ("captured_m", "u1"), ("shuffled", "u1"), ("zero", "u1")),
-    *(("saturated_activations", "<u4"), ("saturated_errors", "<u4"), ("guard_shifts", "<u4")),
-)
-SCALARS = np.dtype(list(_SCALARS))
+SCALARS = wire.SCALARS.dtype
 """The scalars of region 0, before class_task."""
-
-REPLAY_SLOT = np.dtype([("id", "<u2"), ("task", "u1"), ("label", "u1"), ("sample_crc", "<u4"), ("logits_crc", "<u4")])
+REPLAY_SLOT = wire.REPLAY_SLOT.dtype
 """One slot of region 3."""
 
 
@@ -81,7 +73,7 @@ def first_difference(model: Model, device: Mapping[int, bytes], reference: Mappi
 def _parse(region: Region, data: bytes) -> dict[str, Array]:
     if region.name == "scalars":
         fields = np.frombuffer(data[: SCALARS.itemsize], dtype=SCALARS)
-        named = {f"scalars.{name}": fields[name] for name, _ in _SCALARS}
+        named = {f"scalars.{name}": fields[name] for name in SCALARS.names or ()}
         return named | {"scalars.class_task": np.frombuffer(data[SCALARS.itemsize :], dtype=np.uint8)}
     if region.name == "replay":
         slots = np.frombuffer(data, dtype=REPLAY_SLOT)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Self
 
 import numpy as np
@@ -18,43 +17,10 @@ import numpy as np
 from sparcl_mcu.reference import mask, network, task, train
 from sparcl_mcu.reference import state as states
 from sparcl_mcu.reference.replay import Sample, Slot
-from sparcl_mcu.reference.state import NO_TASK, RESIDENT, STREAMED, Phase
+from sparcl_mcu.reference.state import NO_TASK
 from sparcl_mcu.spec.fixed import Counters
 from sparcl_mcu.spec.types import Method, Model
-
-
-class Command(IntEnum):
-    """Command codes."""
-
-    HELLO = 0x01
-    TASK_BEGIN = 0x02
-    SAMPLES = 0x03
-    TRAIN = 0x04
-    STEP = 0x05
-    EVALUATE = 0x06
-    PREDICT = 0x07
-    REPLAY = 0x08
-    TASK_END = 0x09
-    DIGEST = 0x0A
-    DUMP = 0x0B
-    STATISTICS = 0x0C
-    SAVE = 0x0D
-    RESET = 0x0E
-
-
-class Status(IntEnum):
-    """Status codes the reference returns."""
-
-    OK = 0
-    UNKNOWN_COMMAND = 2
-    BAD_LENGTH = 3
-    BAD_STATE = 4
-    OUT_OF_RANGE = 5
-    BAD_LABEL = 6
-    WRONG_ORDER = 7
-    TOO_MANY = 10
-    OTHER_MODEL = 12
-    WRONG_NONCE = 13
+from sparcl_mcu.spec.wire import RESIDENT, STREAMED, Command, Phase, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +211,9 @@ class Device:
         _require(len(classes) == n_classes and len(model_hash) in (0, 8), Status.BAD_LENGTH)
         _require(model_hash in (b"", self.model.model_hash), Status.OTHER_MODEL)
         self._require_phase(Phase.IDLE)
-        _require(mode in (RESIDENT, STREAMED) and n_samples > 0, Status.OUT_OF_RANGE)
+        _require(mode in (RESIDENT, STREAMED) and n_samples > 0, Status.RANGE)
         _require(n_samples <= self.model.learning.table, Status.TOO_MANY)
-        _require(n_classes > 0, Status.OUT_OF_RANGE)
+        _require(n_classes > 0, Status.RANGE)
         _require(all(c < self.model.n_classes for c in classes), Status.BAD_LABEL)
         task.begin(self.state, classes, n_samples, mode)
         mask.grow_between_tasks(self.state)
@@ -275,7 +241,7 @@ class Device:
         state = self.state
         self._require_phase(Phase.TRAINING)
         _require(state.mode == RESIDENT or steps == 0, Status.BAD_STATE)
-        _require(steps <= self.steps_per_request and flags <= 1, Status.OUT_OF_RANGE)
+        _require(steps <= self.steps_per_request and flags <= 1, Status.RANGE)
         if steps == 0:
             task.shuffle(state)
         return self._training_reply(self._run(steps, state.samples.__getitem__), flags)
@@ -286,8 +252,8 @@ class Device:
         state = self.state
         self._require_phase(Phase.TRAINING)
         _require(state.mode == STREAMED, Status.BAD_STATE)
-        _require(len(rows) <= min(self.steps_per_request, state.n - state.pos), Status.OUT_OF_RANGE)
-        _require(request[-1] <= 1, Status.OUT_OF_RANGE)
+        _require(len(rows) <= min(self.steps_per_request, state.n - state.pos), Status.RANGE)
+        _require(request[-1] <= 1, Status.RANGE)
         _require(state.shuffled, Status.BAD_STATE)
         samples = [self._sample(int.from_bytes(row[:2], "little"), row[2], row[3:]) for row in rows]
         self._require_own_labels(samples)
@@ -299,7 +265,7 @@ class Device:
     def _evaluate(self, request: bytes) -> Reply:
         _require(len(request) >= 1, Status.BAD_LENGTH)
         rows = self._rows(request[1:], request[0], 1)
-        _require(1 + len(rows) * (1 + 2 * self.model.n_classes) <= self.max_payload, Status.OUT_OF_RANGE)
+        _require(1 + len(rows) * (1 + 2 * self.model.n_classes) <= self.max_payload, Status.RANGE)
         _require(all(row[0] < self.model.n_classes for row in rows), Status.BAD_LABEL)
         results = [self._classified(row[1:]) for row in rows]
         correct = sum(result[0] == row[0] for result, row in zip(results, rows, strict=True))
@@ -315,7 +281,7 @@ class Device:
         state = self.state
         self._require_phase(Phase.IDLE)
         _require(state.replay.filled < state.replay.capacity, Status.TOO_MANY)
-        _require(number < NO_TASK, Status.OUT_OF_RANGE)
+        _require(number < NO_TASK, Status.RANGE)
         _require(label < self.model.n_classes, Status.BAD_LABEL)
         sample = state.sample(identity, number, label, self._values(request[8:]))
         trace = self._forward(sample)
@@ -341,7 +307,7 @@ class Device:
         number, offset, size = struct.unpack("<HIH", request)
         region = self.dump().get(number)
         if region is None or offset + size > len(region) or size > self.max_payload:
-            raise _Refused(Status.OUT_OF_RANGE)
+            raise _Refused(Status.RANGE)
         return Reply(Status.OK, region[offset : offset + size])
 
     def _save(self, request: bytes) -> Reply:
@@ -350,7 +316,7 @@ class Device:
 
     def _reset(self, request: bytes) -> Reply | None:
         _require(len(request) == 9, Status.BAD_LENGTH)
-        _require(request[0] <= 1, Status.OUT_OF_RANGE)
+        _require(request[0] <= 1, Status.RANGE)
         _require(self.nonce in (None, request[1:]), Status.WRONG_NONCE)
         if request[0] == 0:
             return None

@@ -7,7 +7,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import Self
 
 import numpy as np
@@ -18,28 +17,13 @@ from sparcl_mcu.reference.layer import Node
 from sparcl_mcu.reference.lesson import Bits, Lesson
 from sparcl_mcu.reference.network import Gradients
 from sparcl_mcu.reference.replay import Replay, Sample
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.choices import shuffled
 from sparcl_mcu.spec.fixed import Counters, Ints
 from sparcl_mcu.spec.prng import MASK, Prng
 from sparcl_mcu.spec.types import Model, SingleHead, position_bytes, regions
+from sparcl_mcu.spec.wire import RESIDENT, Phase
 
-SCALARS = struct.Struct("<IIIIIBBBBHHHHHHBBBBIII")
-"""The scalars of the state digest in order (52 bytes)."""
-REPLAY_SLOT = struct.Struct("<HBBII")
-"""One slot of the dump region ``replay``."""
-
-
-class Phase(IntEnum):
-    """What the device waits for."""
-
-    IDLE = 0
-    FILLING = 1
-    TRAINING = 2
-    TRAINED = 3
-
-
-RESIDENT = 0
-STREAMED = 1
 NO_TASK = 255
 
 
@@ -220,17 +204,31 @@ def dump(state: State) -> dict[int, bytes]:
 def scalars(state: State) -> bytes:
     """The scalars and class_task."""
     c = state.counters
-    return (
-        SCALARS.pack(
-            *(state.choices.state, state.rounding.state),
-            *(state.step & MASK, state.replay.seen, state.rolling),
-            *(state.task, state.phase, state.mode, state.grown),
-            *(state.epoch, state.pos, state.n_start, state.n, state.replay.filled, state.received),
-            *(len(state.captured.current), len(state.captured.replay), state.shuffled, 0),
-            *(c.saturated_activations & MASK, c.saturated_errors & MASK, c.guard_shifts & MASK),
-        )
-        + state.class_task.tobytes()
-    )
+    values = {
+        "choices": state.choices.state,
+        "rounding": state.rounding.state,
+        "step": state.step & MASK,
+        "seen": state.replay.seen,
+        "rolling": state.rolling,
+        "task": state.task,
+        "phase": state.phase,
+        "mode": state.mode,
+        "grown": state.grown,
+        "epoch": state.epoch,
+        "pos": state.pos,
+        "n_start": state.n_start,
+        "n": state.n,
+        "filled": state.replay.filled,
+        "received": state.received,
+        "captured_d": len(state.captured.current),
+        "captured_m": len(state.captured.replay),
+        "shuffled": state.shuffled,
+        "pad": 0,
+        "saturated_activations": c.saturated_activations & MASK,
+        "saturated_errors": c.saturated_errors & MASK,
+        "guard_shifts": c.guard_shifts & MASK,
+    }
+    return wire.SCALARS.pack(**values) + state.class_task.tobytes()
 
 
 def _table_ids(state: State) -> bytes:
@@ -243,7 +241,7 @@ def _table_scores(state: State) -> bytes:
 
 def _replay(state: State) -> bytes:
     rows = ((s.sample, s.logits_crc) for s in state.replay.slots)
-    return b"".join(REPLAY_SLOT.pack(s.id, s.task, s.label, s.crc, crc) for s, crc in rows)
+    return b"".join(wire.REPLAY_SLOT.layout.pack(s.id, s.task, s.label, s.crc, crc) for s, crc in rows)
 
 
 def _layers(state: State) -> Iterator[bytes]:

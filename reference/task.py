@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparcl_mcu.reference.lesson import Lesson
-from sparcl_mcu.reference.state import RESIDENT, Phase, State, Table
+from sparcl_mcu.reference.state import State, Table
 from sparcl_mcu.spec.types import DdrScore, Learning
+from sparcl_mcu.spec.wire import RESIDENT, Phase
 
 
 def removal_count(learning: Learning, epoch: int, n_start: int, n: int) -> int:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from sparcl_mcu.reference import loss, mask, network, task
 from sparcl_mcu.reference.replay import Sample, Slot
-from sparcl_mcu.reference.state import Phase, State
+from sparcl_mcu.reference.state import State
 from sparcl_mcu.spec.fixed import Ints
 from sparcl_mcu.spec.prng import MASK
 from sparcl_mcu.spec.types import DdrScore, LearningRate, Method, SingleHead
+from sparcl_mcu.spec.wire import Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -502,10 +502,6 @@ class Region:
     signed: bool
 
 
-SCALARS_BYTES = 52
-"""Bytes of the scalars of the state (docs/algorithm.md, "State digest"), before ``class_task``."""
-
-
 def position_bytes(model: Model) -> int:
     """Size of an entry number in ``start`` and ``split``: 2, or 4 when a panel is too large for that."""
     largest = max((p.capacity for layer in (*model.prefix, *model.layers) for p in layer.panels), default=0)

@@ -14,16 +14,11 @@
 #include "scl_task.h"
 #include "scl_train.h"
 
-#define PROTOCOL_VERSION 5u
 #define KIND_REQUEST 0x01u
 #define KIND_NEXT 0x02u /* a request that is executed only in its turn */
 #define KIND_REPLY 0x81u
-#define COMMAND_HELLO 0x01u
-#define COMMAND_DIGEST 0x0Au
-#define COMMAND_DUMP 0x0Bu
-#define COMMAND_STATISTICS 0x0Cu
 #define CLASS_BYTES (1u + 2u * SCL_N_CLASSES)
-#define TRAIN_HEAD 16u
+#define TRAIN_HEAD SCL_WIRE_TRAINING_SIZE
 #define MAX_STEPS SCL_STEPS_PER_REQUEST
 
 _Static_assert(TRAIN_HEAD + 4u + 4u * MAX_STEPS <= SCL_MAX_PAYLOAD, "the reply has a digest of each step");
@@ -83,47 +78,55 @@ static void put_bytes(out_t *o, const void *data, uint32_t size) {
   o->size += size;
 }
 
+/* The fields of a record (spec/wire.toml), each with the value that a macro of its name gives: prefix_field. */
+#define PUT_HELLO_U8(field) put_u8(o, HELLO_##field);
+#define PUT_HELLO_U16(field) put_u16(o, HELLO_##field);
+#define PUT_HELLO_U32(field) put_u32(o, HELLO_##field);
+#define PUT_HELLO_BYTES(field, size) put_bytes(o, HELLO_##field, size);
+#define HELLO_protocol SCL_WIRE_VERSION
+#define HELLO_version version
+#define HELLO_model_hash model_hash
+#define HELLO_board board
+#define HELLO_n_in SCL_N_IN
+#define HELLO_n_classes SCL_N_CLASSES
+#define HELLO_n_layers SCL_N_LAYERS
+#define HELLO_input SCL_INPUT_SIGNED
+#define HELLO_max_payload SCL_MAX_PAYLOAD
+#define HELLO_steps_per_request SCL_STEPS_PER_REQUEST
+#define HELLO_window SCL_WINDOW
+#define HELLO_table_capacity SCL_TABLE
+#define HELLO_replay_capacity SCL_CAPACITY
+#define HELLO_sector SCL_FLASH_SECTOR
+#define HELLO_store_size SCL_FLASH_SIZE
+#define HELLO_program_unit SCL_FLASH_PROGRAM_UNIT
+#define HELLO_step l->step
+#define HELLO_task l->task
+#define HELLO_phase l->phase
+#define HELLO_mode l->mode
+#define HELLO_shuffled l->shuffled
+#define HELLO_epoch l->epoch
+#define HELLO_pos l->pos
+#define HELLO_n l->n
+#define HELLO_n_start l->n_start
+#define HELLO_received l->received
+#define HELLO_filled l->filled
+#define HELLO_snapshot scl_journal.snapshot
+#define HELLO_restored restored_state
+#define HELLO_reset_reason (uint32_t)scl_port_reset_reason()
+#define HELLO_nonce nonce
+#define HELLO_keyed SCL_KEYED
+#define HELLO_health scl_health.health | (scl_journal.counts.lost_saves != 0 ? SCL_HEALTH_LOST_SAVE : 0u)
+#define HELLO_faults scl_health.faults
+
 static scl_status_t do_hello(in_t in, out_t *o) {
   static const char board[16] = SCL_BOARD_NAME;
   const scl_learner_t *l = &scl_learner;
+  uint8_t nonce[SCL_NONCE_BYTES];
   if (in.size != 0) {
     return SCL_ERR_BAD_LENGTH;
   }
-  put_u8(o, PROTOCOL_VERSION);
-  put_bytes(o, version, sizeof version);
-  put_bytes(o, model_hash, sizeof model_hash);
-  put_bytes(o, board, sizeof board);
-  put_u16(o, SCL_N_IN);
-  put_u16(o, SCL_N_CLASSES);
-  put_u8(o, SCL_N_LAYERS);
-  put_u8(o, SCL_INPUT_SIGNED);
-  put_u16(o, SCL_MAX_PAYLOAD);
-  put_u16(o, SCL_STEPS_PER_REQUEST);
-  put_u8(o, SCL_WINDOW);
-  put_u16(o, SCL_TABLE);
-  put_u16(o, SCL_CAPACITY);
-  put_u32(o, SCL_FLASH_SECTOR);
-  put_u32(o, SCL_FLASH_SIZE);
-  put_u16(o, SCL_FLASH_PROGRAM_UNIT);
-  put_u32(o, l->step);
-  put_u8(o, l->task);
-  put_u8(o, l->phase);
-  put_u8(o, l->mode);
-  put_u8(o, l->shuffled);
-  put_u16(o, l->epoch);
-  put_u16(o, l->pos);
-  put_u16(o, l->n);
-  put_u16(o, l->n_start);
-  put_u16(o, l->received);
-  put_u16(o, l->filled);
-  put_u32(o, scl_journal.snapshot);
-  put_u8(o, restored_state);
-  put_u8(o, (uint32_t)scl_port_reset_reason());
-  scl_seal_nonce(o->bytes + o->size);
-  o->size += SCL_NONCE_BYTES;
-  put_u8(o, SCL_KEYED);
-  put_u8(o, scl_health.health | (scl_journal.counts.lost_saves != 0 ? SCL_HEALTH_LOST_SAVE : 0u));
-  put_u16(o, scl_health.faults);
+  scl_seal_nonce(nonce);
+  SCL_WIRE_HELLO(PUT_HELLO_U8, PUT_HELLO_U16, PUT_HELLO_U32, PUT_HELLO_BYTES)
   greeted = 1;
   return SCL_OK;
 }
@@ -187,6 +190,18 @@ static scl_status_t all_or_recover(scl_status_t status) {
   return status;
 }
 
+#define PUT_TRAINING_U8(field) put_u8(&head, TRAINING_##field);
+#define PUT_TRAINING_U16(field) put_u16(&head, TRAINING_##field);
+#define PUT_TRAINING_U32(field) put_u32(&head, TRAINING_##field);
+#define TRAINING_done done
+#define TRAINING_epoch l->epoch
+#define TRAINING_pos l->pos
+#define TRAINING_n l->n
+#define TRAINING_phase l->phase
+#define TRAINING_flags (digest ? 1u : 0u)
+#define TRAINING_wrong progress->wrong
+#define TRAINING_loss progress->loss
+
 /* The head of a training reply goes in front of the rolling digests when all steps are done. */
 static scl_status_t training_reply(out_t *o, uint32_t done, int digest, const scl_progress_t *progress) {
   const scl_learner_t *l = &scl_learner;
@@ -200,14 +215,7 @@ static scl_status_t training_reply(out_t *o, uint32_t done, int digest, const sc
     scl_meter.ticks[SCL_TICKS_DIGEST] += scl_port_ticks() - start;
   }
   out_t head = {o->bytes, 0};
-  put_u16(&head, done);
-  put_u16(&head, l->epoch);
-  put_u16(&head, l->pos);
-  put_u16(&head, l->n);
-  put_u8(&head, l->phase);
-  put_u8(&head, digest ? 1u : 0u);
-  put_u16(&head, progress->wrong);
-  put_u32(&head, progress->loss);
+  SCL_WIRE_TRAINING(PUT_TRAINING_U8, PUT_TRAINING_U16, PUT_TRAINING_U32)
   if (digest) {
     put_u32(&head, state);
   }
@@ -376,6 +384,36 @@ static scl_status_t do_dump(in_t in, out_t *o) {
   return scl_state_dump(scl_get_u16(in.bytes), scl_get_u32(in.bytes + 2), o->bytes, size);
 }
 
+#define PUT_STATISTICS_U16(field) put_u16(o, STATISTICS_##field);
+#define PUT_STATISTICS_U32(field) put_u32(o, STATISTICS_##field);
+#define PUT_STATISTICS_U64(field) put_u64(o, STATISTICS_##field);
+#define STATISTICS_forward scl_meter.ticks[SCL_TICKS_FORWARD]
+#define STATISTICS_backward scl_meter.ticks[SCL_TICKS_BACKWARD]
+#define STATISTICS_replay_read scl_meter.ticks[SCL_TICKS_REPLAY]
+#define STATISTICS_mask_update scl_meter.ticks[SCL_TICKS_MASK]
+#define STATISTICS_journal_write scl_meter.ticks[SCL_TICKS_JOURNAL]
+#define STATISTICS_digest scl_meter.ticks[SCL_TICKS_DIGEST]
+#define STATISTICS_training scl_meter.ticks[SCL_TICKS_STEP]
+#define STATISTICS_training_steps scl_meter.steps
+#define STATISTICS_passes scl_meter.passes
+#define STATISTICS_programs c->programs
+#define STATISTICS_erases c->erases
+#define STATISTICS_bytes_written c->bytes_written
+#define STATISTICS_sectors SCL_SECTORS
+#define STATISTICS_sectors_free scl_journal_free()
+#define STATISTICS_live_records scl_record_live()
+#define STATISTICS_erase_min low
+#define STATISTICS_erase_max high
+#define STATISTICS_relocated c->relocated
+#define STATISTICS_checkpoints c->checkpoints
+#define STATISTICS_retired_sectors c->retired
+#define STATISTICS_lost_records c->lost_records
+#define STATISTICS_saturated_activations scl_learner.counts.saturated_activations
+#define STATISTICS_saturated_errors scl_learner.counts.saturated_errors
+#define STATISTICS_guard_shifts scl_learner.counts.guard_shifts
+#define STATISTICS_weights_at_clamp scl_net_clamped()
+#define STATISTICS_stack_used scl_port_stack_used()
+
 static scl_status_t do_statistics(in_t in, out_t *o) {
   const scl_journal_counts_t *c = &scl_journal.counts;
   uint32_t low, high;
@@ -383,28 +421,7 @@ static scl_status_t do_statistics(in_t in, out_t *o) {
     return SCL_ERR_BAD_LENGTH;
   }
   scl_journal_wear(&low, &high);
-  for (uint32_t t = 0; t < SCL_TICKS_COUNT; t++) {
-    put_u64(o, scl_meter.ticks[t]);
-  }
-  put_u32(o, scl_meter.steps);
-  put_u32(o, scl_meter.passes);
-  put_u32(o, c->programs);
-  put_u32(o, c->erases);
-  put_u64(o, c->bytes_written);
-  put_u16(o, SCL_SECTORS);
-  put_u16(o, scl_journal_free());
-  put_u16(o, scl_record_live());
-  put_u32(o, low);
-  put_u32(o, high);
-  put_u32(o, c->relocated);
-  put_u32(o, c->checkpoints);
-  put_u16(o, c->retired);
-  put_u16(o, c->lost_records);
-  put_u32(o, scl_learner.counts.saturated_activations);
-  put_u32(o, scl_learner.counts.saturated_errors);
-  put_u32(o, scl_learner.counts.guard_shifts);
-  put_u32(o, scl_net_clamped());
-  put_u32(o, scl_port_stack_used());
+  SCL_WIRE_STATISTICS(PUT_STATISTICS_U16, PUT_STATISTICS_U32, PUT_STATISTICS_U64)
   return SCL_OK;
 }
 
@@ -453,21 +470,21 @@ typedef struct {
 #define ANYHOW 4u /* executed although a bit has flipped: it forgets the state, and takes the sums when it has */
 
 /* By command code, docs/protocol.md "Commands". */
-static const command_t commands[] = {{NULL, 0, 0},
-                                     {do_hello, 0, FIRST},
-                                     {do_task_begin, SCL_PARTS_STATE, LEARNS},
-                                     {do_samples, SCL_PARTS_BOOKS | SCL_PARTS_TABLES, LEARNS},
-                                     {do_train, SCL_PARTS_STEP, LEARNS},
-                                     {do_step, SCL_PARTS_STEP, LEARNS},
-                                     {do_evaluate, 0, 0},
-                                     {do_predict, 0, 0},
-                                     {do_replay, SCL_PARTS_BOOKS | SCL_PARTS_TABLES, LEARNS},
-                                     {do_task_end, SCL_PARTS_STATE, LEARNS},
-                                     {do_digest, 0, 0},
-                                     {do_dump, 0, 0},
-                                     {do_statistics, 0, 0},
-                                     {do_save, SCL_PARTS_STATE, LEARNS},
-                                     {do_reset, 0, FIRST | ANYHOW}};
+static const command_t commands[] = {
+    [SCL_COMMAND_HELLO] = {do_hello, 0, FIRST},
+    [SCL_COMMAND_TASK_BEGIN] = {do_task_begin, SCL_PARTS_STATE, LEARNS},
+    [SCL_COMMAND_SAMPLES] = {do_samples, SCL_PARTS_BOOKS | SCL_PARTS_TABLES, LEARNS},
+    [SCL_COMMAND_TRAIN] = {do_train, SCL_PARTS_STEP, LEARNS},
+    [SCL_COMMAND_STEP] = {do_step, SCL_PARTS_STEP, LEARNS},
+    [SCL_COMMAND_EVALUATE] = {do_evaluate, 0, 0},
+    [SCL_COMMAND_PREDICT] = {do_predict, 0, 0},
+    [SCL_COMMAND_REPLAY] = {do_replay, SCL_PARTS_BOOKS | SCL_PARTS_TABLES, LEARNS},
+    [SCL_COMMAND_TASK_END] = {do_task_end, SCL_PARTS_STATE, LEARNS},
+    [SCL_COMMAND_DIGEST] = {do_digest, 0, 0},
+    [SCL_COMMAND_DUMP] = {do_dump, 0, 0},
+    [SCL_COMMAND_STATISTICS] = {do_statistics, 0, 0},
+    [SCL_COMMAND_SAVE] = {do_save, SCL_PARTS_STATE, LEARNS},
+    [SCL_COMMAND_RESET] = {do_reset, 0, FIRST | ANYHOW}};
 
 /* Whether a command may be executed at all. */
 static scl_status_t permitted(const command_t *command) {
@@ -561,8 +578,8 @@ static void refuse(uint32_t sequence, uint32_t command, scl_status_t status) {
 static scl_status_t unseal(uint32_t command, uint32_t *counter) {
   *counter = 0;
 #if SCL_KEYED
-  if (command != COMMAND_HELLO && command != COMMAND_DIGEST && command != COMMAND_DUMP &&
-      command != COMMAND_STATISTICS) {
+  if (command != SCL_COMMAND_HELLO && command != SCL_COMMAND_DIGEST && command != SCL_COMMAND_DUMP &&
+      command != SCL_COMMAND_STATISTICS) {
     const scl_status_t status = scl_seal_check(frame.bytes, frame.size, counter);
     if (status != SCL_OK) {
       return status;

@@ -8,9 +8,6 @@
 
 #include "scl_types.h"
 
-typedef enum { SCL_PHASE_IDLE = 0, SCL_PHASE_FILLING = 1, SCL_PHASE_TRAINING = 2, SCL_PHASE_TRAINED = 3 } scl_phase_t;
-typedef enum { SCL_MODE_RESIDENT = 0, SCL_MODE_STREAMED = 1 } scl_mode_t;
-
 #define SCL_NO_TASK 255u
 
 /* Values that left their format in training; shown in the report so that a too tight format is seen. */

@@ -11,9 +11,8 @@
 #include "scl_panel.h"
 #endif
 
-#define SCALARS 52u
-#define PAD 39u /* the only byte of them that says nothing */
-#define SLOT_BYTES 12u
+#define SCALARS SCL_WIRE_SCALARS_SIZE
+#define SLOT_BYTES SCL_WIRE_REPLAY_SLOT_SIZE
 #define FIRST_NET_REGION 16u
 
 scl_learner_t scl_learner;
@@ -23,53 +22,23 @@ typedef scl_status_t (*visit_fn)(void *context, void *data, uint32_t size);
 
 static void pack(uint8_t p[SCALARS]) {
   const scl_learner_t *l = &scl_learner;
-  memset(p, 0, SCALARS);
-  scl_put_u32(p, l->choices);
-  scl_put_u32(p + 4, l->rounding);
-  scl_put_u32(p + 8, l->step);
-  scl_put_u32(p + 12, l->seen);
-  scl_put_u32(p + 16, l->rolling);
-  p[20] = l->task;
-  p[21] = l->phase;
-  p[22] = l->mode;
-  p[23] = l->grown;
-  scl_put_u16(p + 24, l->epoch);
-  scl_put_u16(p + 26, l->pos);
-  scl_put_u16(p + 28, l->n_start);
-  scl_put_u16(p + 30, l->n);
-  scl_put_u16(p + 32, l->filled);
-  scl_put_u16(p + 34, l->received);
-  p[36] = l->captured_d;
-  p[37] = l->captured_m;
-  p[38] = l->shuffled;
-  scl_put_u32(p + 40, l->counts.saturated_activations);
-  scl_put_u32(p + 44, l->counts.saturated_errors);
-  scl_put_u32(p + 48, l->counts.guard_shifts);
+#define PUT_U8(member) *p++ = l->member;
+#define PUT_U16(member) scl_put_u16(p, l->member), p += 2;
+#define PUT_U32(member) scl_put_u32(p, l->member), p += 4;
+#define PUT_ZERO() *p++ = 0;
+  SCL_WIRE_SCALARS(PUT_U8, PUT_U16, PUT_U32, PUT_ZERO)
 }
 
-static void unpack(const uint8_t p[SCALARS]) {
+/* Returns whether all that says nothing is 0. */
+static int unpack(const uint8_t p[SCALARS]) {
   scl_learner_t *l = &scl_learner;
-  l->choices = scl_get_u32(p);
-  l->rounding = scl_get_u32(p + 4);
-  l->step = scl_get_u32(p + 8);
-  l->seen = scl_get_u32(p + 12);
-  l->rolling = scl_get_u32(p + 16);
-  l->task = p[20];
-  l->phase = p[21];
-  l->mode = p[22];
-  l->grown = p[23];
-  l->epoch = scl_get_u16(p + 24);
-  l->pos = scl_get_u16(p + 26);
-  l->n_start = scl_get_u16(p + 28);
-  l->n = scl_get_u16(p + 30);
-  l->filled = scl_get_u16(p + 32);
-  l->received = scl_get_u16(p + 34);
-  l->captured_d = p[36];
-  l->captured_m = p[37];
-  l->shuffled = p[38];
-  l->counts.saturated_activations = scl_get_u32(p + 40);
-  l->counts.saturated_errors = scl_get_u32(p + 44);
-  l->counts.guard_shifts = scl_get_u32(p + 48);
+  int good = 1;
+#define GET_U8(member) l->member = *p++;
+#define GET_U16(member) l->member = scl_get_u16(p), p += 2;
+#define GET_U32(member) l->member = scl_get_u32(p), p += 4;
+#define GET_ZERO() good = *p++ == 0 && good;
+  SCL_WIRE_SCALARS(GET_U8, GET_U16, GET_U32, GET_ZERO)
+  return good;
 }
 
 /* The lists of a panel come after their size, which a damaged snapshot can have wrong. */
@@ -316,8 +285,8 @@ scl_status_t scl_state_load(scl_state_end_t *end) {
     status = scl_journal_restore_read(scalars, SCALARS);
   }
   if (status == SCL_OK) {
-    unpack(scalars);
-    status = scalars[PAD] == 0 && learner_holds() ? visit_all(read_part, NULL, 1) : SCL_ERR_STORE;
+    const int good = unpack(scalars);
+    status = good && learner_holds() ? visit_all(read_part, NULL, 1) : SCL_ERR_STORE;
   }
   if (status == SCL_OK) {
     status = scl_journal_restore_read(end->bytes, sizeof end->bytes);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Status codes and the types that every module shares. */
+/* The types that every module shares. */
 #ifndef SCL_TYPES_H
 #define SCL_TYPES_H
 
@@ -8,29 +8,7 @@
 
 #include "scl_config.h"
 #include "scl_hot.h"
-
-/* Negated, these are the error codes of docs/protocol.md. */
-typedef enum {
-  SCL_OK = 0,
-  SCL_ERR_BAD_FRAME = -1,
-  SCL_ERR_UNKNOWN_COMMAND = -2,
-  SCL_ERR_BAD_LENGTH = -3,
-  SCL_ERR_BAD_STATE = -4,
-  SCL_ERR_RANGE = -5,
-  SCL_ERR_BAD_LABEL = -6,
-  SCL_ERR_WRONG_ORDER = -7,
-  SCL_ERR_STORE_FULL = -8,
-  SCL_ERR_STORE = -9,
-  SCL_ERR_TOO_MANY = -10,
-  SCL_ERR_OUT_OF_TURN = -11,
-  SCL_ERR_OTHER_MODEL = -12,
-  SCL_ERR_WRONG_NONCE = -13,
-  SCL_ERR_TOO_LONG = -14,
-  SCL_ERR_NOT_SEALED = -15,
-  SCL_ERR_REPLAYED = -16,
-  SCL_ERR_SELF_TEST = -17,
-  SCL_ERR_DAMAGED = -18
-} scl_status_t;
+#include "scl_wire.h"
 
 #if SCL_INPUT_SIGNED
 typedef int8_t scl_input_t;

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from sparcl_mcu.spec.wire import Phase
+
 from .. import metrics
-from ..protocol import Phase, TrainingReply
+from ..protocol import TrainingReply
 from ..stream import Epoch, Outline, StreamResult
 
 _BLOCKS = "▁▂▃▄▅▆▇█"

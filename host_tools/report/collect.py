@@ -10,10 +10,11 @@ from sparcl_mcu.generator import files
 from sparcl_mcu.reference import Device
 from sparcl_mcu.spec.errors import UserError
 from sparcl_mcu.spec.types import Activation, Dataset, Layer, Model, Op, Task, needs_error
+from sparcl_mcu.spec.wire import Command
 
 from .. import lessons, metrics
 from ..image import ImageSizes, measure
-from ..protocol import PHASE_TICKS, Command, pack_labelled
+from ..protocol import PHASE_TICKS, pack_labelled
 from ..stream import RESULT as STREAM_RESULT
 from ..stream import Score, StreamResult, data_hash, make_plan
 from ..validate import RESULT as VALIDATION_RESULT

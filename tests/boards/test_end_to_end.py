@@ -22,13 +22,14 @@ from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.generator.render import render
 from sparcl_mcu.host_tools.emulator import Emulator, unavailable
-from sparcl_mcu.host_tools.protocol import Command, TrainingReply
+from sparcl_mcu.host_tools.protocol import TrainingReply
 from sparcl_mcu.host_tools.recording import transactions
 from sparcl_mcu.host_tools.stream import RECORDING, Epoch, Observer, StreamResult, stream
 from sparcl_mcu.host_tools.validate import ValidationResult
 from sparcl_mcu.reference import Device
 from sparcl_mcu.spec.boards import load_board
 from sparcl_mcu.spec.paths import ROOT
+from sparcl_mcu.spec.wire import Command
 from tests.host_tools.fake_board import FakeBoard
 
 pytestmark = pytest.mark.board

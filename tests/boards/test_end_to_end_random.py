@@ -20,11 +20,11 @@ from sparcl_mcu.generator import plan
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.emulator import Emulator, unavailable
 from sparcl_mcu.host_tools.image import measure
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.reference import Device
 from sparcl_mcu.spec import boards
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Growth, Method, Model, SingleHead
+from sparcl_mcu.spec.wire import Command
 from tests.compiled import compile_c
 from tests.firmware.native import Teacher, Twin, board_build, generate
 from tests.reference.models import random_conv_model, random_model

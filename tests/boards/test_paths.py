@@ -18,6 +18,7 @@ from sparcl_mcu.generator import pipeline
 from sparcl_mcu.host_tools import firmware, platformio, protocol
 from sparcl_mcu.host_tools.emulator import Emulator, free_url
 from sparcl_mcu.host_tools.link import Link
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.paths import ROOT
 from tests.boards.test_end_to_end import require
 
@@ -104,7 +105,7 @@ def test_a_board_is_built_uploaded_and_answers_in_folders_of_any_name(board: Emu
     """Nothing is executed, and nothing written beside the folder (see the fixture)."""
     assert board.url is not None
     with Link(board.url) as link:
-        assert protocol.hello(link).phase == protocol.Phase.IDLE
+        assert protocol.hello(link).phase == wire.Phase.IDLE
 
 
 def test_names_stay_the_same_from_build_to_build(tmp_path: Path) -> None:

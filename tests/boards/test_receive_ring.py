@@ -10,8 +10,8 @@ import pytest
 from sparcl_mcu.host_tools import link, protocol
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.link import Link
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.spec import boards
+from sparcl_mcu.spec.wire import Command
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
 from tests.firmware.native import Twin
 from tests.firmware.test_window import CLASSES, learn

@@ -10,9 +10,9 @@ import stack_bound  # from platforms/common, as board_build
 
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.emulator import Emulator
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.spec.boards import load_board
 from sparcl_mcu.spec.types import Model
+from sparcl_mcu.spec.wire import Command
 from tests.boards.test_end_to_end_random import BOARDS, MODELS, EmulatedBoard, convolutional, cross_build
 from tests.firmware.native import Teacher, Twin, board_build
 from tests.reference.models import random_model

@@ -24,10 +24,10 @@ from pydantic import ValidationError
 from sparcl_mcu.generator import plan, proof, quantise
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.store import model_hash
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.spec.errors import UserError
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Dataset, FloatModel, Layer, Model, Op, Panel, Task
+from sparcl_mcu.spec.wire import Command
 from tests.compiled import compile_c
 from tests.firmware.native import POISON, Teacher, Twin, board_build, board_facts, flags, generate, running
 from tests.firmware.watch import Watch, watching

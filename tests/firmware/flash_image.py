@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparcl_mcu.host_tools.protocol import Phase
 from sparcl_mcu.reference.decode import SCALARS
 from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.types import Method, Model, position_bytes
+from sparcl_mcu.spec.wire import Phase
 
 HEADER, STATE, TAG, DIGEST = 48, 2, 8, 4
 """Bytes of a sector's header that count; the kind that holds a snapshot; bytes of a tag and of a snapshot's digest."""

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from sparcl_mcu.generator.render import render
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import DeviceError, Link
-from sparcl_mcu.host_tools.protocol import Command, Hello, Phase
+from sparcl_mcu.host_tools.protocol import Hello
 from sparcl_mcu.reference import Device, first_difference
 from sparcl_mcu.spec import boards
 from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Model
+from sparcl_mcu.spec.wire import Command, Phase
 from tests.compiled import compile_c
 from tests.reference.models import random_samples, samples, task_begin
 

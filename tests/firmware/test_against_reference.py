@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.host_tools import protocol
-from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.spec.types import Activation, DdrScore, Growth, Layer, Method, Model, Op, SingleHead
+from sparcl_mcu.spec.wire import Command, Phase
 from tests.firmware.native import Teacher, Twin, build, running
 from tests.reference.models import Masks, Spec, conv_model, random_conv_model, random_model
 

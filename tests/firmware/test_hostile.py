@@ -14,8 +14,9 @@ import pytest
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame, Splitter, decode
 from sparcl_mcu.host_tools.link import Link
-from sparcl_mcu.host_tools.protocol import Command
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.types import Model
+from sparcl_mcu.spec.wire import Command
 from tests.firmware.native import SECONDS, Teacher, Twin, build, running
 from tests.reference.models import random_model, random_samples
 
@@ -257,7 +258,7 @@ def test_question(twin: Twin) -> None:
     assert f"task 1, training, step {twin.device.step}, replay {twin.device.filled}, snapshot 1" in text
     twin.link = Link(twin.process.url)
     twin.check()
-    assert protocol.hello(twin.link).phase == protocol.Phase.TRAINING
+    assert protocol.hello(twin.link).phase == wire.Phase.TRAINING
 
 
 def test_the_greeting_ends_like_a_frame(twin: Twin) -> None:

@@ -18,11 +18,10 @@ import pytest
 
 from sparcl_mcu.generator import plan
 from sparcl_mcu.host_tools import protocol, report, stream, validate
-from sparcl_mcu.host_tools.link import DAMAGED, SELF_TEST, WRONG_NONCE, DeviceError
-from sparcl_mcu.host_tools.protocol import Command, Phase
-from sparcl_mcu.host_tools.recording import OUT_OF_TURN
+from sparcl_mcu.host_tools.link import DeviceError
 from sparcl_mcu.spec.boards import Board, Watchdog
 from sparcl_mcu.spec.errors import BoardError
+from sparcl_mcu.spec.wire import Command, Phase, Status
 from tests.firmware.memory import Memory
 from tests.firmware.native import FIRMWARE, Process, Teacher, Twin, board_facts, build, running
 from tests.host_tools.conftest import MakeProject, make_project
@@ -103,7 +102,7 @@ def test_flipped_bit_is_found_before_the_next_request_and_undone(twin: Twin, sym
     protocol.digest(twin.link)
     idle(twin)
     memory(twin).flip(symbol, bit)
-    assert refused(twin, Command.TRAIN, TRAIN) == DAMAGED
+    assert refused(twin, Command.TRAIN, TRAIN) == Status.DAMAGED
     assert comes_back(twin).faults == 1
     finish(twin)
 
@@ -117,8 +116,8 @@ def idle(twin: Twin) -> None:
 def test_a_reset_that_is_refused_hides_nothing(twin: Twin) -> None:
     """It comes without the nonce; damage of before is found afterwards."""
     memory(twin).flip("layer0_panel0_weight", 37)
-    assert twin.ask(Command.RESET, b"\x01" + bytes(8))[0] == WRONG_NONCE
-    assert refused(twin, Command.TRAIN, TRAIN) == DAMAGED
+    assert twin.ask(Command.RESET, b"\x01" + bytes(8))[0] == Status.WRONG_NONCE
+    assert refused(twin, Command.TRAIN, TRAIN) == Status.DAMAGED
     comes_back(twin)
 
 
@@ -157,7 +156,7 @@ def test_a_snapshot_is_not_made_of_what_is_damaged(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGSTOP)
         board.flip("layer0_panel0_weight", 37)
         threading.Timer(0.1, os.kill, (pid, signal.SIGCONT)).start()
-        assert refused(twin, command, request) == DAMAGED
+        assert refused(twin, command, request) == Status.DAMAGED
         assert protocol.wait_for_hello(twin.link).snapshot == before
 
 
@@ -169,20 +168,20 @@ def test_what_only_reads_does_not_answer_from_a_damaged_state(twin: Twin) -> Non
     idle(twin)
     time.sleep(0.1)  # the board sees that the line is idle
     memory(twin).flip("layer0_panel0_weight", 2)
-    assert refused(twin, Command.PREDICT, bytes(MODEL.n_in)) == DAMAGED
+    assert refused(twin, Command.PREDICT, bytes(MODEL.n_in)) == Status.DAMAGED
     comes_back(twin)
 
 
 def test_hello_does_not_tell_a_damaged_place(twin: Twin) -> None:
     memory(twin).flip("scl_learner", 35)
-    assert refused(twin, Command.HELLO) == DAMAGED
+    assert refused(twin, Command.HELLO) == Status.DAMAGED
     comes_back(twin)
 
 
 def test_two_faults_are_counted_until_power_on(twin: Twin) -> None:
     for count in (1, 2):
         memory(twin).flip("scl_learner", 40)
-        assert refused(twin, Command.TRAIN, TRAIN) == DAMAGED
+        assert refused(twin, Command.TRAIN, TRAIN) == Status.DAMAGED
         assert comes_back(twin).faults == count
     state = protocol.reset(twin.link, protocol.RESTART)
     assert (state.health, state.faults) == (0, 2)
@@ -210,7 +209,7 @@ def test_idle_board_restarts_and_refuses_what_was_meant_for_the_state_before(twi
         assert time.monotonic() < deadline
         time.sleep(0.05)
     for command, request in ((Command.TRAIN, TRAIN), (Command.EVALUATE, b"\0"), (Command.SAVE, NONE)):
-        assert refused(twin, command, request) == DAMAGED
+        assert refused(twin, command, request) == Status.DAMAGED
     comes_back(twin)
     finish(twin)
 
@@ -219,8 +218,8 @@ def test_restart_that_the_host_does_not_know_of(twin: Twin) -> None:
     """Before its next hello the board does nothing that was meant for another state."""
     os.kill(twin.process.pid, signal.SIGUSR1)  # type: ignore[attr-defined]
     time.sleep(0.5)
-    assert refused(twin, Command.TRAIN, TRAIN) == OUT_OF_TURN
-    assert refused(twin, Command.DIGEST) == OUT_OF_TURN
+    assert refused(twin, Command.TRAIN, TRAIN) == Status.OUT_OF_TURN
+    assert refused(twin, Command.DIGEST) == Status.OUT_OF_TURN
     assert twin.hello().reset_reason == 2
     twin.device = twin.saved.copy()  # type: ignore[attr-defined]
     finish(twin)
@@ -388,7 +387,7 @@ def check_refuses(image: Path, folder: Path) -> None:
             for command, request in learning.items():
                 with pytest.raises(DeviceError, match="self-test failed") as error:
                     link.request(command, request)
-                assert error.value.status == SELF_TEST
+                assert error.value.status == Status.SELF_TEST
             assert protocol.digest(link).step == 0
             assert len(list(protocol.evaluations(link, state, y, x, MODEL.n_classes))) == 1
             assert protocol.dump_regions(link, MODEL, state)

@@ -18,11 +18,11 @@ import pytest
 from sparcl_mcu.generator import plan
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import Link
-from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.reference import Device
 from sparcl_mcu.reference.decode import SCALARS
 from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.types import Method, Model, position_bytes
+from sparcl_mcu.spec.wire import Command, Phase
 from tests.firmware.flash_image import FlashImage, Layout
 from tests.firmware.native import Process, Teacher, Twin, board_facts, build, flip, running
 from tests.reference.models import random_model, random_samples, samples, task_begin

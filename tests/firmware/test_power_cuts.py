@@ -15,9 +15,9 @@ import pytest
 from sparcl_mcu.generator import plan
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.link import Link, LinkError
-from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.reference import Device
 from sparcl_mcu.spec.types import Method, Model
+from sparcl_mcu.spec.wire import Command, Phase
 from tests.firmware.native import Process, Teacher, board_facts, build
 from tests.firmware.test_journal import Historian
 from tests.reference.models import random_model, random_samples, samples

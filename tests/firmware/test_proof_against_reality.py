@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.reference import Device
+from sparcl_mcu.spec.wire import Command
 from tests.firmware.extremes import drawn, run
 from tests.firmware.watch import Overflow, watching
 from tests.reference.models import random_model

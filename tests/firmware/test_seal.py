@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import NEXT, REPLY, REQUEST, Frame, Splitter, decode
 from sparcl_mcu.host_tools.link import DeviceError, Link, LinkError
-from sparcl_mcu.host_tools.protocol import STATE_CHANGING, Command, Hello
+from sparcl_mcu.host_tools.protocol import STATE_CHANGING, Hello
 from sparcl_mcu.host_tools.seal import SIZE, Seal
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.errors import BoardError, UserError
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Model
+from sparcl_mcu.spec.wire import Command
 from tests.compiled import compile_c
 from tests.firmware.native import SECONDS, Process, Teacher, Twin, build, running
 from tests.firmware.test_window import facts
@@ -290,7 +292,7 @@ def test_requests_without_a_right_seal_are_refused(process: Process) -> None:
     assert found.count(11) == 1  # the one of kind 0x02 is out of turn before anything else
     assert where(process)[1] == digest
     assert Attacker(process)(right) == [0]
-    assert where(process)[0].phase == protocol.Phase.FILLING
+    assert where(process)[0].phase == wire.Phase.FILLING
 
 
 @pytest.mark.parametrize("command", sorted({*STATE_CHANGING, 0, 17, 255}))

@@ -15,10 +15,12 @@ import pytest
 from sparcl_mcu.host_tools import frame, link, protocol
 from sparcl_mcu.host_tools.frame import NEXT, REQUEST, Frame
 from sparcl_mcu.host_tools.link import DeviceError, Link
-from sparcl_mcu.host_tools.protocol import Command, Hello, ReplayRecord
+from sparcl_mcu.host_tools.protocol import Hello, ReplayRecord
 from sparcl_mcu.host_tools.recording import Header, Recorder, transactions
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.types import Model
+from sparcl_mcu.spec.wire import Command
 from tests.firmware.native import Twin, board_facts, build, running
 from tests.firmware.test_hostile import shout
 from tests.line import BadFrames, Proxy, whole
@@ -74,7 +76,7 @@ def learn(twin: Twin, path: Path) -> tuple[Hello, int]:
         if not streamed:
             *_, received = protocol.samples(line, state, y, x)
             assert received == 48
-        while (state := protocol.hello(line)).phase == protocol.Phase.TRAINING:
+        while (state := protocol.hello(line)).phase == wire.Phase.TRAINING:
             if streamed:
                 protocol.train(line, 0)
                 ids = np.frombuffer(protocol.dump(line, 1, 2 * state.n, state.max_payload), "<u2")

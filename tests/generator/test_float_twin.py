@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from sparcl_mcu.generator import architecture, config, data, float_twin, network, quantise, train
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.float_twin import Mask, Twin
-from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.host_tools.stream import replay_records
 from sparcl_mcu.reference import Device
 from sparcl_mcu.spec.prng import Prng
 from sparcl_mcu.spec.types import Activation, Dataset, FloatLayer, FloatModel, Model, Op, Task, Window
+from sparcl_mcu.spec.wire import Command, Phase
 from tests.reference.models import samples, task_begin
 
 pytestmark = pytest.mark.tensorflow

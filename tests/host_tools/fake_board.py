@@ -10,9 +10,11 @@ from typing import Self
 
 from sparcl_mcu.host_tools import frame
 from sparcl_mcu.host_tools.frame import Frame, Splitter
-from sparcl_mcu.host_tools.protocol import KEPT, VERSION, Command
+from sparcl_mcu.host_tools.protocol import KEPT, VERSION
 from sparcl_mcu.reference import Device
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.types import Model
+from sparcl_mcu.spec.wire import Command
 from tests.line import Connection, Port
 
 
@@ -133,37 +135,32 @@ class FakeBoard:
     def hello(self) -> bytes:
         """docs/protocol.md, "Hello reply"."""
         d, m = self.device, self.model
-        head = struct.pack("<B3B8s16s", VERSION, 0, 1, 0, self.model_hash, self.name.encode())
-        facts = (m.n_in, m.n_classes, len(m.layers), int(m.signed), self.max_payload, 100, self.window)
-        tables = (m.learning.table, m.learning.capacity, 4096, 1 << 20, 4)
-        place = (
-            d.step,
-            d.task,
-            d.phase,
-            d.mode,
-            int(d.shuffled),
-            d.epoch,
-            d.pos,
-            d.n,
-            d.n_start,
-            d.received,
-            d.filled,
-        )
-        return (
-            head
-            + struct.pack("<HHBBHHB", *facts)
-            + struct.pack("<HHIIH", *tables)
-            + struct.pack("<IBBBBHHHHHH", *place)
-            + struct.pack(
-                "<IBB8sBBH",
-                self._snapshots,
-                int(self.restored),
-                self.reset_reason,
-                self.nonce,
-                0,
-                self.health,
-                self.faults,
-            )
+        return wire.HELLO.pack(
+            protocol=VERSION,
+            version=bytes((0, 1, 0)),
+            model_hash=self.model_hash,
+            board=self.name.encode(),
+            n_in=m.n_in,
+            n_classes=m.n_classes,
+            n_layers=len(m.layers),
+            input=int(m.signed),
+            max_payload=self.max_payload,
+            steps_per_request=100,
+            window=self.window,
+            table_capacity=m.learning.table,
+            replay_capacity=m.learning.capacity,
+            sector=4096,
+            store_size=1 << 20,
+            program_unit=4,
+            **{name: int(getattr(d, name)) for name in ("step", "task", "phase", "mode", "shuffled", "epoch", "pos")},
+            **{name: getattr(d, name) for name in ("n", "n_start", "received", "filled")},
+            snapshot=self._snapshots,
+            restored=int(self.restored),
+            reset_reason=self.reset_reason,
+            nonce=self.nonce,
+            keyed=0,
+            health=self.health,
+            faults=self.faults,
         )
 
     def statistics(self) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import fields
 
 import pytest
 
@@ -15,21 +14,17 @@ from sparcl_mcu.host_tools import bounds, cli, link, protocol, report, stream, v
 from sparcl_mcu.host_tools.bounds import Advance, Traffic
 from sparcl_mcu.host_tools.frame import REPLY, Frame, Splitter
 from sparcl_mcu.host_tools.link import LinkError
-from sparcl_mcu.host_tools.protocol import Command, Hello
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.errors import BoardError
+from sparcl_mcu.spec.wire import Command, Status
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard
 from tests.line import Connection
 
-_NAMES = ["protocol", "", "", "", *[field.name for field in fields(Hello)][2:]]
-
 
 def told(hello: bytes, **changes: int | bytes) -> bytes:
     """A hello with other values."""
-    values = list(protocol._HELLO.unpack(hello))
-    for name, value in changes.items():
-        values[_NAMES.index(name)] = value
-    return protocol._HELLO.pack(*values)
+    return wire.HELLO.pack(**wire.HELLO.unpack_from(hello) | changes)
 
 
 class Liar(FakeBoard):
@@ -67,14 +62,14 @@ def _start_without_end(board: Liar) -> None:
 
 def _backwards(board: Liar) -> None:
     left = iter(range(1000, 0, -1))
-    size = protocol._STATISTICS.size
+    size = wire.STATISTICS.size
     board.lie(Command.STATISTICS, lambda _: struct.pack("<Q", next(left)) + bytes(size - 8))
 
 
 def _another_epoch(board: Liar) -> None:
     def again(hello: bytes) -> bytes:
         state = protocol.unpack_hello(hello)
-        return told(hello, epoch=0, pos=0) if state.phase == protocol.Phase.TRAINING else hello
+        return told(hello, epoch=0, pos=0) if state.phase == wire.Phase.TRAINING else hello
 
     board.lie(Command.HELLO, again)
 
@@ -151,7 +146,7 @@ class Restless(FakeBoard):
             return 0, state if self._start > 1 else self.hello()
         if command == Command.TRAIN:
             self._restarted = True
-            return link.DAMAGED, b""
+            return Status.DAMAGED, b""
         return super()._execute(command, request)
 
 

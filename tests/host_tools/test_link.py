@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import pty
-import re
 import struct
 import time
 import tty
@@ -24,11 +23,11 @@ from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import frame, link, protocol
 from sparcl_mcu.host_tools.frame import Frame, Splitter
 from sparcl_mcu.host_tools.link import DeviceError, Link, LinkError, NoisyLineError
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.recording import NOISE, Header, Recorder, entries, transactions
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.errors import UserError
-from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Task
+from sparcl_mcu.spec.wire import Command
 from tests.host_tools.fake_board import FakeBoard, commands
 from tests.line import Proxy, damage
 
@@ -322,7 +321,7 @@ def test_restart_in_the_midst(project: Project) -> None:
         line_to.hear = _nth(4, cut)
         with pytest.raises(DeviceError, match=r"out of turn.*restarted.*--resume"):
             list(protocol.samples(line, state, task.y_train, task.x_train))
-        assert (board.device.received, board.device.phase) == (0, protocol.Phase.IDLE)
+        assert (board.device.received, board.device.phase) == (0, wire.Phase.IDLE)
 
 
 def test_predictions(project: Project) -> None:
@@ -541,8 +540,8 @@ def test_restart_reconnects(project: Project) -> None:
     with FakeBoard(project.model) as board, Link(board.url) as line:
         task = project.dataset.tasks[0]
         protocol.task_begin(line, task.classes, len(task.y_train), streamed=False)
-        assert protocol.hello(line).phase == protocol.Phase.FILLING
-        assert protocol.reset(line, protocol.RESTART).phase == protocol.Phase.IDLE
+        assert protocol.hello(line).phase == wire.Phase.FILLING
+        assert protocol.reset(line, protocol.RESTART).phase == wire.Phase.IDLE
 
 
 def test_waiting_costs_neither_time_nor_processor(any_board: FakeBoard) -> None:
@@ -558,9 +557,3 @@ def test_waiting_costs_neither_time_nor_processor(any_board: FakeBoard) -> None:
         processor = time.thread_time()
         protocol.hello(line)
         assert time.thread_time() - processor < 0.1
-
-
-def test_each_status_of_the_firmware_is_explained() -> None:
-    """All that scl_types.h lists, and no other."""
-    listed = re.findall(r"SCL_ERR_\w+ = -(\d+)", (ROOT / "firmware/engine/scl_types.h").read_text(encoding="utf-8"))
-    assert link.ERRORS.keys() == set(map(int, listed))

@@ -21,12 +21,13 @@ from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import link, protocol, report, stream, validate
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame
 from sparcl_mcu.host_tools.link import Link
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.recording import END, RECEIVED, SENT, Header, Recorder, is_complete, transactions
 from sparcl_mcu.reference import train
 from sparcl_mcu.reference.replay import Sample
 from sparcl_mcu.reference.state import State
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.errors import BoardError, UserError, ValidationFailed
+from sparcl_mcu.spec.wire import Command
 from tests.host_tools.conftest import MakeProject
 from tests.host_tools.fake_board import FakeBoard, commands
 from tests.line import BadFrames, Proxy, damage
@@ -524,7 +525,7 @@ def test_changed_byte_is_found(project: Project, board: FakeBoard, command: int,
     stream.stream(project, board.url)
     path = project.folder / stream.RECORDING
     if offset < 0:
-        offset += protocol._STATISTICS.size
+        offset += wire.STATISTICS.size
     _change_reply(path, lambda c: c == command, 0, offset)
     result, _ = validate.validate(project)
     assert not result.bit_exact

@@ -15,11 +15,11 @@ import pytest
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import protocol, stream, validate
 from sparcl_mcu.host_tools.frame import REPLY, REQUEST, Frame
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.host_tools.recording import END, RECEIVED, SENT, Header, Recorder
 from sparcl_mcu.host_tools.validate import Mismatch, ValidationResult
 from sparcl_mcu.reference import Device, Difference
 from sparcl_mcu.spec.errors import UserError
+from sparcl_mcu.spec.wire import Command
 from tests.host_tools.fake_board import FakeBoard
 
 

@@ -26,11 +26,11 @@ import numpy as np
 from sparcl_mcu.generator import journal, plan
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.host_tools.frame import REQUEST, Frame
-from sparcl_mcu.host_tools.protocol import Command, Phase
 from sparcl_mcu.reference import Device
 from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Model
+from sparcl_mcu.spec.wire import Command, Phase
 from tests.compiled import compile_c
 from tests.firmware.native import board_build, board_facts, flags, generate
 from tests.reference.models import random_model, random_samples, samples, task_begin

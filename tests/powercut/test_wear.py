@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.host_tools import protocol
-from sparcl_mcu.host_tools.protocol import Command
 from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Model
+from sparcl_mcu.spec.wire import Command
 from tests.firmware.native import Process, Teacher, build
 from tests.firmware.test_journal import STORE_ERROR, STORE_FULL, Historian
 from tests.powercut import harness

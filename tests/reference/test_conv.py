@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import network as floating
-from sparcl_mcu.reference import Command, Device, arrays, first_difference, loss, mask
+from sparcl_mcu.reference import Device, arrays, first_difference, loss, mask
 from sparcl_mcu.reference.conv import ConvLayer, GradientSums
 from sparcl_mcu.reference.layer import Input, WeightedLayer
 from sparcl_mcu.reference.network import Network, Prefix, learning_network
@@ -24,6 +24,7 @@ from sparcl_mcu.reference.state import State
 from sparcl_mcu.spec.fixed import Counters, Ints
 from sparcl_mcu.spec.prng import Prng
 from sparcl_mcu.spec.types import Activation, FloatLayer, Growth, Layer, Model, Op, Tensor, Window, regions
+from sparcl_mcu.spec.wire import Command
 from tests.reference.models import (
     Masks,
     Spec,

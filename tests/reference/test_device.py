@@ -9,8 +9,10 @@ import zlib
 import numpy as np
 import pytest
 
-from sparcl_mcu.reference import Command, Device, Reply, Status, arrays, first_difference
-from sparcl_mcu.spec.types import SCALARS_BYTES, Method, regions
+from sparcl_mcu.reference import Device, Reply, arrays, first_difference
+from sparcl_mcu.spec import wire
+from sparcl_mcu.spec.types import Method, regions
+from sparcl_mcu.spec.wire import Command, Status
 from tests.reference.models import random_model, random_samples, samples, task_begin
 
 N = 12
@@ -139,7 +141,7 @@ def test_refusals() -> None:
     assert status(device, begin, task_begin((0, 1), 5) + b"x") == Status.BAD_LENGTH
     assert status(device, begin, task_begin((0, 9), 5)) == Status.BAD_LABEL
     assert status(device, begin, task_begin((0, 1), 65)) == Status.TOO_MANY
-    assert status(device, begin, task_begin((0, 1), 5, 2)) == Status.OUT_OF_RANGE
+    assert status(device, begin, task_begin((0, 1), 5, 2)) == Status.RANGE
     assert status(device, run, b"\1\0\0") == Status.BAD_STATE
     assert status(device, Command.TASK_END) == Status.BAD_STATE
     good(device, begin, task_begin((0, 1), N))
@@ -154,11 +156,11 @@ def test_refusals() -> None:
     assert status(device, Command.STEP, b"\0\0") == Status.BAD_STATE
     assert status(device, Command.PREDICT, b"x") == Status.BAD_LENGTH
     assert status(device, Command.EVALUATE, b"\1\x04" + x[0].tobytes()) == Status.BAD_LABEL
-    assert status(device, Command.DUMP, struct.pack("<HIH", 9, 0, 1)) == Status.OUT_OF_RANGE
-    assert status(device, Command.DUMP, struct.pack("<HIH", 0, 50, 10)) == Status.OUT_OF_RANGE
+    assert status(device, Command.DUMP, struct.pack("<HIH", 9, 0, 1)) == Status.RANGE
+    assert status(device, Command.DUMP, struct.pack("<HIH", 0, 50, 10)) == Status.RANGE
     assert status(device, Command.REPLAY, bytes(8) + x[0].tobytes()) == Status.BAD_STATE
     assert status(device, Command.RESET, b"\1") == Status.BAD_LENGTH
-    assert status(device, Command.RESET, b"\2" + NONCE) == Status.OUT_OF_RANGE
+    assert status(device, Command.RESET, b"\2" + NONCE) == Status.RANGE
     device.nonce = NONCE
     assert status(device, Command.RESET, b"\1" + NONCE[::-1]) == Status.WRONG_NONCE
     assert status(device, begin, task_begin((0, 1), 5) + device.model.model_hash[:7]) == Status.BAD_LENGTH
@@ -166,8 +168,8 @@ def test_refusals() -> None:
     assert status(device, Command.SAVE, b"\0") == Status.BAD_LENGTH
     small = Device(device.model, steps_per_request=3, max_payload=8)
     fill(small)
-    assert status(small, run, b"\4\0\0") == Status.OUT_OF_RANGE
-    assert status(small, Command.DUMP, struct.pack("<HIH", 0, 0, 9)) == Status.OUT_OF_RANGE
+    assert status(small, run, b"\4\0\0") == Status.RANGE
+    assert status(small, Command.DUMP, struct.pack("<HIH", 0, 0, 9)) == Status.RANGE
 
 
 def test_unanswered() -> None:
@@ -236,7 +238,7 @@ def test_digest_covers_the_dump() -> None:
     device = trained(Device(random_model(1)))
     dump = device.dump()
     assert list(dump) == [region.number for region in regions(device.model)]
-    assert len(dump[0]) == SCALARS_BYTES + device.model.n_classes
+    assert len(dump[0]) == wire.SCALARS.size + device.model.n_classes
     slots = b"".join(dump[3][k + 4 : k + 12] for k in range(0, len(dump[3]), 12))
     layers = b"".join(dump[number] for number in dump if number >= 16)
     assert device.digest() == zlib.crc32(dump[0] + layers + dump[1] + dump[2] + slots)

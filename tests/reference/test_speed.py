@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from sparcl_mcu.reference import Command, Device
+from sparcl_mcu.reference import Device
 from sparcl_mcu.spec.types import Activation, Model, Op
+from sparcl_mcu.spec.wire import Command
 from tests.reference.models import Spec, conv_model, random_model, random_samples, samples, task_begin
 
 N = 60

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparcl_mcu.reference import Command, Device, arrays
-from sparcl_mcu.reference.state import Phase
+from sparcl_mcu.reference import Device, arrays
 from sparcl_mcu.spec.types import DdrScore, Growth, Method, Model, Op, SingleHead
+from sparcl_mcu.spec.wire import Command, Phase
 from tests.reference.models import random_conv_model, random_model, random_samples, samples, task_begin
 from tests.reference.scalar import Sample, Scalar
 

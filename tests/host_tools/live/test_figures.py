@@ -10,8 +10,9 @@ import pytest
 
 from sparcl_mcu.host_tools.live import figures
 from sparcl_mcu.host_tools.live.figures import Forecast, Meter, Work
-from sparcl_mcu.host_tools.protocol import Phase, TrainingReply
+from sparcl_mcu.host_tools.protocol import TrainingReply
 from sparcl_mcu.host_tools.stream import Epoch, Outline, Score, StreamResult
+from sparcl_mcu.spec.wire import Phase
 
 OUTLINE = Outline(
     train=(100, 80, 60), test=(10, 10, 10), base_test=0, epochs=2, ddr=True, streamed=False, ticks_per_instruction=0.1

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from sparcl_mcu.host_tools.live import LiveView
-from sparcl_mcu.host_tools.protocol import Phase, TrainingReply
+from sparcl_mcu.host_tools.protocol import TrainingReply
 from sparcl_mcu.host_tools.stream import Epoch, Outline, Score, StreamResult
+from sparcl_mcu.spec.wire import Phase
 
 OUTLINE = Outline(train=(100,), test=(10,), base_test=0, epochs=2, ddr=True, streamed=False, ticks_per_instruction=0.0)
 COUNTERS = {"training": 0, "training_steps": 0, "live_records": 7, "sectors_free": 60, "sectors": 64, "erases": 3}
