@@ -79,7 +79,7 @@ bench-check: setup ## the quick part of bench; fails when a figure grew by more 
 test: setup ## run the tests, without the slow ones
 	@$(VENV)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
-results: setup ## run the sweeps of examples/sweeps (hours) and renew docs/results.md; what is done is not done again
+results: setup ## run the sweeps of examples/sweeps (hours) and renew docs/evidence/results.md; what is done is not done again
 	@for sweep in $(SWEEPS); do $(SPARCL) sweep examples/sweeps/$$sweep.toml || exit; done
 	@$(VENV)/python -m sparcl_mcu.benchmarks.sweep.page $(SWEEPS)
 

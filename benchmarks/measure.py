@@ -101,7 +101,7 @@ def _content(project: Project) -> str:
     """Hash of what an accuracy depends on: model, samples and the rules of learning, which tests hold the code to."""
     state = hashlib.sha256(project.model.model_hash + store.digest(project.dataset))
     for name in ("numerics.md", "algorithm.md"):
-        state.update((ROOT / "docs" / name).read_bytes())
+        state.update((ROOT / "docs" / "spec" / name).read_bytes())
     return f"accuracy-{state.hexdigest()[:24]}"
 
 
@@ -214,7 +214,7 @@ def forward_products(program: Program, counts: Counts) -> int:
 
 
 def _mask_updates(project: Project, steps: int) -> int:
-    """Mask updates in whole epochs (docs/algorithm.md)."""
+    """Mask updates in whole epochs (docs/spec/algorithm.md)."""
     learning = project.model.learning
     epochs = steps // len(project.dataset.tasks[0].y_train)
     return epochs * learning.updates_per_epoch // max(learning.update_every_epochs, 1)

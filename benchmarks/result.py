@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bench found: build/bench/bench.json (docs/bench-schema.md)."""
+"""What a bench found: build/bench/bench.json (docs/reference/bench-schema.md)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 """The experiment file: TOML to frozen, checked models.
 
 Every option is a field with a description and a default; the defaults are the
-recipe of docs/algorithm.md, so a short file is a good experiment.  Errors name
+recipe of docs/spec/algorithm.md, so a short file is a good experiment.  Errors name
 the file and the line, or the ``--set`` option, that has to change.
 """
 
@@ -43,13 +43,13 @@ ClassName: TypeAlias = Annotated[int | str, BeforeValidator(_name)]
 """A class as the data set names it: its label or its name."""
 
 MAX_CLASSES = 255
-"""A label is one byte and 255 means none (docs/algorithm.md, ``class_task``)."""
+"""A label is one byte and 255 means none (docs/spec/algorithm.md, ``class_task``)."""
 
 WATCH_RATE = 50
 """Samples per second of the watch recordings."""
 
 MAX_VALUES = 65535
-"""Values of a sample: its number is two bytes on the line (docs/protocol.md)."""
+"""Values of a sample: its number is two bytes on the line (docs/spec/protocol.md)."""
 
 DEEPEST = 32
 """Tables and lists inside each other in an experiment file; the options need four."""
@@ -362,7 +362,7 @@ class LinkSection(_Section):
     key: str | None = Field(
         None,
         description="Where the key is that host and board share, so that nobody else changes what the board knows: "
-        '"file:PATH", relative to this file, or "env:NAME", an environment variable (docs/protocol.md)',
+        '"file:PATH", relative to this file, or "env:NAME", an environment variable (docs/spec/protocol.md)',
     )
 
 
@@ -970,7 +970,7 @@ def _sentence(detail: ErrorDetails) -> str:
 
 
 def options_table() -> str:
-    """All options as a Markdown document: the source of docs/experiment.md."""
+    """All options as a Markdown document: the source of docs/reference/experiment.md."""
     lines: list[str] = []
     for section, info in Config.model_fields.items():
         model = cast(type[BaseModel], info.annotation)
@@ -1014,8 +1014,8 @@ def _toml(value: object) -> str:
 
 
 def write_options_page() -> Path:
-    """Rewrites the table in docs/experiment.md; its introduction stays."""
-    page = Path(__file__).resolve().parents[1] / "docs" / "experiment.md"
+    """Rewrites the table in docs/reference/experiment.md; its introduction stays."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "reference" / "experiment.md"
     introduction, _, _ = page.read_text(encoding="utf-8").partition("## [experiment]")
     page.write_text(introduction + options_table(), encoding="utf-8")
     return page

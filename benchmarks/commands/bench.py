@@ -44,8 +44,8 @@ def bench(
       sparcl bench --board ast1030_evb     everything on one board
       sparcl bench EXP.toml -b microbit    where one experiment spends them
 
-    Writes build/bench/bench.json (docs/bench-schema.md) and build/bench/plot.svg; of an experiment profile.json
-    into its own folder, for the report.
+    Writes build/bench/bench.json (docs/reference/bench-schema.md) and build/bench/plot.svg; for an experiment, it
+    writes profile.json into the experiment's own folder, for the report.
     """
     stages.require_emulators()
     from sparcl_mcu.benchmarks import baseline, profile

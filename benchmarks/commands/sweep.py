@@ -26,7 +26,7 @@ def sweep(
     ] = None,
     trust_network: Annotated[
         bool,
-        typer.Option("--trust-network", help="Use a scheduler elsewhere without encryption: see docs/security.md."),
+        typer.Option("--trust-network", help="Use a remote scheduler unencrypted: see docs/evidence/security.md."),
     ] = False,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; default: one a core.")
@@ -38,7 +38,7 @@ def sweep(
 
     Whatever is done is kept until a setting or the code it depends on changes: after Ctrl-C the same command goes on,
     and more seeds or methods only do what is new. The table has means over the seeds and, counted on an emulated board,
-    instructions, multiply-accumulates and memory. docs/results.md is made by this command.
+    instructions, multiply-accumulates and memory. docs/evidence/results.md is made by this command.
 
     \b
       sparcl sweep examples/sweeps/split_mnist.toml          everything

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs/results.md, from what was kept of the sweeps of examples/sweeps: `make results`.
+"""The tables of docs/evidence/results.md, from what was kept of the sweeps of examples/sweeps: `make results`.
 
 python -m sparcl_mcu.benchmarks.sweep.page split_mnist ...
 """
@@ -17,7 +17,7 @@ from sparcl_mcu.spec.paths import ROOT
 from . import plan, results, sweep
 
 SWEEPS = ROOT / "examples" / "sweeps"
-PAGE = ROOT / "docs" / "results.md"
+PAGE = ROOT / "docs" / "evidence" / "results.md"
 RUNS = PAGE.parent / "results"
 
 

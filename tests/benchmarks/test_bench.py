@@ -294,7 +294,7 @@ def test_schema_file_is_that_of_the_code() -> None:
 
 
 def test_schema_documentation_names_every_key() -> None:
-    named = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "bench-schema.md").read_text()))
+    named = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "reference" / "bench-schema.md").read_text()))
     parts = (Bench, CaseResult, Instructions, Phases, result.Row, result.Fit)
     keys = {key for part in parts for key in part.model_fields}
     assert keys <= named, keys - named

@@ -173,7 +173,7 @@ def test_every_option_is_described() -> None:
 
 
 def test_the_page_of_options_is_up_to_date() -> None:
-    page = Path(__file__).parents[2] / "docs" / "experiment.md"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "experiment.md"
     assert page.read_text(encoding="utf-8").endswith(config.options_table()), (
-        "run: python -m sparcl_mcu.generator.config, which rewrites the table in docs/experiment.md"
+        "run: python -m sparcl_mcu.generator.config, which rewrites the table in docs/reference/experiment.md"
     )

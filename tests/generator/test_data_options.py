@@ -96,8 +96,8 @@ def test_options_that_do_not_go_together(tmp_path: Path, data: str, tasks: str, 
 
 
 def test_the_examples_of_the_page_about_data(tmp_path: Path) -> None:
-    """Each block of docs/data.md that begins a file is one."""
-    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    """Each block of docs/reference/data.md that begins a file is one."""
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "data.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)
     files = [textwrap.dedent(block) for block in blocks if block.lstrip().startswith("[data]")]
     assert len(files) == 6

@@ -74,7 +74,7 @@ def test_schema_file_is_that_of_the_code() -> None:
 
 
 def test_schema_documentation_names_every_key() -> None:
-    text = (ROOT / "docs" / "report-schema.md").read_text()
+    text = (ROOT / "docs" / "reference" / "report-schema.md").read_text()
     named = set(re.findall(r"`([a-z_]+)`", text))
     assert set(report.Report.model_fields) <= named
 
