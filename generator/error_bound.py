@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far the logits in fixed point can be from those in floating point: a bound, sample by sample.
 
-Every rounding of docs/numerics.md is followed through the network by the triangle
+Every rounding of docs/spec/numerics.md is followed through the network by the triangle
 inequality: weights and biases are off by half of their last bit, each tensor by half of
 its own and by what saturation cuts off.  What the norm guard does is not covered; it
 does not act on the data the formats were calibrated with.

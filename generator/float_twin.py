@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learning algorithm in floating point: what fixed point costs is the difference to the board.
 
-Losses, masks and schedules of docs/algorithm.md, with float32 weights, activations and errors:
+Losses, masks and schedules of docs/spec/algorithm.md, with float32 weights, activations and errors:
 nothing is rounded, clamped or guarded, and a latent is not quantised.  What is chosen at random
 (the order of samples, what enters the buffer and is drawn from it, where masks grow) is chosen with
 the board's own numbers, so that a run can be compared with the board's of the same seed.
@@ -128,7 +128,7 @@ class Twin:
     the task that are still learnt, as numbers into its training samples; ``first``: the first
     task that is learnt here; ``removed``: by task, how many samples DDR removed; ``buffer``: the replay
     buffer, and ``stored``: (slots + 1, classes) its logits, the last row being of no slot; ``choices``: the
-    generator of docs/numerics.md, "Random numbers".
+    generator of docs/spec/numerics.md, "Random numbers".
     """
 
     def __init__(self, config: Config, dataset: Dataset, float_model: FloatModel, model: Model) -> None:
@@ -308,7 +308,7 @@ class Twin:
 
 
 class Mask:
-    """The masks of a sparse layer; matrices are (lines, places) as docs/numerics.md defines them.
+    """The masks of a sparse layer; matrices are (lines, places) as docs/spec/numerics.md defines them.
 
     ``exists``: which entries there are; ``learns``: those in the gradient mask.
     """
@@ -607,7 +607,7 @@ class _Engine:
         own: Tensors,
         capture: bool,
     ) -> dict[str, Tensors]:
-        """One training step (docs/algorithm.md, "One training step"); the numbers in comments are its steps."""
+        """One training step (docs/spec/algorithm.md, "One training step"); the numbers in comments are its steps."""
         tf, rules, (x, y) = self._tf, self._rules, samples
         sample, filled, target, applied = (row[c] for c in range(4))
         filled = tf.cast(filled, tf.float32)

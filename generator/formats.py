@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formats of docs/numerics.md, "Symbols": how many bits every tensor, weight and bias gets.
+"""The formats of docs/spec/numerics.md, "Symbols": how many bits every tensor, weight and bias gets.
 
 Chosen from what the initial model does on the initial data, with head-room for what weights
 and activations become while the board learns, and so that no sum can overflow.
@@ -312,7 +312,7 @@ def _fit_static(layer: Layer, norm: int, source: FloatLayer) -> Layer:
 
 
 def _check_format(number: int, layer: Layer) -> None:
-    """docs/numerics.md shifts by ``fw``, ``fw + fx - fa`` and the like: none may be negative."""
+    """docs/spec/numerics.md shifts by ``fw``, ``fw + fx - fa`` and the like: none may be negative."""
     if layer.fw < 1 or not 0 < layer.blog < 30 or layer.fw + layer.fx < layer.fa:
         raise _too_large(
             f"weights or outputs of layer {layer.name or number}",

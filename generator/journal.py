@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many sectors the journal needs: what it holds, what a request adds, what is kept free to move records.
 
-docs/flash-format.md, "Room", says why; ``scl_board.h`` hands the numbers to the engine, which counts alike or fails to
-compile.
+docs/spec/flash-format.md, "Room", says why; ``scl_board.h`` hands the numbers to the engine, which counts alike or
+fails to compile.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _request(model: Model, board: Board, *, streamed: bool) -> Records:
 
 
 def max_payload(model: Model, board: Board) -> int:
-    """Payload limit of the protocol: the board's, or what one sample with its head needs (docs/protocol.md)."""
+    """Payload limit of the protocol: the board's, or what one sample with its head needs (docs/spec/protocol.md)."""
     statistics_reply = 128
     prediction = 3 + 2 * model.n_classes
     return max(board.link.max_payload, model.n_in + 12, prediction, statistics_reply)

@@ -23,7 +23,7 @@ LARGEST_SAMPLE = LARGEST - 12
 """Values of a sample that fit a request of the protocol with its head."""
 
 MOST_LAYERS = 0xFF
-"""Layers that learn (``n_layers`` in docs/protocol.md)."""
+"""Layers that learn (``n_layers`` in docs/spec/protocol.md)."""
 
 
 def check(model: Model) -> None:

@@ -61,7 +61,7 @@ def activate(activation: Activation, v: Floats) -> Floats:
 
 
 def backward(layers: Sequence[FloatLayer], tensors: Sequence[Floats], error: Floats) -> list[Floats]:
-    """The error dL/d(tensor) of every tensor, 0 where an activation is flat (docs/numerics.md, "Backward").
+    """The error dL/d(tensor) of every tensor, 0 where an activation is flat (docs/spec/numerics.md, "Backward").
 
     ``tensors``: from ``forward``; ``error``: that of the last one, in its shape.
     """

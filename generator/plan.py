@@ -33,13 +33,13 @@ ENGINE_CODE = 32 * 1024
 """Engine code and its constant tables, in bytes; the largest of the boards, rounded up."""
 
 SEAL = 12
-"""Bytes of a seal: a counter and a tag (docs/protocol.md, "Shared key")."""
+"""Bytes of a seal: a counter and a tag (docs/spec/protocol.md, "Shared key")."""
 
 SEAL_CODE = 3072
 """What seals and tags take in flash besides, rounded up."""
 
 RECORD_HEAD = 8
-"""Bytes of a record before its sample or logits (docs/flash-format.md)."""
+"""Bytes of a record before its sample or logits (docs/spec/flash-format.md)."""
 
 SNAPSHOT_END = 4
 """Bytes of the digest that a snapshot ends with."""
@@ -330,7 +330,7 @@ def record_head(*, keyed: bool) -> int:
 
 
 def snapshot_bytes(model: Model, *, keyed: bool = False) -> int:
-    """Largest snapshot of the learner (docs/flash-format.md)."""
+    """Largest snapshot of the learner (docs/spec/flash-format.md)."""
     position = position_bytes(model)
     learning = model.learning
     return (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof that no accumulator overflows, with Python's unbounded integers (docs/numerics.md)."""
+"""The proof that no accumulator overflows, with Python's unbounded integers (docs/spec/numerics.md)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def magnitudes(layers: Iterable[Layer], signed: bool) -> list[int]:
 
 
 def update_shift(layer: Layer, fg: int) -> int:
-    """``su`` of docs/numerics.md: how far ``g * x`` is shifted to become a step of a weight."""
+    """``su`` of docs/spec/numerics.md: how far ``g * x`` is shifted to become a step of a weight."""
     return fg - layer.kg + layer.fx - layer.fw
 
 
@@ -241,7 +241,7 @@ def update_proof(model: Model, name: str, layer: Layer, x: int) -> Iterator[Proo
 
 
 def score_proof(model: Model, name: str, layer: Layer, x: int) -> Iterator[ProofLine]:
-    """TDM and DGM (docs/algorithm.md, "Scores"); ``x``: largest input."""
+    """TDM and DGM (docs/spec/algorithm.md, "Scores"); ``x``: largest input."""
     learning = model.learning
     if not (layer.sparse and (learning.tdm or learning.dgm)):
         return
@@ -270,7 +270,7 @@ def unit_shift(layer: Layer, capture: int) -> int:
 
 
 def _loss_proof(model: Model) -> Iterator[ProofLine]:
-    """Soft-max and mean squared error (docs/numerics.md, "Loss")."""
+    """Soft-max and mean squared error (docs/spec/numerics.md, "Loss")."""
     fz = model.layers[-1].fa
     classes = model.n_classes
     yield ProofLine("loss", "soft-max: (m - z)*log2(e), rounded", 65535 * 23637 + (1 << (fz + 5)), INT32_MAX, "clamp")

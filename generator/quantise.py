@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the initial model in floating point to the model of docs/numerics.md.
+"""From the initial model in floating point to the model of docs/spec/numerics.md.
 
     layout (a frozen prefix of its own, margins) -> formats -> rates -> weights and biases -> proof
 
@@ -223,7 +223,7 @@ def _learning(config: Config, dataset: Dataset, layers: Sequence[FloatLayer]) ->
         stochastic=m.rounding == "stochastic",
         single_head=m.single_head,
         alpha=m.alpha if m.name is Method.DERPP else 0.0,
-        # ER has one replay term, of the same weight as the current loss (docs/algorithm.md, step 6).
+        # ER has one replay term, of the same weight as the current loss (docs/spec/algorithm.md, step 6).
         beta={Method.DERPP: m.beta, Method.ER: 1.0, Method.FINETUNE: 0.0}[m.name],
         tdm=tdm.enabled and any(not layer.mask.all() for layer in layers),
         updates_per_epoch=updates,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning rates in fixed point, and how convolutions cut their errors so that sums fit (docs/numerics.md)."""
+"""Learning rates in fixed point, and how convolutions cut their errors so that sums fit (docs/spec/numerics.md)."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _numbers(values: NDArray[Any], per_line: int = 16) -> str:
 
 
 def _regions(layers: Sequence[LayerView], position: int) -> list[dict[str, Any]]:
-    """The parameters in the order of the state digest (docs/algorithm.md), as rows of scl_regions."""
+    """The parameters in the order of the state digest (docs/spec/algorithm.md), as rows of scl_regions."""
     rows: list[dict[str, Any]] = []
 
     def add(name: str, size: int, entries: str = "NULL", most: int = 0, *, mask: bool = False) -> None:

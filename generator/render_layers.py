@@ -238,7 +238,7 @@ def _shape(t: Tensor) -> str:
 
 
 def _activation(layer: Layer) -> str:
-    """``scl_activation_t``; what counts as saturated: docs/numerics.md, "Forward"."""
+    """``scl_activation_t``; what counts as saturated: docs/spec/numerics.md, "Forward"."""
     shift = layer.fw + layer.fx - layer.fa if layer.weighted else 0
     pools = layer.op in (Op.MAX_POOL, Op.AVG_POOL)  # what they read is within its bits, and so is what they make of it
     most = (1 << (15 if pools else layer.out.bits)) - 1
@@ -269,7 +269,7 @@ def _panels(model: Model, layer: Layer, name: str, *, frozen: bool) -> tuple[Pan
 
 
 def _positions(layer: Layer, source: Tensor) -> tuple[int, ...]:
-    """Offsets of the kernel positions from the first one, in the order of docs/numerics.md, "Forward"."""
+    """Offsets of the kernel positions from the first one, in the order of docs/spec/numerics.md, "Forward"."""
     if layer.op is not Op.CONV:
         return ()
     assert layer.window is not None

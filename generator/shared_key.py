@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key that host and board share, where an experiment names one (docs/protocol.md, "Shared key").
+"""The key that host and board share, where an experiment names one (docs/spec/protocol.md, "Shared key").
 
 Only its place is an option.  The key itself goes into the firmware and nowhere else,
 and that into a folder which only its owner can enter.
@@ -68,7 +68,7 @@ def keep_private(folder: Path) -> None:
 
 
 def journal_key(key: bytes, model_hash: bytes) -> bytes:
-    """The key of tags in flash (docs/flash-format.md), 32 bytes: of one model, and of no use on the line."""
+    """The key of tags in flash (docs/spec/flash-format.md), 32 bytes: of one model, and of no use on the line."""
     return hashlib.blake2s(b"sparcl-mcu journal" + model_hash, key=key, digest_size=BYTES).digest()
 
 

@@ -2,7 +2,7 @@
 """How large the files and networks of a user may be; looked at before anything is loaded or allocated.
 
 All of them are far beyond what a board can learn (a task has at most 65,535 samples of at most 65,535 values)
-and small enough for a computer with a few GiB of memory.  docs/security.md lists them for users.
+and small enough for a computer with a few GiB of memory.  docs/evidence/security.md lists them for users.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 TensorFlow is imported only when there is something to train or to import (keras_model.py).
 Pruning after dense training cost 4 points in continual learning; choosing the
-mask first costs nothing (docs/algorithm.md, "the initial model").
+mask first costs nothing (docs/spec/algorithm.md, "the initial model").
 """
 
 from __future__ import annotations

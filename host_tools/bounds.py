@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a board may send, and how long it may keep a host busy (docs/security.md, "A hostile board").
+"""What a board may send, and how long it may keep a host busy (docs/evidence/security.md, "A hostile board").
 
 The bounds follow from what the host asks, so that a slow board or a bad line never meets them.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames on the serial line (docs/protocol.md, "Frame"): COBS around a CRC-32."""
+"""Frames on the serial line (docs/spec/protocol.md, "Frame"): COBS around a CRC-32."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 
 The line is any pyserial URL: ``/dev/ttyACM0``, ``COM3``, a pseudo-terminal or
 ``socket://127.0.0.1:4000``.  How lost frames are made good is described in
-docs/protocol.md, "Several requests under way".
+docs/spec/protocol.md, "Several requests under way".
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class NoisyLineError(LinkError):
 
 
 class DeviceError(BoardError):
-    """The board refused a request (docs/protocol.md, "Errors")."""
+    """The board refused a request (docs/spec/protocol.md, "Errors")."""
 
     def __init__(self, command: int, status: int) -> None:
         self.command = command

@@ -2,7 +2,7 @@
 """The optional shared key of host and board: requests that change the state are sealed.
 
 A seal is a counter and a tag, keyed BLAKE2s (RFC 7693) over all that must not
-be changed or used again (docs/protocol.md, "Shared key").
+be changed or used again (docs/spec/protocol.md, "Shared key").
 """
 
 from __future__ import annotations

@@ -506,7 +506,7 @@ def _name_difference(model: Model, link: Link, device: Device) -> tuple[Mismatch
 
 
 _FIRST_LAYER = 16
-"""Number of the first dump region that belongs to a layer (docs/protocol.md)."""
+"""Number of the first dump region that belongs to a layer (docs/spec/protocol.md)."""
 
 
 def _place(difference: Difference) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A convolution (docs/numerics.md, "Backward", "Convolution").
+"""A convolution (docs/spec/numerics.md, "Backward", "Convolution").
 
 What lies under the kernel is gathered once per pass into columns, (groups,
 kernel positions, positions of the output); a depthwise convolution has a group

@@ -112,7 +112,7 @@ def _output(layer: Layer) -> str:
 
 
 def _weight(layer: Layer, line: int, place: int, lane: int, block: int) -> str:
-    """Which weight ``lane`` of an entry is (docs/numerics.md, "Sparse layers: panels")."""
+    """Which weight ``lane`` of an entry is (docs/spec/numerics.md, "Sparse layers: panels")."""
     if layer.op is Op.DENSE:
         return f"input {line}, output {place * block + lane}"
     assert layer.window is not None

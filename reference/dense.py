@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dense layer (docs/numerics.md, "Backward", "Dense").
+"""A dense layer (docs/spec/numerics.md, "Backward", "Dense").
 
 Without masks it is one panel in which every output is in the gradient mask.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference as a device: answers the commands of docs/protocol.md.
+"""The reference as a device: answers the commands of docs/spec/protocol.md.
 
 A refused request changes nothing.  Checks come in this order: length, phase,
 then the fields of the request in their order.

@@ -64,7 +64,7 @@ class Node(ABC):
 
 
 class Gradient(Protocol):
-    """Gradient of the weights from one captured step (docs/algorithm.md, "When a mask update is due")."""
+    """Gradient of the weights from one captured step (docs/spec/algorithm.md, "When a mask update is due")."""
 
     def at(self, positions: Positions) -> Ints:
         """gD or gM of this step at flat positions of the weight matrix, same shape."""
@@ -72,7 +72,7 @@ class Gradient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How the weights of a model change (docs/numerics.md, "Backward"); ``sacc`` counts only in a batch."""
+    """How the weights of a model change (docs/spec/numerics.md, "Backward"); ``sacc`` counts only in a batch."""
 
     fg: int
     sacc: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors and loss of the output layer (docs/numerics.md, "Loss")."""
+"""Errors and loss of the output layer (docs/spec/numerics.md, "Loss")."""
 
 from __future__ import annotations
 

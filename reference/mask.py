@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dynamic masks: schedule, captured gradients, scores, mask update (docs/algorithm.md)."""
+"""Dynamic masks: schedule, captured gradients, scores, mask update (docs/spec/algorithm.md)."""
 
 from __future__ import annotations
 

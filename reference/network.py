@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward and backward through all layers (docs/numerics.md, "Forward" and "Backward")."""
+"""Forward and backward through all layers (docs/spec/numerics.md, "Forward" and "Backward")."""
 
 from __future__ import annotations
 

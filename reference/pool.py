@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers without weights: pooling, addition, padding (docs/numerics.md, "Forward" and "Other layers").
+"""Layers without weights: pooling, addition, padding (docs/spec/numerics.md, "Forward" and "Other layers").
 
 Tensors of the reference have no margins, so all that padding does here is to
 turn a sample from (row, column, channel) to channel first.

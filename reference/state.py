@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learner's state, its digest and its dump regions (docs/algorithm.md, "State", "State digest")."""
+"""The learner's state, its digest and its dump regions (docs/spec/algorithm.md, "State", "State digest")."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Captured:
 
 @dataclass
 class State:
-    """Everything the device knows.  ``class_task``: (n_classes,) uint8; names as in docs/algorithm.md."""
+    """Everything the device knows.  ``class_task``: (n_classes,) uint8; names as in docs/spec/algorithm.md."""
 
     model: Model
     choices: Prng
@@ -196,7 +196,7 @@ def parts(state: State) -> Iterator[bytes]:
 
 
 def dump(state: State) -> dict[int, bytes]:
-    """All dump regions by number (docs/protocol.md, "Dump regions")."""
+    """All dump regions by number (docs/spec/protocol.md, "Dump regions")."""
     contents = [scalars(state), _table_ids(state), _table_scores(state), _replay(state), *_layers(state)]
     return {region.number: data for region, data in zip(regions(state.model), contents, strict=True)}
 

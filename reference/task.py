@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The task: its table of samples, the shuffle, dynamic data removal, begin and end (docs/algorithm.md)."""
+"""The task: its table of samples, the shuffle, dynamic data removal, begin and end (docs/spec/algorithm.md)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training step (docs/algorithm.md, "One training step"); the numbers in comments are its steps."""
+"""One training step (docs/spec/algorithm.md, "One training step"); the numbers in comments are its steps."""
 
 from __future__ import annotations
 

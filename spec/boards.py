@@ -49,7 +49,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Store:
-    """The journal's flash partition: bytes, erase unit, program unit (docs/flash-format.md).
+    """The journal's flash partition: bytes, erase unit, program unit (docs/spec/flash-format.md).
 
     ``erased``: value of an erased byte. ``endurance``: times a sector can be erased.
     """
@@ -171,7 +171,7 @@ class Silicon:
 
 @dataclass(frozen=True)
 class Board:
-    """One board (docs/porting.md, "board.toml")."""
+    """One board (docs/howto/add-a-board.md, "board.toml")."""
 
     name: str
     title: str

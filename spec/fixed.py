@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixed-point primitives and tables (docs/numerics.md, "Primitives" and "Loss").
+"""Fixed-point primitives and tables (docs/spec/numerics.md, "Primitives" and "Loss").
 
 Functions take Python integers or int64/int32 arrays; an array keeps its dtype,
 the caller chooses one that is wide enough.
@@ -31,7 +31,7 @@ LOG2: Ints = np.array([math.floor(256 * math.log2(1 + f / 256) + 0.5) for f in r
 
 @dataclass(slots=True)
 class Counters:
-    """The saturation counters of the state (docs/algorithm.md); taken modulo 2^32 when stored."""
+    """The saturation counters of the state (docs/spec/algorithm.md); taken modulo 2^32 when stored."""
 
     saturated_activations: int = 0
     saturated_errors: int = 0

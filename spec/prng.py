@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 32-bit linear congruential generator (docs/numerics.md, "Random numbers").
+"""The 32-bit linear congruential generator (docs/spec/numerics.md, "Random numbers").
 
 ``draw`` makes many numbers at once: after k steps the state is
 ``A[k] * s + C[k]`` modulo 2^32, with tables that double in size when needed.

@@ -20,7 +20,7 @@ CALIBRATION_QUANTILE = 0.99
 """Share of the non-zero magnitudes of float inputs that must not be clipped."""
 
 MAX_TASKS = 255
-"""A task's number is one byte and 255 means none (docs/algorithm.md, ``class_task``)."""
+"""A task's number is one byte and 255 means none (docs/spec/algorithm.md, ``class_task``)."""
 
 BASE = "base"
 """Name of the base classes where tasks have theirs."""

@@ -202,7 +202,7 @@ def _layer(name: str, layer: Layer) -> LayerFormat:
 
 
 def _saturation_of(model: Model, passes: int) -> Saturation:
-    """What ``passes`` training passes, forward and back, computed (docs/numerics.md, "Forward" and "Backward")."""
+    """What ``passes`` training passes, forward and back, computed (docs/spec/numerics.md, "Forward" and "Backward")."""
     counted = [layer for layer in model.layers if layer.op in (Op.DENSE, Op.CONV, Op.ADD)]
     with_error = needs_error(model.layers)
     errors = [model.tensor(t).values for layer in model.layers if layer.weighted and with_error[t := layer.inputs[0]]]

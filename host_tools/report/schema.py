@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What report.json holds (docs/report-schema.md)."""
+"""What report.json holds (docs/reference/report-schema.md)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class EpochReport(Part):
 
 
 class LayerFormat(Part):
-    """One layer in fixed point (docs/numerics.md).  Limits are real numbers: what the format can hold."""
+    """One layer in fixed point (docs/spec/numerics.md).  Limits are real numbers: what the format can hold."""
 
     name: str = Field(description="l0 is the first layer that learns, p0 the first frozen one; then its own name")
     kind: str = Field(description="dense, conv, max_pool, ...")
@@ -186,7 +186,7 @@ class Report(Part):
     )
     class_il: Percent = Field(ge=0, le=100, description="Mean accuracy over tasks at the end, over all classes")
     task_il: Percent = Field(ge=0, le=100, description="The same, each task over its own classes")
-    forgetting: Percent = Field(description="Class-incremental; docs/report-schema.md defines it")
+    forgetting: Percent = Field(description="Class-incremental; docs/reference/report-schema.md defines it")
     backward_transfer: Percent
     task_forgetting: Percent = Field(description="Task-incremental")
     accuracy_matrix: list[list[Percent | None]] = Field(description="[i][j]: after task i, on task j; over all classes")

@@ -111,7 +111,7 @@ def bench(
 
 
 def tell(bench: Bench, noise: Noise, result: StreamResult) -> None:
-    """The figures of docs/reliability.md: ``pytest tests/boards/test_bad_line.py -rP | grep bytes``."""
+    """The figures of docs/evidence/reliability.md: ``pytest tests/boards/test_bad_line.py -rP | grep bytes``."""
     kinds = ", ".join(f"{noise.done[kind]} {kind}" for kind in Noise.KINDS)
     print(
         f"{bench.project.board.name} at {noise.rate:g}: {noise.bytes} bytes, {sum(noise.done.values())} errors "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A journal's flash as docs/flash-format.md tells it, read and forged without the engine's code."""
+"""A journal's flash as docs/spec/flash-format.md tells it, read and forged without the engine's code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FIELDS = struct.Struct("<IBBHIIIHHII8sII")
 
 @dataclass
 class Header:
-    """Of a sector; ``at``: where the sector begins, in bytes.  The other names are those of docs/flash-format.md."""
+    """Of a sector; ``at``: its place in bytes.  The other names are those of docs/spec/flash-format.md."""
 
     at: int
     magic: int

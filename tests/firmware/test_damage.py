@@ -429,7 +429,7 @@ def test_damaged_flash(key: bytes | None, tmp_path: Path) -> None:
 
 
 def test_without_a_key_nothing_stops_who_knows_the_format(tmp_path: Path) -> None:
-    """Checks are no seals: what docs/security.md says of a flash that somebody else writes."""
+    """Checks are no seals: what docs/evidence/security.md says of a flash that somebody else writes."""
     with subject(tmp_path) as it:
         rng = np.random.default_rng(1)
         found = it.board.mount(forged_wholly(rng, it.history))
@@ -440,7 +440,7 @@ def test_without_a_key_nothing_stops_who_knows_the_format(tmp_path: Path) -> Non
 
 
 def test_an_old_flash_is_genuine(tmp_path: Path) -> None:
-    """With a key, too, a board takes the whole of an earlier flash for its own (docs/security.md, "Rollback")."""
+    """Even with a key a board accepts the whole of an earlier flash (docs/evidence/security.md, "Rollback")."""
     with subject(tmp_path, KEY) as it:
         found = it.board.mount(it.history.flashes[3])
         assert (found.restored, found.lost) == (True, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of convolutional networks, against docs/numerics.md in Python's integers (layers.c is the other side)."""
+"""Kernels of convolutional networks, against docs/spec/numerics.md in Python's integers (layers.c: the other side)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def shift(v: int, s: int) -> int:
-    """docs/numerics.md."""
+    """docs/spec/numerics.md."""
     return (v + (1 << (s - 1))) >> s if s > 0 else v << -s
 
 

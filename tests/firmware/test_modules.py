@@ -75,7 +75,7 @@ def harness(built: tuple[Model, Harness]) -> Harness:
 
 
 def shift(v: int, s: int) -> int:
-    """docs/numerics.md; a left shift keeps 32 bits."""
+    """docs/spec/numerics.md; a left shift keeps 32 bits."""
     if s > 0:
         return (v + (1 << (s - 1))) >> s
     return ((v << -s) + 2**31) % 2**32 - 2**31
@@ -341,7 +341,7 @@ def cases(rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[Case]:
         index = np.concatenate([np.concatenate(pair) for pair in zip(rows, rest, strict=True)])
         start = np.concatenate([[0], np.cumsum([len(a) + len(b) for a, b in zip(rows, rest, strict=True)])])
         split = start[:-1] + [len(a) for a in rows]
-        # sum|x| * 2^wlog has to fit beside the bias (docs/numerics.md): here 2^24
+        # sum|x| * 2^wlog has to fit beside the bias (docs/spec/numerics.md): here 2^24
         wlog = 15
         while n_in * max(-low, high) << wlog > 2**31 - 1 - 2**24:
             wlog -= 1
@@ -362,7 +362,7 @@ def cases(rng: np.random.Generator, kinds: Sequence[int]) -> Iterator[Case]:
 
 
 def stepped(case: Case, weight: int, change: int, by: int, draw: Callable[[], int] | None) -> int:
-    """docs/numerics.md, "Backward", step 4."""
+    """docs/spec/numerics.md, "Backward", step 4."""
     d = (change + (draw() >> (32 - by))) >> by if draw is not None else shift(change, by)
     return max(-(1 << case.wlog), min((1 << case.wlog) - 1, weight - d))
 

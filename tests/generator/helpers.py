@@ -221,7 +221,7 @@ def _cut(random: np.random.Generator, layers: tuple[FloatLayer, ...]) -> int:
 
 
 def fixed_forward(model: Model, x: NDArray[np.integer]) -> list[NDArray[np.float64]]:
-    """Every tensor of the layers that learn, docs/numerics.md's integers, for samples as they are stored.
+    """Every tensor of the layers that learn, docs/spec/numerics.md's integers, for samples as they are stored.
 
     Tensors are (samples, channels, height, width) without margins; sums are exact in float64.
     The norm guard is left out.

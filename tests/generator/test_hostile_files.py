@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that nobody should have made end with a clear message, in seconds and within 1 GiB (docs/security.md)."""
+"""Files nobody should have made end with a clear message, in seconds and within 1 GiB (docs/evidence/security.md)."""
 
 from __future__ import annotations
 

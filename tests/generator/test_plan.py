@@ -88,7 +88,7 @@ def pooled(model: Model, k: int) -> int | None:
 
 
 def touched(model: Model) -> Iterator[tuple[int, str]]:
-    """Every (moment, name) at which a pass touches something, told by the rules of docs/numerics.md alone."""
+    """Every (moment, name) at which a pass touches something, told by the rules of docs/spec/numerics.md alone."""
     count = len(model.layers)
     error = needs_error(model.layers)
     for k, layer in enumerate(model.prefix):
@@ -303,7 +303,7 @@ def test_table_shows_the_arena_of_a_graph() -> None:
 
 
 def test_tags_are_counted() -> None:
-    """With a shared key each record and each snapshot is 8 bytes longer (docs/flash-format.md, "Tags")."""
+    """With a shared key each record and each snapshot is 8 bytes longer (docs/spec/flash-format.md, "Tags")."""
     model, board = small(), load_board("ast1030_evb")
     assert snapshot_bytes(model, keyed=True) == snapshot_bytes(model) + 8
     granule, size = board.store.granule, model.n_stored

@@ -21,7 +21,7 @@ INT32 = range(-(2**31), 2**31)
 
 
 def shift(v: int, s: int) -> int:
-    """docs/numerics.md, with what it adds checked to fit too."""
+    """docs/spec/numerics.md, with what it adds checked to fit too."""
     if s <= 0:
         return v << -s
     assert v + (1 << (s - 1)) in INT32

@@ -64,7 +64,7 @@ def test_panels_hold_the_rounded_weights_in_storage_order(block: int, hidden: in
 
 
 def check_panels(layer: Layer, source: FloatLayer, gradient_sparsity: float) -> None:
-    """Weights, and the storage order of docs/numerics.md, "Sparse layers"."""
+    """Weights, and the storage order of docs/spec/numerics.md, "Sparse layers"."""
     full = helpers.full_weight(layer)
     assert not full[~source.mask].any()
     assert np.abs(full / 2.0**layer.fw - source.weight).max() <= 0.5 / 2**layer.fw

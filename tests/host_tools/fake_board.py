@@ -67,7 +67,7 @@ class FakeBoard:
 
     @property
     def nonce(self) -> bytes:
-        """docs/protocol.md, "Nonce"."""
+        """docs/spec/protocol.md, "Nonce"."""
         return struct.pack("<II", self._start, self._used)
 
     def _talk(self, host: Connection) -> None:
@@ -133,7 +133,7 @@ class FakeBoard:
         return result.status, payload
 
     def hello(self) -> bytes:
-        """docs/protocol.md, "Hello reply"."""
+        """docs/spec/protocol.md, "Hello reply"."""
         d, m = self.device, self.model
         return wire.HELLO.pack(
             protocol=VERSION,
@@ -164,7 +164,7 @@ class FakeBoard:
         )
 
     def statistics(self) -> bytes:
-        """docs/protocol.md, "Statistics reply", with made-up ticks."""
+        """docs/spec/protocol.md, "Statistics reply", with made-up ticks."""
         d = self.device
         ticks = tuple(1000 * d.training_steps * k for k in range(1, 8))
         counts = struct.pack("<IIIIQ", d.training_steps, d.passes, 10, 2, 4096)

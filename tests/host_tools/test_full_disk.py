@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks and outputs without room, and readers that go away (docs/security.md, "Files you did not make")."""
+"""Disks and outputs without room, and readers that go away (docs/evidence/security.md, "Files you did not make")."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_a_flash_that_erases_nothing(breakable: tuple[Historian, Breaker]) -> No
 
 
 def test_the_state_after_a_store_error(breakable: tuple[Historian, Breaker]) -> None:
-    """As docs/protocol.md says: that before the request, or for one that trains that of the last save."""
+    """As docs/spec/protocol.md says: that before the request, or for one that trains that of the last save."""
     twin, breaker = breakable
     x, y = random_samples(twin.model, (2, 3), COUNT, 1)
 

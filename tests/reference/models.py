@@ -468,7 +468,7 @@ def _margins(s: _Shaped, shape: tuple[int, int, int]) -> tuple[int, int, int, in
 
 @dataclass(frozen=True)
 class _Maker:
-    """Draws the numbers of a network that satisfy docs/numerics.md ("No overflow")."""
+    """Draws the numbers of a network that satisfy docs/spec/numerics.md ("No overflow")."""
 
     rng: np.random.Generator
     learning: Learning

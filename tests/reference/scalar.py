@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step once more, one number at a time, in plain Python integers.
 
-Written from docs/numerics.md and docs/algorithm.md without NumPy arithmetic and
+Written from docs/spec/numerics.md and docs/spec/algorithm.md without NumPy arithmetic and
 without the reference, to find mistakes of vectorisation.  Slow on purpose.
 """
 

@@ -80,7 +80,7 @@ def compare(device: Device, scalar: Scalar) -> None:
 
 
 def record(scalar: Scalar, slot: int) -> int:
-    """Checksum of a sample record (docs/flash-format.md)."""
+    """Checksum of a sample record (docs/spec/flash-format.md)."""
     sample, model = scalar.slots[slot][0], scalar.model
     values = scalar.latent(sample.x) if model.latent_stored else sample.x
     head = struct.pack("<HBB", sample.id, scalar.tasks[slot], sample.label)
