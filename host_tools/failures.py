@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a command: whatever goes wrong becomes a message and an exit status (README.md, "Exit status")."""
+"""Runs a command: whatever goes wrong becomes a message and an exit status (docs/reference/commands.md)."""
 
 from __future__ import annotations
 
