@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of docs/protocol.md as typed functions over a link.
+"""The commands of docs/spec/protocol.md as typed functions over a link.
 
 Packing and unpacking stand apart from sending, so that `validate` decodes
 recorded bytes with the same functions.
@@ -77,7 +77,7 @@ _IDENTITY = (
 
 @dataclass(frozen=True)
 class Hello:
-    """What a board says of itself; the names are those of docs/protocol.md."""
+    """What a board says of itself; the names are those of docs/spec/protocol.md."""
 
     protocol: int
     version: str

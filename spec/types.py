@@ -2,8 +2,8 @@
 """What the stages of the generator hand to each other and to the host tools.
 
 Frozen dataclasses of plain numbers and NumPy arrays; arrays are never written
-to after construction.  Number formats are those of docs/numerics.md, the
-constants of learning those of docs/algorithm.md.
+to after construction.  Number formats are those of docs/spec/numerics.md, the
+constants of learning those of docs/spec/algorithm.md.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 PANEL_PLACES = 256
-"""Places on a line of one panel: an index is one byte (docs/numerics.md)."""
+"""Places on a line of one panel: an index is one byte (docs/spec/numerics.md)."""
 
 ERROR_FRACTION = 14
-"""Fractional bits of every error (docs/numerics.md)."""
+"""Fractional bits of every error (docs/spec/numerics.md)."""
 
 
 class Op(StrEnum):
-    """What a layer computes (docs/numerics.md, "Layers")."""
+    """What a layer computes (docs/spec/numerics.md, "Layers")."""
 
     DENSE = "dense"
     CONV = "conv"
@@ -46,7 +46,7 @@ class Activation(StrEnum):
 
 
 class Method(StrEnum):
-    """Replay method (docs/algorithm.md, step 6)."""
+    """Replay method (docs/spec/algorithm.md, step 6)."""
 
     FINETUNE = "finetune"
     ER = "er"
@@ -189,7 +189,7 @@ class FloatLayer:
 
     @property
     def by_output(self) -> bool:
-        """Whether its lines, if it is sparse, are its blocks of outputs (docs/numerics.md, "Sparse layers")."""
+        """Whether its lines, if it is sparse, are its blocks of outputs (docs/spec/numerics.md, "Sparse layers")."""
         return self.op is Op.CONV or (self.op is Op.DENSE and self.weight.shape[1] <= FEW_OUTPUTS)
 
 
@@ -212,12 +212,12 @@ class FloatModel:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of a sparse layer in storage order (docs/numerics.md, "Sparse layers").
+    """One panel of a sparse layer in storage order (docs/spec/numerics.md, "Sparse layers").
 
     Lines and places: inputs and blocks of outputs, or, ``by_output``, blocks of outputs and
     inputs (kernel positions of a convolution).  ``start``: (lines + 1,), ``split``: (lines,),
     ``index``: (entries,), all int64; ``weight``: (entries, block) int16.  ``nnz``, ``grad``,
-    ``grow_inter``, ``swap``: constants of docs/algorithm.md, in entries.  ``places``:
+    ``grow_inter``, ``swap``: constants of docs/spec/algorithm.md, in entries.  ``places``:
     places on each line of this panel; ``first``: its first place in the layer.
     """
 
@@ -244,7 +244,7 @@ class Tensor:
 
     Value (c, y, x) lies at ``c * plane + (y + top) * row + x + left``.  ``fraction``: fractional
     bits; ``bits``: magnitudes stay below ``2**bits``; ``rectified``: never negative, and its
-    error is 0 where it is 0 (docs/numerics.md, "Backward").
+    error is 0 where it is 0 (docs/spec/numerics.md, "Backward").
     """
 
     channels: int
@@ -286,7 +286,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer in fixed point (docs/numerics.md).
+    """One layer in fixed point (docs/spec/numerics.md).
 
     ``inputs``: tensors it reads: 0 is the input of the network, k + 1 the output of layer k.
     ``out``: its output.  ``guard``: limit of the norm guard on its output, 0 for none.
@@ -354,7 +354,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Learning:
-    """The constants of learning that are compiled into the firmware (docs/algorithm.md)."""
+    """The constants of learning that are compiled into the firmware (docs/spec/algorithm.md)."""
 
     method: Method
     epochs: int
@@ -494,7 +494,7 @@ def needs_error(layers: tuple[Layer, ...]) -> tuple[bool, ...]:
 
 @dataclass(frozen=True)
 class Region:
-    """One dump region (docs/protocol.md): ``itemsize`` bytes per value, signed or not."""
+    """One dump region (docs/spec/protocol.md): ``itemsize`` bytes per value, signed or not."""
 
     number: int
     name: str
@@ -509,7 +509,7 @@ def position_bytes(model: Model) -> int:
 
 
 def regions(model: Model) -> tuple[Region, ...]:
-    """The dump regions of a model, in the order of docs/protocol.md."""
+    """The dump regions of a model, in the order of docs/spec/protocol.md."""
     result = [
         Region(0, "scalars", 1, False),
         Region(1, "table.id", 2, False),

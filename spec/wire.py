@@ -87,7 +87,7 @@ class Status(IntEnum):
 
 
 class Phase(IntEnum):
-    """Phases of a task (docs/algorithm.md, "State")."""
+    """Phases of a task (docs/spec/algorithm.md, "State")."""
 
     IDLE = _PHASES["idle"]
     FILLING = _PHASES["filling"]

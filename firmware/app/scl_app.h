@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The serial firmware, an application of the engine (sparcl.h) that serves the line.  docs/protocol.md. */
+/* The serial firmware, an application of the engine (sparcl.h) that serves the line.  docs/spec/protocol.md. */
 #ifndef SCL_APP_H
 #define SCL_APP_H
 

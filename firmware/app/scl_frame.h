@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Frames on the serial line, docs/protocol.md "Frame". */
+/* Frames on the serial line, docs/spec/protocol.md "Frame". */
 #ifndef SCL_FRAME_H
 #define SCL_FRAME_H
 

@@ -2,7 +2,7 @@
 /*
  * Finds flipped bits in RAM: what the board has learnt, its books and its
  * constants carry sums that are taken where they change and compared before
- * they are used, and in the background.  docs/reliability.md "Integrity while running".
+ * they are used, and in the background.  docs/evidence/reliability.md "Integrity while running".
  *
  * RAM: 5 bytes for each part.  A changed word always changes the sum of its
  * part.

@@ -469,7 +469,7 @@ typedef struct {
 #define FIRST 2u /* may come before the host knows where the board stands */
 #define ANYHOW 4u /* executed although a bit has flipped: it forgets the state, and takes the sums when it has */
 
-/* By command code, docs/protocol.md "Commands". */
+/* By command code, docs/spec/protocol.md "Commands". */
 static const command_t commands[] = {
     [SCL_COMMAND_HELLO] = {do_hello, 0, FIRST},
     [SCL_COMMAND_TASK_BEGIN] = {do_task_begin, SCL_PARTS_STATE, LEARNS},

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The board's side of docs/protocol.md. */
+/* The board's side of docs/spec/protocol.md. */
 #ifndef SCL_PROTOCOL_H
 #define SCL_PROTOCOL_H
 

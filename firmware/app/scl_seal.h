@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What tells a request that is meant from a stray or a forged one: the nonce of a start and, where the firmware was
- * generated with a key shared with the host, a seal.  docs/protocol.md "Nonce" and "Shared key".
+ * generated with a key shared with the host, a seal.  docs/spec/protocol.md "Nonce" and "Shared key".
  */
 #ifndef SCL_SEAL_H
 #define SCL_SEAL_H

@@ -3,7 +3,7 @@
  * Sparse fully connected layers of few outputs, whose lines are blocks of
  * outputs and whose places are inputs: what belongs to an output, its sum, its
  * errors and its steps, stays in registers while its line is walked, and there
- * are as few lines as outputs.  docs/numerics.md "Sparse layers".
+ * are as few lines as outputs.  docs/spec/numerics.md "Sparse layers".
  */
 #ifndef SCL_BY_OUTPUT_H
 #define SCL_BY_OUTPUT_H

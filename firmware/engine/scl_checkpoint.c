@@ -14,7 +14,7 @@
 
 /*
  * Sectors kept free for checkpoints, so that in SCL_ROUNDS of them all live records can be moved should they lie packed
- * at the tail: each moves what fits in beside its snapshot, whose sectors the next one lacks.  docs/flash-format.md, "Room".
+ * at the tail: each moves what fits in beside its snapshot, whose sectors the next one lacks.  docs/spec/flash-format.md, "Room".
  */
 #define FREE_SECTORS(live) \
   (SCL_CEIL((live) + SCL_ROUNDS + SNAPSHOT_SECTORS * SCL_ROUNDS * (SCL_ROUNDS + 1u) / 2u, SCL_ROUNDS) + SCL_SPARE)

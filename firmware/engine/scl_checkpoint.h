@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The learner's saves: when room is made for records, when the state goes to the journal, and how it comes back.
- * docs/flash-format.md "Checkpoint", "Room", "Mount".
+ * docs/spec/flash-format.md "Checkpoint", "Room", "Mount".
  */
 #ifndef SCL_CHECKPOINT_H
 #define SCL_CHECKPOINT_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Convolution, with masks (panels, docs/numerics.md) or without, also
+ * Convolution, with masks (panels, docs/spec/numerics.md) or without, also
  * depthwise.  Inputs are tensors with margins, so no kernel position ever lies
  * outside.
  *
@@ -34,7 +34,7 @@ typedef struct {
   uint16_t n_panels;    /* 0 without masks */
 } scl_conv_t;
 
-/* Number formats of a layer's backward pass, docs/numerics.md "Convolution". */
+/* Number formats of a layer's backward pass, docs/spec/numerics.md "Convolution". */
 typedef struct {
   int8_t ke, elog, glog; /* kg is part of scl_rate_t.shift */
   uint8_t su, wlog, blog;
@@ -456,7 +456,7 @@ typedef struct {
 
 /* What errors become: steps, and errors to carry back. */
 typedef struct {
-  int32_t multiplier, half; /* step = ((e * multiplier + half) >> right) << left: docs/numerics.md, without a branch */
+  int32_t multiplier, half; /* step = ((e * multiplier + half) >> right) << left: docs/spec/numerics.md, without a branch */
   uint32_t right, left;
   int8_t ke, elog, glog;
 } scl_conv_scale_t;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Fixed-point primitives, docs/numerics.md "Primitives". */
+/* Fixed-point primitives, docs/spec/numerics.md "Primitives". */
 #ifndef SCL_FIXED_H
 #define SCL_FIXED_H
 

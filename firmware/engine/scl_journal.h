@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The ring of flash sectors, docs/flash-format.md: takes sectors in turn,
+ * The ring of flash sectors, docs/spec/flash-format.md: takes sectors in turn,
  * appends records, writes and finds snapshots.  It knows nothing of what a
  * record or a snapshot means; scl_records.c and scl_state.c do.
  *

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What every kind of layer shares: loading inputs, activation, the norm guard,
- * scaling errors by the learning rate, bias updates.  docs/numerics.md.
+ * scaling errors by the learning rate, bias updates.  docs/spec/numerics.md.
  */
 #ifndef SCL_LAYER_H
 #define SCL_LAYER_H

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The state of learning besides the weights, docs/algorithm.md "State".  One
+ * The state of learning besides the weights, docs/spec/algorithm.md "State".  One
  * learner exists; it is saved to and restored from the journal by scl_state.c.
  */
 #ifndef SCL_LEARNER_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Losses and their errors at the logits, docs/numerics.md "Loss". */
+/* Losses and their errors at the logits, docs/spec/numerics.md "Loss". */
 #ifndef SCL_LOSS_H
 #define SCL_LOSS_H
 

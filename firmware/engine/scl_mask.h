@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Task-aware dynamic masks (TDM) and dynamic gradient masks (DGM), docs/algorithm.md. */
+/* Task-aware dynamic masks (TDM) and dynamic gradient masks (DGM), docs/spec/algorithm.md. */
 #ifndef SCL_MASK_H
 #define SCL_MASK_H
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Entries of a panel on the move in a mask update: gaps closed, room made for
- * new ones, storage order restored.  docs/numerics.md "Sparse layers".
+ * new ones, storage order restored.  docs/spec/numerics.md "Sparse layers".
  */
 #ifndef SCL_PANEL_H
 #define SCL_PANEL_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Pooling; positions outside of the input do not count.  docs/numerics.md. */
+/* Pooling; positions outside of the input do not count.  docs/spec/numerics.md. */
 #ifndef SCL_POOL_H
 #define SCL_POOL_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The one random generator, docs/numerics.md "Random numbers". */
+/* The one random generator, docs/spec/numerics.md "Random numbers". */
 #ifndef SCL_PRNG_H
 #define SCL_PRNG_H
 

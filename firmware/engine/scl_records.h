@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Samples and logits in the journal: what their records hold, and which of
- * them are live.  docs/flash-format.md.
+ * them are live.  docs/spec/flash-format.md.
  */
 #ifndef SCL_RECORDS_H
 #define SCL_RECORDS_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The replay buffer: reservoir sampling over slots that point into the journal.  docs/algorithm.md step 7. */
+/* The replay buffer: reservoir sampling over slots that point into the journal.  docs/spec/algorithm.md step 7. */
 #ifndef SCL_REPLAY_H
 #define SCL_REPLAY_H
 

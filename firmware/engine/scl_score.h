@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Scores of a line's entries or places, docs/algorithm.md "Scores".  They are
+ * Scores of a line's entries or places, docs/spec/algorithm.md "Scores".  They are
  * made a line at a time: the captured inputs are the same for all of it, and
  * where none of them differs from 0 nothing has to be multiplied.
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Selection of the lowest or highest scores of a panel by threshold, docs/algorithm.md "Mask update": no sort, and no
+ * Selection of the lowest or highest scores of a panel by threshold, docs/spec/algorithm.md "Mask update": no sort, and no
  * array of scores but that of one line, so they are made again for each pass.
  */
 #ifndef SCL_SELECT_H

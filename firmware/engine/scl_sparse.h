@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Panels of sparse layers, docs/numerics.md "Sparse layers", and the sparse
+ * Panels of sparse layers, docs/spec/numerics.md "Sparse layers", and the sparse
  * fully connected layer, whose lines are its inputs.  A masked weight is not
  * stored and costs nothing in any pass; within a line the gradient mask comes
  * first, so that the update has no branch.

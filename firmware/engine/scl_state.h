@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The learner's state as bytes: digest, snapshot, dump.  docs/algorithm.md "State digest". */
+/* The learner's state as bytes: digest, snapshot, dump.  docs/spec/algorithm.md "State digest". */
 #ifndef SCL_STATE_H
 #define SCL_STATE_H
 
@@ -13,7 +13,7 @@ scl_status_t scl_state_digest(uint32_t *digest);
 
 /*
  * What a snapshot ends with: the state digest, continued over what it leaves out; with a shared key a tag of its number
- * and all its bytes, too.  docs/flash-format.md "Snapshot".
+ * and all its bytes, too.  docs/spec/flash-format.md "Snapshot".
  */
 typedef struct {
   uint8_t bytes[4u + SCL_TAG_BYTES];

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A weight's step, the innermost operation of the optimizer.  docs/numerics.md "Backward", step 4. */
+/* A weight's step, the innermost operation of the optimizer.  docs/spec/numerics.md "Backward", step 4. */
 #ifndef SCL_STEP_H
 #define SCL_STEP_H
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Tags of what lies in flash, where the firmware was generated with a shared key: a MAC over its kind, its number or id
- * and its bytes, with a key of the journal's own.  docs/flash-format.md "Tags".
+ * and its bytes, with a key of the journal's own.  docs/spec/flash-format.md "Tags".
  *
  * 8 bytes, as in a seal: whoever has no key has to try, each try takes a mount or a draw of the board's, and one in 2^64
  * succeeds.  Equal contents have equal tags, which harms nothing: there is no nonce to be used twice.

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The task's samples: order of the epoch, scores, dynamic data removal (DDR).  docs/algorithm.md. */
+/* The task's samples: order of the epoch, scores, dynamic data removal (DDR).  docs/spec/algorithm.md. */
 #ifndef SCL_TASK_H
 #define SCL_TASK_H
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What happens to whole tensors: copies with other margins, sums, errors, and
- * the input of the network.  docs/numerics.md "Other layers".
+ * the input of the network.  docs/spec/numerics.md "Other layers".
  */
 #ifndef SCL_TENSOR_H
 #define SCL_TENSOR_H

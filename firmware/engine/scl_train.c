@@ -245,7 +245,7 @@ static scl_status_t advance(void) {
   return status;
 }
 
-/* One training step, docs/algorithm.md steps 2 to 13. */
+/* One training step, docs/spec/algorithm.md steps 2 to 13. */
 static scl_status_t learn(const scl_sample_t *sample, scl_address_t address, scl_progress_t *progress) {
   int16_t logits[SCL_N_CLASSES];
   const int capturing = scl_mask_capturing(scl_learner.pos);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tasks and training steps, docs/algorithm.md. */
+/* Tasks and training steps, docs/spec/algorithm.md. */
 #ifndef SCL_TRAIN_H
 #define SCL_TRAIN_H
 

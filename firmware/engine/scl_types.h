@@ -30,14 +30,14 @@ typedef scl_latent_t scl_stored_t;
 typedef scl_input_t scl_stored_t;
 #endif
 
-/* Number of an entry in a panel (docs/numerics.md). */
+/* Number of an entry in a panel (docs/spec/numerics.md). */
 #if SCL_POSITION_BYTES == 2
 typedef uint16_t scl_pos_t;
 #else
 typedef uint32_t scl_pos_t;
 #endif
 
-/* Addresses in the journal are granules; see docs/flash-format.md. */
+/* Addresses in the journal are granules; see docs/spec/flash-format.md. */
 typedef uint16_t scl_address_t;
 #define SCL_ADDRESS_NONE 0xFFFFu
 

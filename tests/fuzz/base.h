@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Checks, and frames written from docs/protocol.md and not from the engine's code. */
+/* Checks, and frames written from docs/spec/protocol.md and not from the engine's code. */
 #ifndef FUZZ_BASE_H
 #define FUZZ_BASE_H
 

@@ -8,7 +8,7 @@
 #include "scl_seal.h"
 #include "scl_records.h"
 
-/* docs/protocol.md */
+/* docs/spec/protocol.md */
 enum { REQUEST = 1, NEXT = 2 };
 enum {
   HELLO = 1,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The engine's records and snapshots checked by docs/flash-format.md, without the engine's code. */
+/* The engine's records and snapshots checked by docs/spec/flash-format.md, without the engine's code. */
 #ifndef FUZZ_RESTORED_H
 #define FUZZ_RESTORED_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The frame parser against a second one written from docs/protocol.md: the same
+ * The frame parser against a second one written from docs/spec/protocol.md: the same
  * events for any bytes, the same contents; and what is sent comes back whole.
  */
 #include <string.h>
