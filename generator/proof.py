@@ -98,9 +98,19 @@ def magnitudes(layers: Iterable[Layer], signed: bool) -> list[int]:
     return result
 
 
+def forward_shift(layer: Layer) -> int:
+    """How far a sum of ``w * x`` is shifted to become an output (docs/spec/numerics.md)."""
+    return layer.fw + layer.fx - layer.fa
+
+
 def update_shift(layer: Layer, fg: int) -> int:
     """``su`` of docs/spec/numerics.md: how far ``g * x`` is shifted to become a step of a weight."""
     return fg - layer.kg + layer.fx - layer.fw
+
+
+def bias_shift(layer: Layer, fg: int) -> int:
+    """How far a sum of ``g`` is shifted to become a step of a bias (docs/spec/numerics.md)."""
+    return fg - layer.kg - layer.fw - layer.fx
 
 
 def reaching_errors(layers: Sequence[Layer], number: int) -> int:
@@ -167,7 +177,7 @@ def _forward_proof(
     if layer.weighted:
         norm = layer.l1_in or layer.n_in * x
         how: Literal["static", "norm guard"] = "norm guard" if layer.l1_in else "static"
-        worst = (norm << layer.wlog) + (1 << layer.blog) - 1 + half(layer.fw + layer.fx - layer.fa)
+        worst = (norm << layer.wlog) + (1 << layer.blog) - 1 + half(forward_shift(layer))
         yield ProofLine(name, "forward: bias + sum w*x, rounded", worst, INT32_MAX, how)
     if layer.l1_in:
         yield ProofLine(name, "norm guard: sum |x|", layer.n_in * 32768, UINT32_MAX, "static")
@@ -234,7 +244,7 @@ def update_proof(model: Model, name: str, layer: Layer, x: int) -> Iterator[Proo
         added = terms * shifted(product, model.sacc) + (1 << sum_shift) - 1
         yield ProofLine(name, f"update: {terms} terms of a batch + random bits", added, INT32_MAX, "clamp")
     yield ProofLine(name, "update: w - d", (1 << layer.wlog) + (added >> sum_shift) + 1, INT32_MAX, "clamp")
-    shift = model.fg - layer.kg - layer.fw - layer.fx
+    shift = bias_shift(layer, model.fg)
     yield ProofLine(name, "bias: sum of g, rounded", terms * gradient + half(shift), INT32_MAX, "clamp")
     step = (1 << layer.blog) - 1 + shifted(terms * gradient, shift)
     yield ProofLine(name, "bias: b - d", step, INT32_MAX, "clamp")
@@ -266,7 +276,7 @@ def score_proof(model: Model, name: str, layer: Layer, x: int) -> Iterator[Proof
 
 def unit_shift(layer: Layer, capture: int) -> int:
     """How far a captured gradient is shifted right to be in units of a weight."""
-    return layer.fx + 6 - layer.fw + int(math.log2(capture))
+    return layer.fx + 6 - layer.fw + capture.bit_length() - 1
 
 
 def _loss_proof(model: Model) -> Iterator[ProofLine]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sparcl_mcu.generator import proof
 from sparcl_mcu.generator.arena import captures, eight_bit, keeps_alive, keeps_arg, pooled_by, readers, stored_values
 from sparcl_mcu.generator.plan import captured_sums, weight_values
 from sparcl_mcu.spec.types import Activation, Layer, Model, Op, Tensor, needs_error
@@ -149,9 +150,9 @@ def _view(model: Model, layers: tuple[Layer, ...], number: int, *, frozen: bool)
         alive=not frozen and keeps_alive(layers, number),
         highest=6 << layer.fa if layer.activation is Activation.RELU6 else 32767,
         arg=not frozen and keeps_arg(layers, number),
-        su=model.fg - layer.kg + layer.fx - layer.fw,
-        bias_shift=model.fg - layer.kg - layer.fw - layer.fx,
-        unit_shift=layer.fx + 6 - layer.fw + model.learning.capture.bit_length() - 1,
+        su=proof.update_shift(layer, model.fg),
+        bias_shift=proof.bias_shift(layer, model.fg),
+        unit_shift=proof.unit_shift(layer, model.learning.capture),
         geometry=_geometry(layer, _tensor(model, layers, layer.inputs[0], frozen=frozen)),
         positions=_positions(layer, _tensor(model, layers, layer.inputs[0], frozen=frozen)),
         pooled=_pooled(layers, number) if visited else "",
@@ -239,7 +240,7 @@ def _shape(t: Tensor) -> str:
 
 def _activation(layer: Layer) -> str:
     """``scl_activation_t``; what counts as saturated: docs/spec/numerics.md, "Forward"."""
-    shift = layer.fw + layer.fx - layer.fa if layer.weighted else 0
+    shift = proof.forward_shift(layer) if layer.weighted else 0
     pools = layer.op in (Op.MAX_POOL, Op.AVG_POOL)  # what they read is within its bits, and so is what they make of it
     most = (1 << (15 if pools else layer.out.bits)) - 1
     low, high, count_low, count_high = {
