@@ -111,7 +111,8 @@ def cross_build(
     if shutil.which(board_build.tool(facts, "gcc")) is None or unavailable(board):
         pytest.skip("no cross compiler or no emulator")
     generated = generate(model, planned or boards.load_board(board), folder, key)
-    (folder / "memory.ld").write_text(board_build.memory_ld(facts))
+    if facts["core"] != "host":
+        (folder / "memory.ld").write_text(board_build.memory_ld(facts))
     sources = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
     sources += [ROOT / "firmware" / source for source in board_build.board_sources(facts)]
     image = folder / "firmware.elf"
