@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from sparcl_mcu.generator.artefacts import Method, Model
-from sparcl_mcu.generator.boards import ROOT, Board
+from sparcl_mcu.generator.boards import Board
 from sparcl_mcu.generator.plan import journal_room
 from sparcl_mcu.host_tools.link import ERRORS
 from tests.compiled import compile_c
-from tests.firmware.native import board_facts, flags, generate
+from tests.firmware.native import CORE, board_facts, flags, generate, in_one_piece
 from tests.host_tools.reference.models import random_model
 
-FUZZ = ROOT / "tests" / "fuzz"
+FUZZ = Path(__file__).parents[1] / "fuzz"
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ def drawn(seed: int) -> Case:
 def build(case: Case, folder: Path) -> Path:
     """The engine and the host that fills it, in one program."""
     generated = generate(case.model, case.board, folder)
-    inside = [*sorted((ROOT / "firmware" / "core").glob("*.c")), *sorted(generated.glob("*.c"))]
+    inside = in_one_piece([*sorted(CORE.glob("*.c")), *sorted(generated.glob("*.c"))], folder)
     around = [FUZZ / f"{name}.c" for name in ("board", "line", "base")]
-    sources = [FUZZ / "edge_begin.c", *inside, FUZZ / "edge_end.c", *around, Path(__file__).with_name("fill.c")]
+    sources = [FUZZ / "edge_begin.c", inside, FUZZ / "edge_end.c", *around, Path(__file__).with_name("fill.c")]
     given = [f for f in flags(generated) if not f.startswith("-fsanitize")]
     image = folder / "fill"
-    compile_c([*given, f"-I{FUZZ}", f"-DFUZZ_LARGEST_STATUS={max(ERRORS)}u", *sources, "-o", image])
+    compile_c([*given, "-Wno-shadow", f"-I{FUZZ}", f"-DFUZZ_LARGEST_STATUS={max(ERRORS)}u", *sources, "-o", image])
     return image
 
 
