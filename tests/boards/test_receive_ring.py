@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -37,11 +36,11 @@ def test_no_byte_waits_for_those_behind_it(board: str, tmp_path: Path) -> None:
     emulator = Emulator(tmp_path / "board", board)
     image = cross_build(MODEL, board, tmp_path)
     try:
-        url = emulator.start(image)
+        with Link(emulator.start(image)) as line:
+            protocol.wait_for_hello(line)
         debugger = Debugger(emulator)
         debugger.stop_at(address_of(image, "scl_cortexm_interrupt"))
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as line:
-            line.sendall(b"\0")
+        with Link(str(emulator.url)):  # says a zero byte
             debugger.go()
         assert debugger.memory(INTERRUPT_IDENTIFICATION[board], 1)[0] & 15 == 4
         debugger.close()
