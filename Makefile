@@ -96,7 +96,7 @@ test-all: setup ## run all tests
 distribution: setup ## the demo and the tests of all boards on a fresh Debian 13 (needs root, git and apt)
 	@$(VENV)/python tools/distribution.py || { status=$$?; [ $$status -eq 75 ] || exit $$status; }
 
-coverage: setup ## lines and branches of firmware/core that tests execute; fails below 95 and 85 %
+coverage: setup ## lines and branches of the firmware that tests execute; fails below 95 and 85 %
 	@$(VENV)/python tools/coverage.py $(JOBS)
 
 fuzz: setup ## feed hostile bytes to frame parser, command handlers and journal (needs clang)

@@ -121,7 +121,7 @@ class Plan:
 
 
 def line_payload(model: Model, board: Board, keyed: bool) -> int:
-    """The longest payload with its seal (``firmware/core/scl_seal.h``)."""
+    """The longest payload with its seal (``firmware/app/scl_seal.h``)."""
     return max_payload(model, board) + (SEAL if keyed else 0)
 
 

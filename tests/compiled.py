@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests compile, kept in build/tests: the same sources, flags and compiler make the same program.
 
-All tests and all runs share it.  What was not used for a week is removed.
+So does each source for itself: one that the preprocessor turns into the same text is the same object, since most of
+the engine does not depend on most of what models and boards differ in.  All tests and all runs share both.  What was
+not used for a week is removed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sparcl_mcu.spec.paths import ROOT
@@ -23,6 +26,9 @@ KEPT = ROOT / "build" / "tests" / "compiled"
 WEEK = 7 * 86400.0
 READ = (".c", ".h", ".S", ".s", ".ld", ".inc")
 """Files that a compiler finds in a folder."""
+SOURCES = (".c", ".S", ".s", ".o", ".a")
+LINK = ("-Wl,", "-L", "-T", "-l", "-shared", "-nostartfiles", "--specs=")
+"""Flags that mean nothing to the object of one source."""
 
 
 def compile_c(arguments: Sequence[str | Path], compiler: str = "gcc") -> None:
@@ -46,20 +52,53 @@ def compile_c(arguments: Sequence[str | Path], compiler: str = "gcc") -> None:
 
 
 def _make(given: Sequence[str], name: str, compiler: str, entry: Path) -> None:
+    """A program, or with ``-c`` the object of one source."""
+    objects = {a: _object(a, given, compiler) for a in given if a.endswith(".c")}
+    with _fresh(entry) as folder:
+        for at in objects.values():
+            for beside in (path for path in at.parent.iterdir() if path != at):  # what the stack needs, for one
+                shutil.copy(beside, folder / f"{Path(name).stem}-{beside.name}")
+        if "-c" in given:
+            (only,) = objects.values()
+            shutil.copy(only, folder / name)
+        else:
+            _run([compiler, *(str(objects.get(a, a)) for a in given), "-o", str(folder / name)])
+
+
+def _object(source: str, given: Sequence[str], compiler: str) -> Path:
+    """The object of one source; what names folders and macros shows in its text."""
+    flags = [a for a in given if a != "-c" and not a.endswith(SOURCES) and not a.startswith(LINK)]
+    text = _run([compiler, *flags, "-E", "-P", source])
+    result = hashlib.sha256(f"{compiler} {_version(compiler)}\n".encode())
+    for part in (*(f for f in flags if f[:2] not in ("-D", "-I")), Path(source).read_text(), text):
+        result.update(f"{len(part)} {part}".encode())
+    entry = KEPT / f"object-{result.hexdigest()[:32]}"
+    made = entry / f"{Path(source).stem}.o"
+    if not entry.is_dir():
+        with _fresh(entry) as folder:
+            _run([compiler, "-pipe", *flags, "-c", source, "-o", str(folder / made.name)])
+    os.utime(entry)
+    return made
+
+
+@contextmanager
+def _fresh(entry: Path) -> Iterator[Path]:
+    """A folder that becomes the entry when it is complete."""
     KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=KEPT, prefix="making-") as temporary:
         fresh = Path(temporary) / "fresh"
         fresh.mkdir()
-        _run([compiler, *given, "-o", str(fresh / name)])
+        yield fresh
         try:
             fresh.rename(entry)
         except OSError:
             assert entry.is_dir()  # another process was faster; what it made is the same
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
+    return done.stdout
 
 
 def digest(given: Sequence[str], name: str, compiler: str) -> str:

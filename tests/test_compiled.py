@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that is kept is used only where compiling would make the same."""
+"""A program or object that is kept is used only where compiling would make the same."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def says(folder: Path, *flags: str) -> str:
     return subprocess.run([folder / "program"], capture_output=True, text=True, check=True).stdout
 
 
+def objects(kept: Path) -> set[Path]:
+    """What is kept of single sources."""
+    return set(kept.glob("object-*/*.o"))
+
+
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of this test for what is kept."""
@@ -55,8 +60,9 @@ def test_compiled_once_wherever_it_lies(kept: Path, tmp_path: Path) -> None:
     """The same text in another folder is the same program, though all of it may be changed afterwards."""
     assert says(project(tmp_path / "first")) == "1 2 3\n"
     (tmp_path / "first" / "program").write_text("spoilt")
+    entries = set(kept.iterdir())
     assert says(project(tmp_path / "second")) == "1 2 3\n"
-    assert len(list(kept.iterdir())) == 1
+    assert set(kept.iterdir()) == entries
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -74,6 +80,40 @@ def test_other_flags_compile_again(kept: Path, tmp_path: Path) -> None:
     folder = project(tmp_path / "project")
     assert says(folder) == "1 2 3\n"
     assert says(folder, "-DTHREE=8") == "1 2 8\n"
+    assert len(objects(kept)) == 2
+    says(folder, "-O1")
+    assert len(objects(kept)) == 3
+
+
+def test_a_source_that_a_change_does_not_reach_is_not_compiled_again(kept: Path, tmp_path: Path) -> None:
+    """Though it includes the header that has changed, and there is another program."""
+    folder = project(tmp_path / "project")
+    (folder / "other.c").write_text('#include "three.h"\nint other(void) { return 0; }\n')
+    assert says(folder, str(folder / "other.c")) == "1 2 3\n"
+    before = objects(kept)
+    replace(folder / "three.h", "3", "9")
+    assert says(folder, str(folder / "other.c"), "-Wl,--gc-sections", f"-L{folder}") == "1 2 9\n"
+    assert {path.name for path in objects(kept) - before} == {"main.o"}
+
+
+def test_lines_that_moved_compile_again(kept: Path, tmp_path: Path) -> None:
+    """A sanitizer names them."""
+    folder = project(tmp_path / "project")
+    says(folder)
+    (folder / "main.c").write_text("\n" + (folder / "main.c").read_text())
+    says(folder)
+    assert len(objects(kept)) == 2
+
+
+def test_what_the_compiler_writes_beside_an_object_is_kept_too(kept: Path, tmp_path: Path) -> None:
+    """The bound of the stack reads it; the same again for another program of the same object."""
+    folder = project(tmp_path / "project")
+    for more in ("", "-Wl,--gc-sections"):
+        says(folder, "-fstack-usage", *more.split())
+        (usage,) = folder.glob("*.su")
+        assert "main" in usage.read_text()
+        usage.unlink()
+    assert len(objects(kept)) == 1
 
 
 def test_an_error_is_shown_each_time(kept: Path, tmp_path: Path) -> None:
@@ -90,9 +130,10 @@ def test_what_was_not_used_for_a_week_is_removed(kept: Path, tmp_path: Path) -> 
     """And nothing else."""
     folder = project(tmp_path / "project")
     says(folder)
-    (old,) = kept.iterdir()
+    old = set(kept.iterdir())
     says(folder, "-DTHREE=8")
-    os.utime(old, (0.0, old.stat().st_mtime - 2 * WEEK))
+    fresh = set(kept.iterdir()) - old
+    for entry in old:
+        os.utime(entry, (0.0, entry.stat().st_mtime - 2 * WEEK))
     forget_unused()
-    assert len(list(kept.iterdir())) == 1
-    assert not old.exists()
+    assert set(kept.iterdir()) == fresh

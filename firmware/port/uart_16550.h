@@ -20,8 +20,9 @@
 #define UART_16550_LCR 0x0CU
 #define UART_16550_LSR 0x14U
 
-/* An interrupt for every 14 bytes, or when the line has paused for four. */
-#define UART_16550_FCR_ENABLE_CLEAR_LEVEL_14 0xC7U
+/* An interrupt as soon as there is a byte, which takes all that there are: with a higher level
+ * the end of each request would wait until the line has paused for four bytes. */
+#define UART_16550_FCR_ENABLE_CLEAR_LEVEL_1 0x07U
 #define UART_16550_IER_RECEIVED 0x01U
 #define UART_16550_LCR_8N1 0x03U
 #define UART_16550_LSR_DATA_READY 0x01U
@@ -63,7 +64,7 @@ static inline void uart_16550_interrupt(uint32_t base)
 static inline void uart_16550_init(uint32_t base, uint32_t interrupt)
 {
   SCL_REG32(base + UART_16550_LCR) = UART_16550_LCR_8N1;
-  SCL_REG32(base + UART_16550_FCR) = UART_16550_FCR_ENABLE_CLEAR_LEVEL_14;
+  SCL_REG32(base + UART_16550_FCR) = UART_16550_FCR_ENABLE_CLEAR_LEVEL_1;
   SCL_REG32(base + UART_16550_IER) = UART_16550_IER_RECEIVED;
   SCL_REG32(NVIC_ISER0) = 1U << interrupt;
 }

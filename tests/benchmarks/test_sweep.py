@@ -793,7 +793,8 @@ def test_the_number_of_runs_at_a_time_is_the_cluster_s_own(file: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])
-def test_no_scheduler_there(file: Path, scheme: str) -> None:
+def test_no_scheduler_there(file: Path, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "CONNECT_SECONDS", 1)
     address = f"{scheme}://127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=f"--scheduler {address}: no Dask scheduler answers .*`dask scheduler`"):
         sweep.run(plan.load(file), address, None, plain=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program in a pseudo-terminal, and what a person in front of it sees."""
+"""`sparcl` in a pseudo-terminal, and what a person in front of it sees."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import fcntl
 import os
 import re
 import struct
-import subprocess
 import termios
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyte
+
+from tests import command_line
 
 _DRAWN_OVER = rb"(?=\r\x1b\[2K)"
 """Before a line is erased."""
 
 
 class Terminal:
-    """Runs a program; `frames` ends when the program does."""
+    """Runs a command; `frames` ends when the command does."""
 
     def __init__(self, arguments: Sequence[str], columns: int, rows: int, environment: Mapping[str, str]) -> None:
         self.written = b""
@@ -26,15 +27,7 @@ class Terminal:
         self._stream = pyte.ByteStream(self.screen)
         self._master, slave = os.openpty()
         self._set_size()
-        self.process = subprocess.Popen(
-            arguments,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=dict(environment),
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
-        )
+        self.process = command_line.start(arguments, environment, [slave] * 3)
         os.close(slave)
 
     def frames(self) -> Iterator[str]:

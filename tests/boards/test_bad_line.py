@@ -13,12 +13,12 @@ import pytest
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.config import LinkSection
 from sparcl_mcu.generator.pipeline import Project
-from sparcl_mcu.host_tools import report
+from sparcl_mcu.host_tools import link, report
 from sparcl_mcu.host_tools.emulator import Emulator
 from sparcl_mcu.host_tools.link import DeviceError, LinkError
 from sparcl_mcu.host_tools.recording import is_complete
 from sparcl_mcu.host_tools.stream import RECORDING, StreamResult, stream
-from sparcl_mcu.host_tools.validate import validate
+from sparcl_mcu.host_tools.validate import ValidationResult, validate
 from tests.boards.test_end_to_end import EXPERIMENT, STREAMED
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
 from tests.firmware.native import Hardware, Process, build
@@ -39,6 +39,8 @@ class Bench:
     project: Project
     board: Hardware
     expected: int
+    checked: ValidationResult | None = None
+    """Of the last session."""
 
     def learn(self, line: Proxy, *, resume: bool = False) -> StreamResult:
         """A session through the line; whatever has happened on it, the recording agrees with the reference."""
@@ -46,17 +48,24 @@ class Bench:
             return stream(self.project, line.url, resume=resume)
         finally:
             assert self.board.alive(), self.board.errors()
-            checked, _ = validate(self.project)
-            assert checked.mismatches == 0, checked.first
+            self.checked, _ = validate(self.project)
+            assert self.checked.mismatches == 0, self.checked.first
 
     def check(self, result: StreamResult) -> None:
         """All was learnt, and rightly."""
         assert result.complete
         assert is_complete(self.project.folder / RECORDING)
-        checked, _ = validate(self.project)
-        assert checked.bit_exact
+        assert self.checked is not None
+        assert self.checked.bit_exact
         assert result.state_digest == self.expected
         assert sum(epoch.steps for epoch in result.epochs) <= result.steps
+
+
+@pytest.fixture(autouse=True)
+def _quick_boards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of these boards thinks for long: what does not come soon is lost."""
+    monkeypatch.setattr(link, "PROD", 0.05)
+    monkeypatch.setattr(link, "SHORTEST_WAIT", 0.2)
 
 
 @pytest.fixture(params=["resident", "streamed"])

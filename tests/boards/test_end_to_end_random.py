@@ -113,7 +113,8 @@ def cross_build(
     if shutil.which(board_build.tool(facts, "gcc")) is None or unavailable(board):
         pytest.skip("no cross compiler or no emulator")
     generated = generate(model, planned or boards.load_board(board), folder, key)
-    (folder / "memory.ld").write_text(board_build.memory_ld(facts))
+    if not facts.on_host:
+        (folder / "memory.ld").write_text(board_build.memory_ld(facts))
     sources = [*board_build.firmware_sources(), *sorted(generated.glob("*.c"))]
     sources += [ROOT / "firmware" / source for source in board_build.board_sources(facts)]
     image = folder / "firmware.elf"

@@ -45,19 +45,18 @@ def sabotage(
 ) -> tuple[list[str], list[str], str, bool]:
     """A session in which ``fault`` happens: resets, messages, final digest, whether it was bit-exact."""
     require(board)
-    sparcl.environment = {"SCL_EXTRA_CFLAGS": "-DSCL_WATCHDOG_MS=200u"}
-    sparcl("flash", board)
+    monkeypatch.setenv("SCL_EXTRA_CFLAGS", "-DSCL_WATCHDOG_MS=200u")
+    project = sparcl.boot(board, monkeypatch)
     emulator = sparcl.emulator(board)
-    image = sparcl.project_folder(board) / "pio" / board / "firmware.elf"
 
     def happen() -> None:
         with Gdb(emulator) as gdb:
-            fault(gdb, image)
+            fault(gdb, project.image)
 
     saboteur = Saboteur(("2/3", 1), happen)
-    project = sparcl.project(board, monkeypatch)
     assert emulator.url is not None
     result = stream(project, emulator.url, observer=saboteur)
+    emulator.stop()
     assert saboteur.done == 1
     exact = validate.validate(project)[0].bit_exact
     return result.resets, saboteur.messages, f"{result.state_digest:08x}", exact

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,17 +80,7 @@ def start(
         environment.pop(name, None)
     if "NO_COLOR" not in env:
         environment.pop("NO_COLOR", None)
-    arguments = [
-        sys.executable,
-        "-m",
-        "sparcl_mcu.host_tools.cli",
-        command,
-        str(sparcl.experiment),
-        "--board",
-        board,
-        *options,
-    ]
-    return Terminal(arguments, *size, environment)
+    return Terminal([command, str(sparcl.experiment), "--board", board, *options], *size, environment)
 
 
 def measured(sparcl: Sparcl, board: str = "native") -> StreamResult:

@@ -13,6 +13,8 @@ from sparcl_mcu.host_tools.link import Link
 from sparcl_mcu.spec import boards
 from sparcl_mcu.spec.wire import Command
 from tests.boards.test_end_to_end_random import EmulatedBoard, cross_build
+from tests.boards.test_ports import address_of
+from tests.boards.test_power_cuts import Debugger
 from tests.firmware.native import Twin
 from tests.firmware.test_window import CLASSES, learn
 from tests.line import BadFrames, Proxy, whole
@@ -20,7 +22,30 @@ from tests.reference.models import random_model, random_samples
 
 pytestmark = pytest.mark.board
 
-BOARDS = ("emcraft_sf2", "ast1030_evb")
+INTERRUPT_IDENTIFICATION = {"emcraft_sf2": 0x40000008, "ast1030_evb": 0x7E784008}
+"""Where the UART says why it has interrupted."""
+BOARDS = tuple(INTERRUPT_IDENTIFICATION)
+
+
+MODEL = random_model(12, sizes=(16, 12, CLASSES), table=1024, capacity=20)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_no_byte_waits_for_those_behind_it(board: str, tmp_path: Path) -> None:
+    """The interrupt says that data is there (4), not that the line has paused (12)."""
+    emulator = Emulator(tmp_path / "board", board)
+    image = cross_build(MODEL, board, tmp_path)
+    try:
+        with Link(emulator.start(image)) as line:
+            protocol.wait_for_hello(line)
+        debugger = Debugger(emulator)
+        debugger.stop_at(address_of(image, "scl_cortexm_interrupt"))
+        with Link(str(emulator.url)):  # says a zero byte
+            debugger.go()
+        assert debugger.memory(INTERRUPT_IDENTIFICATION[board], 1)[0] & 15 == 4
+        debugger.close()
+    finally:
+        emulator.stop()
 
 
 @pytest.mark.parametrize("board", BOARDS)
@@ -29,7 +54,7 @@ def test_several_requests_under_way(board: str, tmp_path: Path, monkeypatch: pyt
     window = boards.load_board(board).link.window
     assert window > 1
     monkeypatch.setattr(link, "SHORTEST_WAIT", 0.5)
-    model = random_model(12, sizes=(16, 12, CLASSES), table=1024, capacity=20)
+    model = MODEL
     emulator = Emulator(tmp_path / "board", board)
     try:
         twin = Twin(model, EmulatedBoard(emulator, cross_build(model, board, tmp_path)))

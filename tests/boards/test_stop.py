@@ -18,7 +18,7 @@ pytestmark = pytest.mark.board
 def test_stops_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     sparcl: Sparcl = new(tmp_path)
     monkeypatch.setenv("SPARCL_BUILD", str(sparcl.folder))
-    sparcl("flash", "native")
+    sparcl.boot("native", monkeypatch)
     flashed = sparcl.emulator("native")
     uploaded = Emulator(emulator.default_state_dir("native"), "native")
     uploaded.start(flashed.image_path)

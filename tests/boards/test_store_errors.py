@@ -37,9 +37,8 @@ class Damager(Observer):
 
 def test_a_damaged_sample_is_sent_again(sparcl: Sparcl, monkeypatch: pytest.MonkeyPatch, expected: str) -> None:
     """The board is back at its last save; `--resume` sends the task anew; the end is the same, and validated."""
-    sparcl("flash", "native")
+    project = sparcl.boot("native", monkeypatch)
     emulator = sparcl.emulator("native")
-    project = sparcl.project("native", monkeypatch)
     task = next(t for t in project.dataset.tasks if t.name == TASK)
     samples = [row.tobytes() for row in task.x_train]
     assert emulator.url is not None
@@ -62,9 +61,8 @@ def test_a_damaged_sample_is_sent_again(sparcl: Sparcl, monkeypatch: pytest.Monk
 
 def test_a_worn_out_journal_is_told(sparcl: Sparcl, monkeypatch: pytest.MonkeyPatch) -> None:
     """No sector can be erased any more: exit 1, what to do, and no traceback; the board still answers."""
-    sparcl("flash", "native")
+    project = sparcl.boot("native", monkeypatch)
     emulator = sparcl.emulator("native")
-    project = sparcl.project("native", monkeypatch)
     store = project.board.store
     worn = store.endurance.to_bytes(4, "little") * (store.size // store.sector)
     emulator.flash_path.with_name(emulator.flash_path.name + ".wear").write_bytes(worn)

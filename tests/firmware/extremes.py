@@ -24,12 +24,12 @@ from pydantic import ValidationError
 from sparcl_mcu.generator import plan, proof, quantise
 from sparcl_mcu.generator.config import Config
 from sparcl_mcu.generator.store import model_hash
+from sparcl_mcu.spec.boards import load_board
 from sparcl_mcu.spec.errors import UserError
-from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Dataset, FloatModel, Layer, Model, Op, Panel, Task
 from sparcl_mcu.spec.wire import Command
-from tests.compiled import compile_c
-from tests.firmware.native import POISON, Teacher, Twin, board_build, board_facts, flags, generate, running
+from tests.firmware import native
+from tests.firmware.native import Teacher, Twin, running
 from tests.firmware.watch import Watch, watching
 from tests.generator.helpers import INPUT_SHAPES, config, random_float_model
 
@@ -83,7 +83,7 @@ def _attempt(chance: random.Random, seed: int, network: int) -> Experiment:
     weights = chance.choice(WEIGHTS)
     model = _cornered(model, weights, np.random.default_rng(network))
     proof.overflow_proof(model)
-    plan.check(plan.plan(model, board_facts()))
+    plan.check(plan.plan(model, load_board("native")))
     return Experiment(seed, settings, model, inputs, weights)
 
 
@@ -209,22 +209,9 @@ class Extremist(Teacher):
         return x, self.rng.choice(np.array(classes), size=count).astype(np.uint8)
 
 
-PRIVATE = ("seal", "model_hash")
-"""Names that several sources have each for itself."""
-
-
 def build(model: Model, folder: Path) -> Path:
-    """The engine in one piece, as most of the time is the compiler's; overflows need no address sanitizer."""
-    generated = generate(model, board_facts(), folder)
-    lines = []
-    for source in (*board_build.firmware_sources(), *sorted(generated.glob("*.c"))):
-        lines += [f"#define {name} {name}_of_{source.stem}" for name in PRIVATE]
-        lines += [f'#include "{source.name}"', *(f"#undef {name}" for name in PRIVATE)]
-    whole, image = folder / "whole.c", folder / "firmware"
-    whole.write_text("\n".join(lines))
-    port = ROOT / "firmware" / "boards" / "native" / "port.c"
-    compile_c([*flags(generated), "-fno-sanitize=address", "-w", POISON, whole, port, "-o", image])
-    return image
+    """Overflows need no address sanitizer."""
+    return native.build(model, folder, extra=("-fno-sanitize=address", "-w"))
 
 
 def run(experiment: Experiment, folder: Path) -> Watch:

@@ -316,7 +316,7 @@ def test_stream_gives_up_a_board_that_is_damaged_again_and_again(make_project: M
 def test_hung_board_is_reset_and_the_session_goes_on(make_project: MakeProject, tmp_path: Path) -> None:
     project = make_project()
     source = str(Path(__file__).with_name("hang.c"))
-    hanging = build(project.model, tmp_path / "build", facts(300), [source, "-Wl,--wrap=scl_replay_offer"])
+    hanging = build(project.model, tmp_path / "build", facts(300), [source, "-Wl,--wrap=scl_replay_offer"], apart=True)
     process = Process(hanging, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCL_HANG_AT", "31")

@@ -532,7 +532,7 @@ def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
         "phase": scalar("phase", 4),
         "mode": scalar("mode", 2),
         "an epoch in progress that was not shuffled": scalar("shuffled", 0),
-        "the byte that pads": scalar("zero", 1),
+        "the byte that pads": scalar("pad", 1),
         "grown masks that have not grown": scalar("grown", 1),
         "an entry twice": lambda content: content.__setitem__(index + first, content[index + first - 1]),
         "a record nowhere": put("<H", addresses, 0xFFFF),

@@ -59,6 +59,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("layers")
     config = f"#define SCL_STOCHASTIC {int(stochastic)}\n#define SCL_GROWTH_GRADIENT {int(by_gradient)}\n"
     (folder / "scl_config.h").write_text(CONFIG + config)
+    (folder / "scl_wire.h").write_text(wire.header())
     compile_c([*flags(folder), f"-DSCL_PAIRS={int(pairs)}", HERE / "layers.c", "-o", folder / "layers"])
 
     def run(operation: str, data: bytes) -> bytes:

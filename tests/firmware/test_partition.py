@@ -15,13 +15,12 @@ import pytest
 from sparcl_mcu.generator.plan import journal_room
 from sparcl_mcu.host_tools.link import ERRORS
 from sparcl_mcu.spec.boards import Board
-from sparcl_mcu.spec.paths import ROOT
 from sparcl_mcu.spec.types import Method, Model
 from tests.compiled import compile_c
-from tests.firmware.native import board_build, board_facts, flags, generate
+from tests.firmware.native import board_build, board_facts, flags, generate, in_one_piece
 from tests.reference.models import random_model
 
-FUZZ = ROOT / "tests" / "fuzz"
+FUZZ = Path(__file__).parents[1] / "fuzz"
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,12 @@ def drawn(seed: int) -> Case:
 def build(case: Case, folder: Path) -> Path:
     """The engine and the host that fills it, in one program."""
     generated = generate(case.model, case.board, folder)
-    inside = [*board_build.firmware_sources(), *sorted(generated.glob("*.c"))]
+    inside = in_one_piece([*board_build.firmware_sources(), *sorted(generated.glob("*.c"))], folder)
     around = [FUZZ / f"{name}.c" for name in ("board", "line", "base")]
-    sources = [FUZZ / "edge_begin.c", *inside, FUZZ / "edge_end.c", *around, Path(__file__).with_name("fill.c")]
+    sources = [FUZZ / "edge_begin.c", inside, FUZZ / "edge_end.c", *around, Path(__file__).with_name("fill.c")]
     given = [f for f in flags(generated) if not f.startswith("-fsanitize")]
     image = folder / "fill"
-    compile_c([*given, f"-I{FUZZ}", f"-DFUZZ_LARGEST_STATUS={max(ERRORS)}u", *sources, "-o", image])
+    compile_c([*given, "-Wno-shadow", f"-I{FUZZ}", f"-DFUZZ_LARGEST_STATUS={max(ERRORS)}u", *sources, "-o", image])
     return image
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import sys
 import tomllib
 from pathlib import Path
 
@@ -89,8 +88,7 @@ def test_every_board_can_be_chosen(tmp_path: Path) -> None:
 
 def test_dialogue(tmp_path: Path) -> None:
     """Somebody at a terminal is asked, and can take what is proposed by Enter."""
-    words = [sys.executable, "-m", "sparcl_mcu.host_tools.cli", "new", str(tmp_path / "asked")]
-    terminal = Terminal(words, 80, 24, os.environ)
+    terminal = Terminal(["new", str(tmp_path / "asked")], 80, 24, os.environ)
     terminal.type(b"images\n\nmicrobit\n")
     *_, last = terminal.frames()
     assert terminal.process.returncode == 0, last

@@ -27,16 +27,21 @@ def key(source: Path, options: list[str]) -> str:
     return digest.hexdigest()
 
 
+def mutated(source: Path) -> bool:
+    """Whether it is the mutant's source, or includes it: tests compile the engine in one piece."""
+    mutant = Path(os.environ.get("SPARCL_MUTATED", "/")).resolve()
+    return source.resolve() == mutant or f'#include "{mutant.name}"' in source.read_text()
+
+
 def compiled(gcc: str, cache: Path, source: Path, options: list[str], scratch: str) -> str:
     """The object of one source; SystemExit when gcc refuses it."""
-    mutated = source.resolve() == Path(os.environ.get("SPARCL_MUTATED", "/")).resolve()
     kept = cache / f"{key(source, options)}.o"
-    if kept.exists() and not mutated:
+    if kept.exists() and not mutated(source):
         return str(kept)
     fresh = str(Path(scratch) / f"{source.stem}.o")
     if subprocess.call([gcc, *(o for o in options if not o.startswith("-Wl,")), "-c", str(source), "-o", fresh]):
         sys.exit(1)
-    if mutated:
+    if mutated(source):
         return fresh
     half = cache / f"{kept.name}.{os.getpid()}"
     half.write_bytes(Path(fresh).read_bytes())

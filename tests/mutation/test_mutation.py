@@ -162,11 +162,19 @@ def test_python():
 def test_wait():
     python_half.wait()
 
+def compiled_half(source, library):
+    halves = Path(__file__).parents[1] / "halves"
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-I{halves}", source or halves / "half.c", "-o", library], check=True)
+    return ctypes.CDLL(str(library)).half
+
 def test_c(tmp_path):
-    library = tmp_path / "half.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", Path(__file__).parents[1] / "halves/half.c", "-o", library], check=True)
-    half = ctypes.CDLL(str(library)).half
-    assert [half(n) for n in (-3, 0, 9)] == [0, 0, 4]
+    half = compiled_half(None, tmp_path / "half.so")
+    assert [half(n) for n in (-3, 0)] == [0, 0]
+
+def test_c_in_one_piece(tmp_path):
+    (tmp_path / "whole.c").write_text('#include "half.c"\\n')
+    half = compiled_half(tmp_path / "whole.c", tmp_path / "half.so")
+    assert half(9) == 4
 """
 VARIANTS = """\
 def commands(folder):
