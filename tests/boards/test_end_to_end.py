@@ -66,6 +66,9 @@ until = 2
 
 STREAMED = ("--set", "method.training=streamed")
 
+UNOPTIMISED = {"SCL_EXTRA_CFLAGS": "-O0"}
+"""On native boards, for tests about what is learned, not how fast: compiled in half the time."""
+
 
 @dataclass
 class Sparcl:
@@ -199,6 +202,7 @@ def check_image(sparcl: Sparcl, board: str) -> None:
 def test_streamed_ends_as_resident(board: str, sparcl: Sparcl, expected: str) -> None:
     """Samples sent each epoch instead of kept: the same state in the end."""
     require(board)
+    sparcl.environment = UNOPTIMISED if board == "native" else {}
     sparcl("run", board, *STREAMED)
     report = sparcl.report(board)
     assert report["bit_exact"] is True
@@ -237,7 +241,7 @@ train = "none"
 epochs = 2
 buffer = 15
 """
-    sparcl = new(tmp_path, text)
+    sparcl = new(tmp_path, text, **UNOPTIMISED if board == "native" else {})
     sparcl("run", board)
     report = sparcl.report(board)
     assert report["bit_exact"] is True
@@ -385,7 +389,7 @@ def test_a_flipped_bit_is_found(
     Without the fault the same passes: test_run.
     """
     flag = f"-DSCL_FLIP_STEP={step} -DSCL_FLIP_REGION={number} -DSCL_FLIP_BYTE={2 * entry + bit // 8}"
-    monkeypatch.setenv("SCL_EXTRA_CFLAGS", f"{flag} -DSCL_FLIP_BIT={bit % 8}")
+    monkeypatch.setenv("SCL_EXTRA_CFLAGS", f"-O0 {flag} -DSCL_FLIP_BIT={bit % 8}")
     sparcl = new(tmp_path)
     try:
         sparcl("flash", "native") if region == "layer1.weight" else sparcl.boot("native", monkeypatch)
@@ -414,6 +418,7 @@ def test_a_flipped_bit_is_found(
 
 def test_wrong_firmware_is_refused(sparcl: Sparcl) -> None:
     """Another model on the board: exit 2, and the command that mends it."""
+    sparcl.environment = UNOPTIMISED
     sparcl("flash", "native")
     done = sparcl("stream", "native", "--seed", "9", status=2)
     assert re.search(r"sparcl flash|sparcl stream --fresh", done.stderr)

@@ -13,7 +13,7 @@ import pytest
 from sparcl_mcu.host_tools.live.figures import accuracies
 from sparcl_mcu.host_tools.stream import StreamResult
 from tests.boards.terminal import Terminal
-from tests.boards.test_end_to_end import Sparcl, new, require
+from tests.boards.test_end_to_end import UNOPTIMISED, Sparcl, new, require
 
 pytestmark = pytest.mark.board
 
@@ -50,7 +50,7 @@ def unbroken(text: str) -> str:
 
 def flashed(folder: Path, text: str) -> Iterator[Sparcl]:
     """A native board that has an experiment's firmware; stopped at the end."""
-    result = new(folder, text)
+    result = new(folder, text, **UNOPTIMISED)
     result("flash", "native")
     yield result
     for board in ("native", "microbit"):
@@ -67,8 +67,7 @@ def sparcl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sparcl]:
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sparcl]:
     """A session takes so long that it can be disturbed in its midst."""
-    text = EXPERIMENT.replace("[16]", "[64]") + "until = 3\n[method]\nepochs = 20\n"
-    yield from flashed(tmp_path_factory.mktemp("long"), text)
+    yield from flashed(tmp_path_factory.mktemp("long"), EXPERIMENT.replace("[16]", "[160]"))
 
 
 def start(
@@ -165,7 +164,7 @@ def test_view_follows_the_size_of_the_terminal(long: Sparcl) -> None:
     assert names == ["loss", "removed", "instructions", "flash", "accuracy"]
     assert sum(BAR in line for line in view) == 1, "nothing of the old view is left"
     lines = EPOCH.findall(unbroken(terminal.text))
-    assert [found[:2] for found in lines[-40:]] == [(task, str(e)) for task in ("6/7", "8/9") for e in range(1, 21)]
+    assert [found[:2] for found in lines[-10:]] == [(task, str(e)) for task in ("6/7", "8/9") for e in range(1, 6)]
     assert not terminal.screen.cursor.hidden
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sparcl_mcu.spec import wire
 from tests.compiled import compile_c
 from tests.firmware.native import flags, small_ints
 
