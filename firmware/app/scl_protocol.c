@@ -68,8 +68,8 @@ static void put_u32(out_t *o, uint32_t v) {
   o->size += 4u;
 }
 
-static void put_u64(out_t *o, uint64_t v) {
-  scl_put_u64(o->bytes + o->size, v);
+static void put_u64(out_t *o, const uint64_t *v) {
+  scl_put_u64(o->bytes + o->size, *v);
   o->size += 8u;
 }
 
@@ -386,7 +386,7 @@ static scl_status_t do_dump(in_t in, out_t *o) {
 
 #define PUT_STATISTICS_U16(field) put_u16(o, STATISTICS_##field);
 #define PUT_STATISTICS_U32(field) put_u32(o, STATISTICS_##field);
-#define PUT_STATISTICS_U64(field) put_u64(o, STATISTICS_##field);
+#define PUT_STATISTICS_U64(field) put_u64(o, &STATISTICS_##field);
 #define STATISTICS_forward scl_meter.ticks[SCL_TICKS_FORWARD]
 #define STATISTICS_backward scl_meter.ticks[SCL_TICKS_BACKWARD]
 #define STATISTICS_replay_read scl_meter.ticks[SCL_TICKS_REPLAY]

@@ -71,7 +71,9 @@ def build(env, suffix):
         script = board_build.ROOT / board_build.ldscript(board)
         env.Depends(program, [env.File(os.path.abspath(path)) for path in (script, memory)])
 
+    # SCons runs an action again when what it refers to is another object: so these refer to the name.
     def check(target, source, env):
+        board = load_board(name, board_build.ROOT)
         elf = str(target[0])
         problem = board_build.check_image(board, elf)
         if problem:
@@ -91,7 +93,7 @@ def build(env, suffix):
     env.AddPostAction(program, env.VerboseAction(check, "Checking $TARGET"))
 
     def show_size(target, source, env):
-        print(board_build.size_report(board, str(source[0])))
+        print(board_build.size_report(load_board(name, board_build.ROOT), str(source[0])))
 
     env.AddPlatformTarget("size", program, env.VerboseAction(show_size, "Size of $SOURCE"), "Size")
     _upload_targets(env, board, program)
