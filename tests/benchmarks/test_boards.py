@@ -14,7 +14,7 @@ from sparcl_mcu.benchmarks import measure, session
 from sparcl_mcu.benchmarks.cases import EXPERIMENTS, Case, Mode
 from sparcl_mcu.benchmarks.result import CaseResult
 from sparcl_mcu.benchmarks.session import Session
-from sparcl_mcu.generator.pipeline import generate
+from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import firmware, protocol
 from sparcl_mcu.host_tools.emulator import Emulator, EmulatorError, unavailable
 
@@ -35,13 +35,19 @@ CASE = Case(
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """Built, in the folder that `SPARCL_BUILD` names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARCL_BUILD", str(tmp_path_factory.mktemp("build")))
-        project = generate(CASE.experiment, CASE.board, CASE.overrides, 0)
-        firmware.build(project)
-        with session.started(project) as board:
-            yield board
+        made = measure._generate(CASE, 0)  # what `measure.run` builds too
+        firmware.build(made)
+        yield made
+
+
+@pytest.fixture
+def board(project: Project) -> Iterator[Session]:
+    with session.started(project) as started:
+        yield started
 
 
 def test_counts_are_exact_and_agree_with_the_meter(board: Session) -> None:
@@ -87,8 +93,7 @@ def test_same_prediction_same_counts(board: Session) -> None:
     )
 
 
-def test_a_case_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPARCL_BUILD", str(tmp_path / "build"))
+def test_a_case_is_measured_once(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = measure.run(CASE, tmp_path, 0)
     assert first.instructions is not None
     assert first.instructions.cross_entropy_step is not None

@@ -128,7 +128,7 @@ def tell(bench: Bench, noise: Noise, result: StreamResult) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_one_byte_in_a_thousand(bench: Bench, seed: int) -> None:
     """The run goes on to its end, and nobody would know but for the retries."""
     noise = Noise(seed, 1e-3)
@@ -140,7 +140,7 @@ def test_one_byte_in_a_thousand(bench: Bench, seed: int) -> None:
     assert result.retries > 5
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_byte_in_a_hundred(bench: Bench, seed: int) -> None:
     """Large requests hardly ever get through, so they become small; the run ends rightly or says what is wrong."""
     noise = Noise(seed, 1e-2)
@@ -161,8 +161,16 @@ def _until_it_ends(bench: Bench, line: Proxy) -> StreamResult:
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize(("bench", "options"), [("microbit", ()), ("emcraft_sf2", ())], indirect=["bench"])
-@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+@pytest.mark.parametrize(
+    ("bench", "options", "rate"),
+    [
+        ("microbit", (), 1e-3),
+        ("emcraft_sf2", (), 1e-3),
+        pytest.param("microbit", (), 1e-2, marks=pytest.mark.slow),
+        ("emcraft_sf2", (), 1e-2),
+    ],
+    indirect=["bench"],
+)
 def test_on_emulated_boards(bench: Bench, rate: float) -> None:
     """With a UART that is polled, and with one that rings."""
     noise = Noise(1, rate)
@@ -173,7 +181,7 @@ def test_on_emulated_boards(bench: Bench, rate: float) -> None:
     assert sum(noise.done.values()) > 5
 
 
-@pytest.mark.parametrize("requests", [4, 11, 25, 60])
+@pytest.mark.parametrize("requests", [4, 11, pytest.param(25, marks=pytest.mark.slow), 60])
 @pytest.mark.parametrize("power", [False, True])
 def test_unplugged(bench: Bench, requests: int, power: bool) -> None:
     """The line breaks, on top of the noise, and the board may lose power: `--resume` goes on to the same end."""

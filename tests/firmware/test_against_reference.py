@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,9 @@ def covering() -> list[Case]:
     rows: list[dict[str, int]] = []
     while missing:
         best: dict[str, int] = {}
+        ordered = sorted(missing)
         for _ in range(60):
-            row: dict[str, int] = dict(rng.choice(sorted(missing)))
+            row: dict[str, int] = dict(rng.choice(ordered))
             for name in rng.sample(sorted(FACTORS), len(FACTORS)):
                 if name not in row:
                     gains = [
@@ -254,9 +255,35 @@ def test_gradient_sums_of_convolutions(growth: Growth, block: int, tmp_path: Pat
         assert twin.device.state.counters.guard_shifts > 0
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[describe(case) for case in CASES])
+def few(cases: Sequence[Case]) -> set[int]:
+    """Numbers of some in which every level of every feature, every layer and every use of a prefix still occurs."""
+    models = [make_conv(case, 200 + number) for number, case in enumerate(cases)]
+    offers = [{*case.items(), *kinds([model])} for case, model in zip(cases, models, strict=True)]
+    missing, chosen = set().union(*offers), set()
+    while missing:
+        best = max(range(len(cases)), key=lambda number: len(offers[number] & missing))
+        chosen.add(best)
+        missing -= offers[best]
+    return chosen
+
+
+def kinds(models: Sequence[Model]) -> set[tuple[str, Any]]:
+    """Layers masked and not, with a prefix stored as latent or not."""
+    layers = [layer for model in models for layer in model.layers]
+    convolutions = {("convolution", (k.sparse, k.multiplier > 0)) for k in layers if k.op is Op.CONV}
+    prefixes = {("latent", model.latent_stored) for model in models if model.prefix}
+    return {("op", layer.op) for layer in layers} | convolutions | prefixes
+
+
+FEW = few(CASES)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, id=describe(case), marks=[] if n in FEW else pytest.mark.slow) for n, case in enumerate(CASES)],
+)
 def test_convolutional(number: int, tmp_path: Path) -> None:
-    """The same pairs of features with convolutions, pooling, sums and frozen prefixes."""
+    """The same pairs of features with convolutions, pooling, sums and frozen prefixes; quick: each feature."""
     case = CASES[number]
     model = make_conv(case, 200 + number)
     with running(model, build(model, tmp_path)) as twin:
@@ -264,13 +291,13 @@ def test_convolutional(number: int, tmp_path: Path) -> None:
 
 
 def test_the_convolutional_models_have_every_kind_of_layer() -> None:
-    """Masked and not, with a prefix stored as latent or not."""
-    models = [make_conv(case, 200 + number) for number, case in enumerate(CASES)]
-    layers = [layer for model in models for layer in model.layers]
-    assert {layer.op for layer in layers} == set(Op)
-    convolutions = {(layer.sparse, layer.multiplier > 0) for layer in layers if layer.op is Op.CONV}
-    assert convolutions == set(itertools.product((False, True), repeat=2))
-    assert {model.latent_stored for model in models if model.prefix} == {False, True}
+    """Those that are quick too, with each level of each feature."""
+    convolutions = {("convolution", kind) for kind in itertools.product((False, True), repeat=2)}
+    every = {("op", op) for op in Op} | convolutions | {("latent", stored) for stored in (False, True)}
+    assert kinds([make_conv(CASES[number], 200 + number) for number in FEW]) == every
+    for name, levels in FACTORS.items():
+        assert {CASES[number][name] for number in FEW} == set(levels)
+    assert len(FEW) <= 9
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sparcl_mcu.generator import keras_model, network, quantise
 from sparcl_mcu.generator.error_bound import logit_bound
 from sparcl_mcu.host_tools import protocol
-from sparcl_mcu.spec.types import Dataset, FloatModel, Model
+from sparcl_mcu.spec.types import Dataset, FloatModel, Growth, Method, Model, Op
 from sparcl_mcu.spec.wire import Command
 from tests.firmware.native import Teacher, Twin, build, running
 from tests.generator.helpers import config, random_float_model
@@ -110,14 +110,33 @@ def compare(keras: Any, seed: int, folder: Path) -> None:
         twin.check_dump()
 
 
-@pytest.mark.parametrize("seed", [*range(12), 127])  # 127: dense layers one behind the other in the frozen prefix
+QUICK = (0, 3, 4, 6, 7, 9, 11, 127)
+"""With every kind of layer, masked and not, and every method; 127: dense layers one behind the other in the prefix."""
+
+
+def test_the_quick_networks_have_everything() -> None:
+    """What could fail each in its own way."""
+    models = [draw(seed)[2] for seed in QUICK]
+    layers = [layer for model in models for layer in (*model.prefix, *model.layers)]
+    assert {layer.op for layer in layers} == set(Op)
+    kinds = {(layer.op, layer.sparse) for layer in layers if not layer.multiplier}
+    assert {(op, sparse) for op in (Op.CONV, Op.DENSE) for sparse in (False, True)} <= kinds
+    assert {layer.sparse for layer in layers if layer.multiplier} == {False, True}
+    learning = [model.learning for model in models]
+    assert {entry.method for entry in learning} == set(Method)
+    assert {entry.growth for entry in learning} == set(Growth)
+    assert {entry.batch > 1 for entry in learning} == {entry.streamed for entry in learning} == {False, True}
+    assert {bool(model.prefix) for model in models} == {seed % 2 > 0 for seed in QUICK} == {False, True}
+
+
+@pytest.mark.parametrize("seed", QUICK)
 def test_random_networks(keras: Any, seed: int, tmp_path: Path) -> None:
     """On the board as in the reference, and close to Keras."""
     compare(keras, seed, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [n for n in range(100, 180) if n != 127])
+@pytest.mark.parametrize("seed", [n for n in (*range(12), *range(100, 180)) if n not in QUICK])
 def test_more_random_networks(keras: Any, seed: int, tmp_path: Path) -> None:
     """The same for more of them."""
     compare(keras, seed, tmp_path)

@@ -39,6 +39,11 @@ def small(seed: int = 4, **learning: Any) -> Model:
     return random_model(seed, sizes=(14, 16, 4), **({"epochs": 1, "capacity": 8, "table": 16} | learning))
 
 
+FINETUNED = small(method=Method.FINETUNE, capacity=0, batch=2, dgm=True, epochs=2)
+LARGE_SECTORS = board_facts(size=64 * 4096, sector=4096, program_unit=4)
+"""A model without replay and a flash whose sectors hold a snapshot: what uses both shares a program."""
+
+
 class Historian(Twin):
     """A twin that remembers the state of the last snapshot."""
 
@@ -340,7 +345,7 @@ def refuses_what_is_not_meant(twin: Twin, command: Command, request: bytes) -> N
 @pytest.mark.parametrize("other", ["id", "task"])
 def test_another_sample_than_the_table_means_is_lost(other: str, tmp_path: Path) -> None:
     """A genuine record, put there while the board runs."""
-    model = small(method=Method.ER)
+    model = small(capacity=1, method=Method.ER)
     with running(model, build(model, tmp_path)) as twin:
         x, y = random_samples(model, (0, 1), 8, 5)
         teacher = Teacher(twin, 1)
@@ -544,8 +549,7 @@ def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
 
 def test_forged_snapshots(tmp_path: Path) -> None:
     """With checksums that fit: the board starts from the initial model, and goes on."""
-    model = small(method=Method.FINETUNE, capacity=0, batch=2, dgm=True, epochs=2)
-    board = board_facts(size=64 * 4096, sector=4096, program_unit=4)
+    model, board = FINETUNED, LARGE_SECTORS
     panel = model.layers[0].panels[0]
     assert panel.nnz > panel.grad + panel.grow_inter, "there are entries that do not learn"
     with running(model, build(model, tmp_path, board)) as twin:
@@ -566,8 +570,7 @@ def test_forged_snapshots(tmp_path: Path) -> None:
 
 def test_a_save_that_cannot_be_loaded_leaves_the_one_before(tmp_path: Path) -> None:
     """Its checksums fit, and no learner wrote it."""
-    model = small(method=Method.FINETUNE, capacity=0, epochs=2)
-    board = board_facts(size=64 * 4096, sector=4096, program_unit=4)
+    model, board = FINETUNED, LARGE_SECTORS
     with running(model, build(model, tmp_path, board)) as twin:
         teacher = Teacher(twin, 1)
         teacher.begin((0, 1), 8, streamed=False, seed=1)
@@ -588,8 +591,8 @@ def test_a_save_that_cannot_be_loaded_leaves_the_one_before(tmp_path: Path) -> N
 
 def test_bytes_that_no_checksum_covers_are_not_restored(tmp_path: Path) -> None:
     """A snapshot that is shorter, or longer, than the state it begins with."""
-    model = small(method=Method.FINETUNE, capacity=0, epochs=2)
-    with running(model, build(model, tmp_path, board_facts(size=64 * 4096, sector=4096, program_unit=4))) as twin:
+    model = FINETUNED
+    with running(model, build(model, tmp_path, LARGE_SECTORS)) as twin:
         Teacher(twin, 1).begin((0, 1), 8, streamed=False, seed=1)
         twin.good(Command.SAVE)
         intact = twin.process.flash.read_bytes()
@@ -606,8 +609,8 @@ def test_bytes_that_no_checksum_covers_are_not_restored(tmp_path: Path) -> None:
 
 def test_a_record_of_no_class_is_refused(tmp_path: Path) -> None:
     """Its checksum is right: a label would be an index into the errors of the last layer."""
-    model = small(method=Method.FINETUNE, capacity=0)
-    with running(model, build(model, tmp_path)) as twin:
+    model = FINETUNED
+    with running(model, build(model, tmp_path, LARGE_SECTORS)) as twin:
         x, y = random_samples(model, (0, 1), 8, 5)
         twin.good(Command.TASK_BEGIN, task_begin((0, 1), 8))
         twin.good(Command.SAMPLES, samples(0, x, y))

@@ -161,7 +161,7 @@ def test_cuts(veteran: Veteran, tmp_path: Path) -> None:
     """At some operations spread over the session, the first and the last ones among them."""
     total = operations(veteran, tmp_path)
     assert total > 150
-    for number in sorted({1, 2, total - 1, total, *range(3, total, total // 24)}):
+    for number in sorted({1, 2, total - 1, total, *range(3, total, total // 12)}):
         cut_at(veteran, tmp_path / str(number), number)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,21 @@ def slopes(loss: Any, parameters: list[NDArray[np.float64]]) -> list[NDArray[np.
     return result
 
 
-@pytest.mark.parametrize(("batch", "shared"), [(1, 0), (1, 2), pytest.param(4, 0, marks=pytest.mark.slow)])
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """The same operations one by one: compiled they take seconds before the first step."""
+    tensorflow = float_twin._tensorflow()
+    tensorflow.config.run_functions_eagerly(True)
+    yield
+    tensorflow.config.run_functions_eagerly(False)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_one_step_with_shared_draws_is_gradient_descent_on_the_losses() -> None:
+    test_one_step_is_gradient_descent_on_the_losses(1, 2)
+
+
+@pytest.mark.parametrize(("batch", "shared"), [(1, 0), pytest.param(4, 0, marks=pytest.mark.slow)])
 def test_one_step_is_gradient_descent_on_the_losses(batch: int, shared: int) -> None:
     random = np.random.default_rng(0)
     float_model = every_operation(random)

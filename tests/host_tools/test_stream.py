@@ -160,7 +160,8 @@ def test_session_on_a_bad_line(
             board.window = window
             if seed is not None:
                 line.hear = line.say = BadFrames(seed, 1 / 10)
-                monkeypatch.setattr(link, "SHORTEST_WAIT", 0.1)
+                monkeypatch.setattr(link, "SHORTEST_WAIT", 0.02)
+                monkeypatch.setattr(link, "PROD", 0.01)
                 monkeypatch.setattr(protocol, "_SECONDS", dict.fromkeys(Command, 1.0))
             results.append(stream.stream(project, line.url))
         requests = [(r.command, r.payload) for r in board.executed]
