@@ -45,8 +45,8 @@ static int learn(const task_t *t) {
 }
 
 int main(void) {
-  const sparcl_port_t port = {flash, flash_read, flash_program, flash_erase, NULL, NULL};
-  int status = sparcl_start(&port, NULL);
+  const sparcl_port_t port = {.context = flash, .read = flash_read, .program = flash_program, .erase = flash_erase};
+  int status = sparcl_start(&port);
   for (unsigned t = 0; t < TASKS && status >= 0; t++) {
     status = learn(&task[t]);
     printf("task %u: %u of %u right\n", t, right(&task[t]), task[t].n_test);
@@ -56,7 +56,7 @@ int main(void) {
     return 1;
   }
   const uint32_t digest = sparcl_digest();
-  const int restored = sparcl_start(&port, NULL); /* as after a power cut */
+  const int restored = sparcl_start(&port); /* as after a power cut */
   printf("digest %08x, %s\n", (unsigned)digest, restored == 1 && sparcl_digest() == digest ? "restored" : "lost");
   return 0;
 }

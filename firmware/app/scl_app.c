@@ -33,18 +33,27 @@ static void port_feed(void *context) {
   scl_port_watchdog_feed();
 }
 
-static int hook_before_save(void) { return scl_integrity_check_state(); }
-static int hook_each_step(void) { return scl_integrity_step(); }
-static int hook_before_masks(void) { return scl_integrity_check_masks(); }
-static void hook_masks_changed(void) { scl_integrity_masks_changed(); }
+static int port_check(void *context, sparcl_event_t event) {
+  (void)context;
+  switch (event) {
+    case SPARCL_BEFORE_SAVE:
+      return scl_integrity_check_state();
+    case SPARCL_EACH_STEP:
+      return scl_integrity_step();
+    case SPARCL_BEFORE_MASKS:
+      return scl_integrity_check_masks();
+    default:
+      scl_integrity_masks_changed();
+      return SCL_OK;
+  }
+}
 
-const sparcl_port_t scl_app_port = {NULL, port_read, port_program, port_erase, port_ticks, port_feed};
-const sparcl_hooks_t scl_app_hooks = {hook_before_save, hook_each_step, hook_before_masks, hook_masks_changed};
+const sparcl_port_t scl_app_port = {NULL, port_read, port_program, port_erase, port_ticks, port_feed, port_check};
 
 int scl_app_main(void) {
   scl_port_init();
   scl_port_watchdog_feed();
-  if (sparcl_start(&scl_app_port, &scl_app_hooks) == SPARCL_ERR_SELF_TEST) {
+  if (sparcl_start(&scl_app_port) == SPARCL_ERR_SELF_TEST) {
     scl_health.health |= SCL_HEALTH_SELF_TEST;
   }
   scl_integrity_start();

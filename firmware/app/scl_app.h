@@ -10,6 +10,5 @@ int scl_app_main(void);
 
 /* What the engine gets: the board's flash, clock and watchdog (scl_port.h), and the checks of scl_integrity.h. */
 extern const sparcl_port_t scl_app_port;
-extern const sparcl_hooks_t scl_app_hooks;
 
 #endif

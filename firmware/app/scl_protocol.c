@@ -56,14 +56,17 @@ static uint8_t greeted; /* the host knows where the board stands since it starte
 static const uint8_t model_hash[8] = SCL_MODEL_HASH;
 static const uint8_t version[3] = {SCL_VERSION_MAJOR, SCL_VERSION_MINOR, SCL_VERSION_PATCH};
 
-static void put_u8(out_t *o, uint32_t v) { o->bytes[o->size++] = (uint8_t)v; }
+/* A reply is dozens of these: in line they take a kilobyte of a small board's flash. */
+#define COMPACT __attribute__((noinline))
 
-static void put_u16(out_t *o, uint32_t v) {
+static COMPACT void put_u8(out_t *o, uint32_t v) { o->bytes[o->size++] = (uint8_t)v; }
+
+static COMPACT void put_u16(out_t *o, uint32_t v) {
   scl_put_u16(o->bytes + o->size, v);
   o->size += 2u;
 }
 
-static void put_u32(out_t *o, uint32_t v) {
+static COMPACT void put_u32(out_t *o, uint32_t v) {
   scl_put_u32(o->bytes + o->size, v);
   o->size += 4u;
 }

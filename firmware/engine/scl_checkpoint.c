@@ -144,7 +144,7 @@ static scl_status_t checkpoint_once(scl_records_t need) {
 }
 
 scl_status_t scl_checkpoint_save(scl_records_t need) {
-  scl_status_t status = scl_host_before_save(); /* a flipped bit would be a good state ever after */
+  scl_status_t status = scl_host_check(SPARCL_BEFORE_SAVE); /* a flipped bit would be a good state ever after */
   if (status != SCL_OK) {
     return status;
   }

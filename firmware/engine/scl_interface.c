@@ -26,8 +26,8 @@ static int kernels_are_right(void) { return 1; }
 static int kernels_are_right(void) { return scl_train_golden() == scl_golden_digest; }
 #endif
 
-int sparcl_start(const sparcl_port_t *port, const sparcl_hooks_t *hooks) {
-  scl_host_connect(port, hooks);
+int sparcl_start(const sparcl_port_t *port) {
+  scl_host_connect(port);
   scl_state_reset();
   const int right = kernels_are_right();
   const int restored = scl_checkpoint_recover();
@@ -51,7 +51,7 @@ int sparcl_add(uint8_t label, const void *sample) {
 static int settled(scl_status_t status) {
   if (status != SCL_OK) {
     (void)scl_checkpoint_recover();
-    scl_host_masks_changed();
+    (void)scl_host_check(SPARCL_MASKS_CHANGED);
   }
   return status;
 }
@@ -103,7 +103,7 @@ int sparcl_save(void) { return scl_checkpoint_save(SCL_NO_RECORDS); }
 int sparcl_forget(void) {
   const scl_status_t status = scl_journal_format();
   (void)scl_checkpoint_recover(); /* of a journal that could not be written, its last save */
-  scl_host_masks_changed();
+  (void)scl_host_check(SPARCL_MASKS_CHANGED);
   return status;
 }
 

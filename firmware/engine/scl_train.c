@@ -213,11 +213,11 @@ static void flip_bit(void) {}
 
 static scl_status_t update_masks(void) {
   const uint32_t start = clock_start();
-  const scl_status_t status = scl_host_before_masks(); /* else a flipped bit would be in the sums that follow */
+  const scl_status_t status = scl_host_check(SPARCL_BEFORE_MASKS); /* else a flipped bit would be in the sums that follow */
   if (status == SCL_OK) {
     scl_mask_update();
     scl_mask_clear_captured();
-    scl_host_masks_changed();
+    (void)scl_host_check(SPARCL_MASKS_CHANGED);
   }
   clock_stop(SCL_TICKS_MASK, start);
   return status;
@@ -225,7 +225,7 @@ static scl_status_t update_masks(void) {
 
 /* What follows a step: batch, masks, end of the epoch. */
 static scl_status_t advance(void) {
-  scl_status_t status = scl_host_each_step();
+  scl_status_t status = scl_host_check(SPARCL_EACH_STEP);
   scl_learner.pos++;
   scl_learner.step++;
   scl_meter.steps++;

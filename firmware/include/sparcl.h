@@ -25,13 +25,22 @@ typedef enum {
   SPARCL_ERR_FLASH = -9,      /* the flash failed: the learner is the one last saved */
   SPARCL_ERR_TOO_MANY = -10,  /* more samples than were announced */
   SPARCL_ERR_SELF_TEST = -17, /* the compiled kernels compute something else: nothing may be learned */
-  SPARCL_ERR_DAMAGED = -18    /* a hook found a flipped bit */
+  SPARCL_ERR_DAMAGED = -18    /* the port's check found a flipped bit */
 } sparcl_error_t;
+
+/* When the port's check is called. */
+typedef enum {
+  SPARCL_BEFORE_SAVE,
+  SPARCL_EACH_STEP,
+  SPARCL_BEFORE_MASKS, /* before a mask update changes which weights exist */
+  SPARCL_MASKS_CHANGED
+} sparcl_event_t;
 
 /*
  * What the engine needs of the program.  read, program and erase return 0, or a negative number where the flash fails;
  * addresses count from the beginning of the partition, whose geometry was given to the generator.  program gets
- * multiples of the program unit, on erased bytes, once.  ticks (any unit, wraps) and feed_watchdog may be NULL.
+ * multiples of the program unit, on erased bytes, once.  The others may be NULL: ticks (any unit, wraps), feed_watchdog,
+ * and check, with which a program looks for flipped bits; an error of its own ends the call that it is made in.
  */
 typedef struct {
   void *context;
@@ -40,15 +49,8 @@ typedef struct {
   int32_t (*erase)(void *context, uint32_t address);
   uint32_t (*ticks)(void *context);
   void (*feed_watchdog)(void *context);
+  int (*check)(void *context, sparcl_event_t event);
 } sparcl_port_t;
-
-/* Checks of the program at work; any may be NULL.  An error of theirs ends the call that it is made in. */
-typedef struct {
-  int (*before_save)(void);
-  int (*each_step)(void);
-  int (*before_masks)(void);
-  void (*masks_changed)(void);
-} sparcl_hooks_t;
 
 typedef struct {
   uint32_t step;        /* training steps so far */
@@ -57,8 +59,8 @@ typedef struct {
   uint8_t task, done;   /* done: the task is trained to its end */
 } sparcl_progress_t;
 
-/* Restores the learner that was saved last, 1; or begins with the initial model, 0.  Port and hooks (NULL: none) stay. */
-int sparcl_start(const sparcl_port_t *port, const sparcl_hooks_t *hooks);
+/* Restores the learner that was saved last, 1; or begins with the initial model, 0.  The port has to stay. */
+int sparcl_start(const sparcl_port_t *port);
 
 /* A task: announce its classes and number of samples, add these, train until done, end.  end saves the learner. */
 int sparcl_begin_task(const uint8_t *classes, uint32_t n_classes, uint32_t n_samples);

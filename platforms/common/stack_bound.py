@@ -20,7 +20,7 @@ LIBRARY = 48
 EXCEPTION = 32 + 72 + 4
 """Bytes that a Cortex-M puts on the stack for an interrupt: eight registers, those of the FPU, alignment."""
 INDIRECT = "__indirect_call"
-PORT = r"(?:port|hook)_\w+"
+PORT = r"port_\w+"
 """What the engine calls of the program around it (firmware/include/sparcl.h), which may be in any file."""
 POINTERS = {
     "scl_protocol.c": ((r"\w+", r"do_\w+"),),

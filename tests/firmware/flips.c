@@ -78,7 +78,7 @@ static void train_damaged(void) {
 int __wrap_scl_app_main(void) {
   static const uint8_t classes[] = {0, 1};
   static const scl_input_t x[SCL_N_IN] = {1, 2, 3};
-  (void)sparcl_start(&scl_app_port, &scl_app_hooks);
+  (void)sparcl_start(&scl_app_port);
   if (scl_train_begin(SCL_MODE_RESIDENT, N_SAMPLES, classes, 2) != SCL_OK) {
     return 2;
   }

@@ -190,7 +190,7 @@ static void obey(char order) {
 int main(void) {
   char order;
   memset(flash, (int)SCL_FLASH_ERASED, sizeof flash);
-  (void)sparcl_start(&scl_app_port, &scl_app_hooks);
+  (void)sparcl_start(&scl_app_port);
   while (fread(&order, 1, 1, stdin) == 1) {
     obey(order);
     fflush(stdout);
