@@ -18,7 +18,7 @@ import pytest
 
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.generator.pipeline import Project
-from sparcl_mcu.host_tools import cli
+from sparcl_mcu.host_tools.commands.run import run as run_command
 from sparcl_mcu.host_tools.image import measure
 from sparcl_mcu.host_tools.stream import FINAL, RESULT, StreamResult, stream
 from sparcl_mcu.spec.paths import ROOT
@@ -64,7 +64,7 @@ def run(experiment: Path, board: str, settings: Sequence[str]) -> Project:
     with pytest.MonkeyPatch.context() as patch:
         if board == "native":
             patch.setenv("SCL_EXTRA_CFLAGS", "-O0")
-        cli.run(experiment, board=board, plain=True, overrides=list(settings))
+        run_command(experiment, board=board, plain=True, overrides=list(settings))
     project = pipeline.generate(experiment, board, settings)
     report = report_of(project)
     assert report["bit_exact"] is True

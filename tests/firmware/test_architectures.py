@@ -16,11 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 from sparcl_mcu.generator import keras_model, network, quantise
-from sparcl_mcu.generator.error_bound import logit_bound
 from sparcl_mcu.host_tools import protocol
 from sparcl_mcu.spec.types import Dataset, FloatModel, Growth, Method, Model, Op
 from sparcl_mcu.spec.wire import Command
 from tests.firmware.native import Teacher, Twin, build, running
+from tests.generator.error_bound import logit_bound
 from tests.generator.helpers import config, random_float_model
 
 pytestmark = pytest.mark.tensorflow

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sparcl_mcu.generator import error_bound, network, proof, prune, quantise
+from sparcl_mcu.generator import network, proof, prune, quantise
 from sparcl_mcu.generator.store import model_hash
 from sparcl_mcu.spec.errors import UserError
 from sparcl_mcu.spec.types import (
