@@ -100,7 +100,7 @@ def load(path: Path = PATH) -> tuple[str, dict[str, float]]:
     except FileNotFoundError:
         raise UserError(f"there is no {path}: `sparcl bench --update-baseline` makes it") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): `sparcl bench --update-baseline` makes it anew") from error
+        raise UserError(f"{path} is corrupt ({error}); recreate it with `sparcl bench --update-baseline`") from error
 
 
 def update(bench: Bench, path: Path = PATH) -> None:

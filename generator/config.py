@@ -434,7 +434,10 @@ def _conflicts(c: Config) -> Iterator[_Conflict]:
             (f"experiment.name {name!r} is not an identifier (letters, digits, underscores): set [experiment] name"),
         )
     if name.lower() in RESERVED_NAMES:
-        yield (("experiment", "name"),), f"experiment.name {name!r} is taken by a folder of build/: set another name"
+        yield (
+            (("experiment", "name"),),
+            f"experiment.name {name!r} is reserved (a folder of build/): choose another name",
+        )
     yield from _data_conflicts(c)
     yield from _model_conflicts(c)
     yield from _method_conflicts(c)

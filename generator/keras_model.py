@@ -980,7 +980,9 @@ class _Import:
     def addition(self, step: _Step, inputs: Sequence[_Value]) -> _Value:
         values = [self.exact(step, value) for value in inputs]
         if len(values) < 2 or any(value.shape != step.shape for value in values):
-            self._fail(step.layer, "adds tensors of different shapes, or a constant: its inputs have to be alike")
+            self._fail(
+                step.layer, "adds tensors of different shapes, or a constant: Add needs inputs of the same shape"
+            )
         tensors = tuple(value.tensor for value in values)
         shape = self.shape_of(tensors[0])
         if any(self.shape_of(t) != shape for t in tensors):

@@ -143,7 +143,7 @@ class Emulator:
         self._plugin_api: str | None = None  # the version of QEMU's interface, where the plugins' own choice is too low
         emulation = self._facts.emulator
         if emulation is None or emulation.kind == "none":
-            raise EmulatorError(f"board {board!r} has no emulator: use the real board's port")
+            raise EmulatorError(f"board {board!r} has no emulator; connect a real one and use its port")
         self._emulation = emulation
 
     # -- what is recorded ---------------------------------------------------

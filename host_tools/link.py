@@ -54,7 +54,7 @@ _ADVICE = {
     Status.BAD_FRAME: "the line damages frames: check the cable and the baud rate",
     Status.UNKNOWN_COMMAND: "firmware and host tools differ: run `sparcl flash` again",
     Status.BAD_LENGTH: "firmware and host tools differ: run `sparcl flash` again",
-    Status.BAD_STATE: "the board is in another phase: `sparcl stream --resume` or `--fresh`",
+    Status.BAD_STATE: "the command is not allowed in the board's current phase: `sparcl stream --resume` or `--fresh`",
     Status.RANGE: "a number is beyond a limit of the board; `sparcl boards` lists them",
     Status.BAD_LABEL: "a label is not one of the task's classes: check the data set",
     Status.WRONG_ORDER: "the board expects another sample: `sparcl stream --resume` asks it which",
@@ -65,7 +65,7 @@ _ADVICE = {
     ),
     Status.STORE: (
         "the flash reported an error or lost a record; what the board last saved is kept: `sparcl stream "
-        "--resume` goes on from there. When it stops at the same place again, `--fresh` starts anew"
+        "--resume` continues from there. If it stops at the same place again, use `--fresh` to start over"
     ),
     Status.TOO_MANY: "more samples than the board's table or replay buffer holds: use fewer per task",
     Status.SELF_TEST: (
@@ -73,15 +73,17 @@ _ADVICE = {
         "stays, flash it again or replace it"
     ),
     Status.DAMAGED: (
-        "a bit has flipped in the board's memory, it has gone back to its last snapshot: `sparcl stream "
-        "--resume` goes on"
+        "memory corruption detected (flipped bit); the board restored its last snapshot: continue with "
+        "`sparcl stream --resume`"
     ),
-    Status.OUT_OF_TURN: ("the board has restarted in the midst of its work: `sparcl stream --resume` goes on"),
+    Status.OUT_OF_TURN: "the board restarted during the session: continue with `sparcl stream --resume`",
     Status.OTHER_MODEL: "the board's firmware holds another model: run `sparcl flash` again",
     Status.WRONG_NONCE: ("the board has restarted, or something else uses its line: type the command again"),
     Status.TOO_LONG: "the board takes shorter requests: run `sparcl flash` again",
     Status.NOT_SEALED: ("the board's firmware has another shared key: set link.key to it, or run `sparcl flash`"),
-    Status.REPLAYED: ("something else uses the line and the key: close it, then `sparcl stream --resume` goes on"),
+    Status.REPLAYED: (
+        "something else uses the line and the key: close it, then continue with `sparcl stream --resume`"
+    ),
 }
 """What to do about each."""
 
@@ -98,11 +100,11 @@ class LinkError(BoardError):
 
 
 class StrangerError(LinkError):
-    """Whatever is at the port, it is no board with our firmware."""
+    """The device at the port is not a board with our firmware."""
 
 
 class NoisyLineError(LinkError):
-    """A request does not get through, a smaller one may: ask the board where it stands, and go on from there."""
+    """A request does not get through, a smaller one may: ask the board where it stands, and continue from there."""
 
 
 class DeviceError(BoardError):
@@ -413,11 +415,11 @@ class Link:
         return f". It is also open in {found}: close that" if found else ""
 
     def _check_patience(self, oldest: _Pending, setbacks: int) -> None:
-        """Give up a request that does not get through."""
+        """Give up on a request that does not get through."""
         if setbacks >= SHRINK_AFTER and oldest.room >= 2 * self.room:
             raise NoisyLineError(
                 f"{self.url}: requests of {oldest.room} bytes do not get through, the line damages them; "
-                "`sparcl stream --resume` goes on with smaller ones"
+                "`sparcl stream --resume` continues with smaller ones"
             )
         if setbacks < PATIENCE:
             return
@@ -426,20 +428,20 @@ class Link:
         raise self._stranger() or LinkError(
             f"{self.url}: a request was sent {setbacks} times and never came through whole ({self.damaged} frames "
             "were damaged so far): check the cable, its ground, the baud rate, and what disturbs the line; "
-            f"then `sparcl stream --resume` goes on{self._also_open()}"
+            f"then continue with `sparcl stream --resume`{self._also_open()}"
         )
 
     def _check_time(self, command: int, seconds: float, longest: float) -> None:
-        """Give up a board that says something ever again, but never answers."""
+        """Give up on a board that keeps sending but never answers."""
         if seconds > longest:
             raise LinkError(
                 f"{self.url}: something comes all the time, but for {seconds:.0f} s no answer to command "
                 f"0x{command:02x}: check the cable and the baud rate, or power the board off and on; then "
-                "`sparcl stream --resume` goes on"
+                "continue with `sparcl stream --resume`"
             )
 
     def _check_tries(self, command: int, tries: int) -> None:
-        """Give up a board that is silent."""
+        """Give up on a board that is silent."""
         if tries == TRIES:
             raise self._stranger() or LinkError(
                 f"{self.url}: no answer to command 0x{command:02x} after {TRIES} tries. "
@@ -549,5 +551,5 @@ class Link:
     def _lost(self, error: Exception) -> LinkError:
         self.close()
         return LinkError(
-            f"the line to {self.url} broke ({error}). Connect the board again, then `sparcl stream --resume` goes on"
+            f"the line to {self.url} broke ({error}). Reconnect the board, then continue with `sparcl stream --resume`"
         )

@@ -28,8 +28,8 @@ Port = Annotated[
     str | None,
     typer.Option("--port", "-p", help="Serial port or URL of the board; default: its emulator."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a board that has learnt something.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Make the board forget what it has learnt first.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue with a board that has learned something.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make the board forget what it has learned first.")]
 
 
 def _without_controls(plain: bool) -> bool:

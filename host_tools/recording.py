@@ -122,12 +122,12 @@ class Recorder:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error.strerror}): make room, then `sparcl stream --resume` goes on"
+                f"{self.path} cannot be written ({error.strerror}): free some space, then run `sparcl stream --resume`"
             ) from error
 
 
 def read_header(path: Path) -> Header:
-    """The header of a recording.  Raises UserError when the file is none."""
+    """The header of a recording.  Raises UserError if the file is not a recording."""
     return _Reader(path).header
 
 
@@ -165,7 +165,7 @@ class _Waiting:
         self._requests: list[tuple[frame.Frame, frame.Frame | None]] = []
 
     def sent(self, request: frame.Frame) -> Iterator[Transaction]:
-        """A request; one that starts anew ends the wait for those before it."""
+        """A request; one that starts over ends the wait for those before it."""
         if any(request == known for known, _ in self._requests):
             return
         if request.kind != frame.NEXT:
@@ -303,7 +303,7 @@ def _drop_torn_entry(path: Path, header: Header) -> None:
     found = reader.header
     if (found.model_hash, found.board) != (header.model_hash, header.board):
         raise UserError(
-            f"{path} records another model or board: start anew with `sparcl stream --fresh` instead of --resume"
+            f"{path} records another model or board: start over with `sparcl stream --fresh` instead of --resume"
         )
     for _ in reader:
         pass

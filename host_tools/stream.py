@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session with a board: the tasks go over the line, the board learns, the host measures.
 
-The order of work is `Session.run`.  Where it goes on after an interruption is
+The order of work is `Session.run`.  Where it resumes after an interruption is
 decided by the board alone, from its hello; measurements taken so far are kept
 in `stream.json`, everything that crossed the line in `recording.sclr`.
 """
@@ -170,7 +170,7 @@ class Observer:
     """Is told how a session goes; `view` shows it, the base class says nothing."""
 
     def begins(self, outline: Outline, result: StreamResult) -> None:
-        """The session begins or goes on; ``result`` holds its measurements, at every event the latest ones."""
+        """The session begins or resumes; ``result`` holds its measurements, at every event the latest ones."""
 
     def message(self, text: str) -> None:
         """Something worth a line."""
@@ -188,7 +188,7 @@ class Observer:
         """``done`` of ``total`` test samples of a task are classified."""
 
     def evaluated(self, task: str, row: list[tuple[str, Score]]) -> None:
-        """Accuracies after ``task`` has been learnt."""
+        """Accuracies after ``task`` has been learned."""
 
     def close(self) -> None:
         """The session is over, well or not."""
@@ -237,7 +237,7 @@ def stream(
 ) -> StreamResult:
     """Stream all tasks to the board at ``url``; the measurements, also saved in the project's folder.
 
-    ``resume``: go on with a board that has learnt something.  ``fresh``: make
+    ``resume``: continue with a board that has learned something.  ``fresh``: make
     the board forget first.  ``flash``: the command that writes the project's
     firmware, for messages.  Raises UserError when the board is not the one the
     project was made for, BoardError when it fails.
@@ -249,7 +249,7 @@ def stream(
             check_board(project, state, flash)
             _tell_health(state, observer)
             if fresh:
-                observer.message("The board forgets what it has learnt (factory reset)")
+                observer.message("The board forgets what it has learned (factory reset)")
                 state = protocol.reset(link, protocol.FACTORY)
             result = _open_result(project, state, resume=resume)
             (project.folder / "validation.json").unlink(missing_ok=True)
@@ -306,7 +306,7 @@ def _tell_health(state: Hello, observer: Observer) -> None:
 
 
 def _go_through(project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
-    """Stream to the end; after a fault that the board found itself, go on from the snapshot it went back to."""
+    """Stream to the end; after a fault the board found itself, continue from the snapshot it restored."""
     advance = Advance(len(project.dataset.tasks))
     session = _Session(project, link, observer, result, advance)
     advance.begins(session.state.step)
@@ -324,7 +324,7 @@ def _go_through(project: Project, link: Link, observer: Observer, result: Stream
                 raise
             result.resets.append(cause)
             advance.returned(session.state.step, cause)
-            observer.message(f"{cause}: the board went back to step {session.state.step}, streaming goes on from there")
+            observer.message(f"{cause}; the board rolled back to step {session.state.step}. Continuing from there.")
 
 
 class _Restarted(BoardError):
@@ -347,13 +347,13 @@ def _fault(state: Hello) -> str | None:
 
 
 def _open_result(project: Project, state: Hello, *, resume: bool) -> StreamResult:
-    """The measurements to go on with, or empty ones; UserError when the board is not as it has to be."""
+    """The measurements to continue with, or empty ones; raises UserError if the board cannot be used as it is."""
     path = project.folder / RESULT
     if not resume:
         if not state.fresh:
             raise UserError(
-                f"the board has already learnt something (step {state.step}, task {state.task}): "
-                "`--resume` goes on there, `--fresh` makes it forget and starts anew"
+                f"the board has already learned something (step {state.step}, task {state.task}): "
+                "use --resume to continue, or --fresh to erase it and start over"
             )
         return _new_result(project)
     recorded = (project.folder / RECORDING).exists() and path.exists()
@@ -361,16 +361,16 @@ def _open_result(project: Project, state: Hello, *, resume: bool) -> StreamResul
         if state.fresh:
             return _new_result(project)
         raise UserError(
-            f"the board stands at step {state.step}, but {project.folder} holds no recording of how it "
-            "got there: nothing could be validated. `sparcl stream --fresh` starts anew"
+            f"the board is at step {state.step}, but {project.folder} has no recording of those steps, "
+            "so the run could not be validated: start over with `sparcl stream --fresh`"
         )
     result = StreamResult.load(path)
     if (result.model_hash, result.board) != (project.model.model_hash.hex(), project.board.name):
-        raise UserError(f"{path} is of another model or board: start anew with `sparcl stream --fresh`")
+        raise UserError(f"{path} belongs to another model or board: start over with `sparcl stream --fresh`")
     if result.data_hash != data_hash(project.dataset):
         raise UserError(
             "the data have changed since the session began (or their options, --set): "
-            "put them back, or start anew with `sparcl stream --fresh`"
+            "restore them, or start over with `sparcl stream --fresh`"
         )
     result.complete = False
     return result
@@ -439,7 +439,7 @@ class _Session:
         self._count(self.baseline)
 
     def _look(self) -> None:
-        """Ask where the board stands; _Restarted when it has started anew since it was asked before."""
+        """Ask where the board stands; raises _Restarted if it has restarted since it was last asked."""
         before, self.state = self.state, protocol.hello(self.link)
         if self.state.start != before.start:
             raise _Restarted
@@ -473,7 +473,7 @@ class _Session:
             raise
 
     def _work_on_any_line(self) -> None:
-        """Work; where requests do not get through, ask the board where it stands and go on with smaller ones."""
+        """Work; where requests do not get through, ask the board where it stands and continue with smaller ones."""
         lost = False
         while True:
             try:
@@ -481,7 +481,7 @@ class _Session:
                     self._look()
                     protocol.digest(self.link)  # for `validate`, as at the beginning
                     self._forget_undone()
-                    self.observer.message(f"the line damages frames: going on with {self.link.room} bytes at a time")
+                    self.observer.message(f"the line damages frames: continuing with {self.link.room} bytes at a time")
                 return self._work()
             except NoisyLineError:
                 self.advance.lap()
@@ -500,7 +500,7 @@ class _Session:
         self._finish()
 
     def _next_task(self) -> int:
-        """Index of the task to learn or to go on with."""
+        """Index of the task to start or to continue."""
         return max(self.plan.first, self.state.task - self.plan.offset)
 
     def _forget_undone(self) -> None:
@@ -514,10 +514,10 @@ class _Session:
         here = (done, self.state.epoch + (self.state.phase == Phase.TRAINED) if trains else -1)
         self.result.epochs = [e for e in self.result.epochs if (e.task, e.epoch) <= here]
 
-    # -- what the host learnt -------------------------------------------------------------------
+    # -- what the host learned ------------------------------------------------------------------
 
     def _upload(self) -> None:
-        """Send the replay records of what the host trained; goes on after those the board has."""
+        """Send the replay records of what the host trained; continues after those the board has."""
         for number, task in self.plan.uploads:
             records = replay_records(task, number, self.model.learning)
             for filled in protocol.replays(self.link, self.state, records[self.state.filled :]):
@@ -544,8 +544,8 @@ class _Session:
             self._begin(index, task)
         elif self.state.n_start != len(task.y_train):
             raise UserError(
-                f"the board is in the midst of a task of {self.state.n_start} samples, this one has "
-                f"{len(task.y_train)}: the data have changed, start anew with `sparcl stream --fresh`"
+                f"the board is partway through a task with {self.state.n_start} samples, but this task has "
+                f"{len(task.y_train)}: the data changed; start over with `sparcl stream --fresh`"
             )
         else:
             self._catch_up(index, len(task.y_train))
@@ -560,7 +560,7 @@ class _Session:
         expected = index + self.plan.offset
         if self.state.task != expected:
             raise BoardError(
-                f"the board is at task {self.state.task}, expected {expected}: `sparcl stream --fresh` starts anew"
+                f"the board is at task {self.state.task}, expected {expected}: start over with `sparcl stream --fresh`"
             )
         streamed = self.model.learning.streamed
         protocol.task_begin(
@@ -581,7 +581,7 @@ class _Session:
         started, done = time.monotonic(), 0
         for reply in self._requests(task):
             if reply.done == 0:
-                raise BoardError("the board does not train any further; `sparcl stream --resume` asks it again")
+                raise BoardError("the board stopped making progress; try `sparcl stream --resume`")
             record.steps += reply.done
             record.wrong += reply.wrong
             record.loss += reply.loss
@@ -605,9 +605,9 @@ class _Session:
         """The record of this epoch: the one begun before an interruption, or a new one."""
         old = [e for e in self.result.epochs if (e.task, e.epoch) == (task, epoch)]
         self.result.epochs = [e for e in self.result.epochs if (e.task, e.epoch) < (task, epoch)]
-        # After a return to an older snapshot the steps of this epoch count anew.
-        goes_on = bool(old) and (epoch < self.state.epoch or old[0].steps <= self.state.pos)
-        record = old[0] if goes_on else Epoch(task, epoch)
+        # After a return to an older snapshot the steps of this epoch are counted from 0.
+        continues = bool(old) and (epoch < self.state.epoch or old[0].steps <= self.state.pos)
+        record = old[0] if continues else Epoch(task, epoch)
         self.result.epochs.append(record)
         return record
 

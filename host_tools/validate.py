@@ -3,7 +3,7 @@
 
 `validate` replays a recording on the reference and compares every byte of
 every reply.  When a state differs, `bisect` repeats the session on a board up
-to the last state that agreed and goes on one step at a time, so that the first
+to the last state that agreed and continues one step at a time, so that the first
 wrong step, tensor and element are known by name.
 """
 
@@ -213,7 +213,7 @@ class Replay:
         return device
 
     def _move(self, count: int, device: Device) -> None:
-        """Go on from an earlier state; what came after it has not happened."""
+        """Continue from an earlier state; what came after it is undone."""
         self.device = device
         del self.requests[count:]
         del self._trace[count + 1 :]
@@ -248,7 +248,7 @@ def explain(result: ValidationResult, arguments: str) -> str:
     if result.mismatches == 0:
         return (
             f"the {result.steps_compared} steps recorded so far agree, but the session was not finished: "
-            f"`sparcl stream {arguments} --resume` goes on"
+            f"continue with `sparcl stream {arguments} --resume`"
         )
     lines = [f"the board and the reference disagree ({result.mismatches} differences)"]
     if result.first is not None:

@@ -60,9 +60,11 @@ def run(
             except SparclError as error:
                 failed(job, error)
             except distributed.KilledWorker:
-                failed(job, BoardError("the workers that did it died, one after the other: is there enough memory?"))
+                failed(job, BoardError("every worker that ran this job died; they may be out of memory"))
             except distributed.CancelledError:
-                raise BoardError("the scheduler went away; what is done is kept: the same command goes on") from None
+                raise BoardError(
+                    "the scheduler went away; finished runs are kept: run the command again to continue"
+                ) from None
             except (ImportError, RuntimeError) as error:
                 raise (error if scheduler is None else _without_sparcl(error)) from None
             else:

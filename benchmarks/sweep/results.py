@@ -99,7 +99,7 @@ class Kept:
             aside.replace(path)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written ({error.strerror}); the runs before it are kept: the same command goes on"
+                f"{path} cannot be written ({error.strerror}); earlier runs are kept: run the command again to continue"
             ) from None
 
     def _path(self, key: str) -> Path:

@@ -192,7 +192,7 @@ def _raw(config: Config, name: str, source: str, arrays: Arrays) -> Raw:
     check_classes(f"{source}: y_train", classes, config)
     unknown = natural(set(texts["y_test"].tolist()) - set(classes)) if len(parts) == 2 else ()
     if unknown:
-        raise UserError(f"{source}: y_test has class {unknown[0]}, which y_train has not")
+        raise UserError(f"{source}: y_test contains class {unknown[0]}, which never occurs in y_train")
     grouped = "group_train" in arrays
     groups = natural(name for part in parts for name in texts[f"group_{part}"].tolist()) if grouped else ()
     samples = []

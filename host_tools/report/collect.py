@@ -137,18 +137,18 @@ def _session(project: Project) -> StreamResult:
     name, board = project.config.experiment.name, project.board.name
     other = None
     if result.model_hash != project.model.model_hash.hex():
-        other = "another model"
+        other = "a different model"
     elif result.data_hash != data_hash(project.dataset):
-        other = "other data"
+        other = "different data"
     if other is not None:
         raise UserError(
-            f"the last session was with {other}: give the options it had (--seed, --set), "
+            f"the last session used {other}: repeat its --seed and --set options, "
             "or run `sparcl flash` and `sparcl stream --fresh` again"
         )
     if not result.complete:
         raise UserError(
-            f"the session was not finished: `sparcl stream {name}.toml --board {board} --resume`, "
-            "with the options it had, goes on"
+            f"the session was not finished: continue with `sparcl stream {name}.toml --board {board} --resume` "
+            "and the options it had"
         )
     return result
 

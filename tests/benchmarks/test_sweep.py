@@ -433,7 +433,7 @@ def test_a_scheduler_that_goes_away_ends_the_sweep_with_what_is_done(file: Path)
                 break
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
-    assert "the scheduler went away; what is done is kept" in output
+    assert "the scheduler went away; finished runs are kept" in output
     assert "Traceback" not in output
     assert runs(file)
 
@@ -559,7 +559,7 @@ work.execute.__globals__["_done"] = lambda job: (
     with cluster(5, before) as (address, _):
         outcome = sweep.run(wanted, address, None, plain=True)
     assert [job.kind for job in wanted.jobs if job.key in outcome.failed] == [Kind.COSTS]
-    assert "the workers that did it died" in str(sweep.failure(outcome))
+    assert "every worker that ran this job died" in str(sweep.failure(outcome))
     assert {job.kind for job in wanted.jobs if job.key in outcome.done} == {Kind.FIXED, Kind.FLOAT}
 
 
@@ -607,7 +607,7 @@ def test_after_ctrl_c_no_run_is_done_twice(file: Path, temporary: Path) -> None:
             break
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; what is done is kept" in rest
+    assert "Interrupted. Finished runs are kept" in rest
     assert "Traceback" not in rest
     before = {path: path.stat().st_mtime_ns for path in (file.parent / "build").rglob("runs/*.json")}
     assert 2 <= len(before) < 10
@@ -789,7 +789,7 @@ def test_the_number_of_runs_at_a_time_is_the_cluster_s_own(file: Path) -> None:
     process = sparcl_sweep(file, "--scheduler", "tcp://127.0.0.1:1", "--jobs", "1")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "--jobs is for this computer" in output
+    assert "--jobs only applies to local runs" in output
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])

@@ -209,7 +209,7 @@ def test_session_with_another_model_is_not_gone_on_with(project: Project, board:
     result.complete = False
     result.model_hash = "0" * 16
     result.save(project.folder / stream.RESULT)
-    with pytest.raises(UserError, match=r"another model: give the options it had \(--seed, --set\)"):
+    with pytest.raises(UserError, match=r"different model: repeat its --seed and --set options"):
         report.build(project)
 
 
@@ -219,7 +219,7 @@ def test_session_with_other_data(project: Project, made: report.Report) -> None:
     fewer = replace(first, x_train=first.x_train[:4], y_train=first.y_train[:4])
     turned = replace(first, x_train=first.x_train[::-1], y_train=first.y_train[::-1])
     for task in (fewer, turned):
-        with pytest.raises(UserError, match="other data: give the options it had"):
+        with pytest.raises(UserError, match="different data: repeat its --seed and --set options"):
             report.build(replace(project, dataset=replace(project.dataset, tasks=(task, *others))))
     assert report.build(project) == made
 
