@@ -33,7 +33,7 @@ class Growth:
 
 
 def figures(cases: Sequence[CaseResult]) -> dict[str, float]:
-    """Everything of ``cases`` that is compared: instructions, and bytes of RAM and flash; by case and name."""
+    """All figures of ``cases`` that are compared: instructions, and bytes of RAM and flash; by case and name."""
     result: dict[str, float] = {}
     for case in cases:
         found = case.instructions

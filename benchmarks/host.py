@@ -109,5 +109,5 @@ def _run_split_digits(build: str) -> float:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU seconds of this process and of its children that have ended."""
     return sum(os.times()[:4])

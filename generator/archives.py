@@ -71,7 +71,7 @@ def contents(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def declared(archive: zipfile.ZipFile, name: str) -> int:
-    """Bytes that the array in a member takes; raises ``ValueError`` if it is none, or declares more than it holds."""
+    """Bytes that a member's array takes; raises ``ValueError`` unless it is an array and holds what it declares."""
     size = archive.getinfo(name).file_size
     with archive.open(name) as member:
         head = io.BytesIO(member.read(_HEAD))

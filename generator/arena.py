@@ -114,7 +114,7 @@ def stored_values(layer: Layer) -> int:
 
 
 def place(model: Model) -> tuple[Placement, ...]:
-    """Everything in the arena, by offset; what is alive at the same moment never overlaps.
+    """Place everything in the arena, sorted by offset; what is alive at the same moment never overlaps.
 
     Largest first, each at the lowest offset that is free all its life.
     """

@@ -33,7 +33,7 @@ from sparcl_mcu.spec.types import DdrScore, Growth, Method, SingleHead
 
 
 def _name(value: object) -> object:
-    """One error for a name that is none, not one for each type it could have been."""
+    """Report an invalid name once, not once for each type it could have been."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise PydanticCustomError("name", "Input should be a name or a whole number")
     return value
@@ -303,7 +303,7 @@ class MethodSection(_Section):
     refresh: bool = Field(
         True,
         description="Samples enter the buffer in a task's last epoch, and at its end all logits in the buffer are "
-        "taken anew; false: in every epoch, with the logits they have then for good, as published",
+        "recomputed; false: in every epoch, with the logits they have then for good, as published",
     )
     single_head: SingleHead = Field(
         SingleHead.SCORE,
@@ -704,7 +704,7 @@ def read_toml(path: Path, missing: str) -> tuple[str, dict[str, Any]]:
 
 _PIECES = re.compile(r"[=,{}\[\]\n]")
 _PART = re.compile(r"""\.[ \t]*[\w"'-]""")
-"""A key goes on: between what ends keys."""
+"""A dotted key continues: the parts between the characters that end keys."""
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -763,7 +763,7 @@ def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -
 
 
 def resolve(path: Path) -> Path:
-    """The path without links; ``UserError`` for what can be none."""
+    """Resolve symbolic links; raises ``UserError`` if the path is invalid."""
     try:
         path = path.resolve()
         str(path).encode("utf-8")
@@ -893,7 +893,7 @@ def _place(keys: Sequence[_Key], path: Path, places: Mapping[_Key, str]) -> str:
 
 
 def _describe(detail: ErrorDetails, path: Path, places: Mapping[_Key, str]) -> str:
-    """One of pydantic's errors as a line for the user."""
+    """One of pydantic's errors as a line of text for the user."""
     context = detail.get("ctx", {})
     if detail["type"] == "conflict":
         return f"{_place(context['keys'], path, places)}: {context['message']}"

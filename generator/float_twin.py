@@ -464,7 +464,7 @@ class _Draw:
 
 
 def _draws(learning: Learning) -> list[_Draw]:
-    """In the order they are drawn and learnt."""
+    """The draws of a step, in the order they are drawn and learned."""
     a, b, shared = learning.alpha, learning.beta, learning.shared_draws
     if shared:
         return [_Draw((a + b) / shared, a / (a + b), captured=k == 0) for k in range(shared)]
@@ -496,7 +496,7 @@ class _Engine:
     """The layers that learn, compiled: logits of many samples, and training steps one after another.
 
     ``sparse``: which of the layers with weights have masks.  Values are picked with ``gather``:
-    XLA compiles anew for every value an index of a slice has.
+    XLA recompiles for every value an index of a slice has.
     """
 
     def __init__(self, nodes: tuple[_Node, ...], sparse: tuple[int, ...], n_classes: int, rules: _Rules) -> None:
@@ -647,7 +647,7 @@ class _Engine:
     def _replay_loss(
         self, draw: _Draw, stored: Tensors, label: Tensors, everything: Tensors
     ) -> Callable[[Tensors], Tensors]:
-        """Of the logits of a replayed sample: the mean of its terms, weighted by their shares."""
+        """Loss of a replayed sample's logits: the mean of its terms, weighted by their shares."""
         tf, a, b = self._tf, draw.distil, 1.0 - draw.distil
 
         def loss(z: Tensors) -> Tensors:

@@ -75,14 +75,14 @@ CALIBRATION_CHUNK = 32
 
 @dataclass(frozen=True)
 class Range:
-    """Of one tensor, over the calibration data: the largest magnitude, the largest sum of magnitudes of a sample."""
+    """Range of one tensor over the calibration data: its largest magnitude and a sample's largest sum of magnitudes."""
 
     largest: float
     total: float
 
 
 def ranges(layers: Sequence[FloatLayer], x: NDArray[np.float64]) -> list[Range]:
-    """For each tensor; ``x``: (samples, channels, height, width)."""
+    """Range of each tensor; ``x``: (samples, channels, height, width)."""
     result = []
     for first in range(0, len(x), CALIBRATION_CHUNK):
         tensors = network.forward(layers, x[first : first + CALIBRATION_CHUNK])

@@ -22,7 +22,7 @@ SPARE = 2
 
 @dataclass(frozen=True)
 class Records:
-    """So many of each kind."""
+    """Counts of records, by kind."""
 
     samples: int = 0
     logits: int = 0
@@ -89,8 +89,9 @@ class Room:
 
 
 def room(model: Model, board: Board, head: int, snapshot_bytes: int) -> Room:
-    """Counts it; ``head``: bytes of a record in front of a sample; ``snapshot_bytes``: the largest snapshot.
+    """Compute the room the journal needs.
 
+    ``head``: bytes of a record in front of a sample; ``snapshot_bytes``: size of the largest snapshot.
     Raises ``UserError`` if a record does not fit a sector.
     """
     sizes = _sizes(model, board, head)

@@ -94,7 +94,7 @@ def to_keras(keras: Any, input_shape: Shape, layers: Sequence[FloatLayer], fixed
 
 
 def keras_shape(shape: Shape) -> tuple[int, ...]:
-    """Of a sample in ``to_keras``'s model."""
+    """Shape of a sample in ``to_keras``'s model."""
     channels, height, width = shape
     return (width,) if channels == height == 1 else (height, width, channels)
 
@@ -214,7 +214,7 @@ def _from_kernel(layer: FloatLayer, shape: Shape, kernel: Floats) -> Floats:
 
 
 def load(keras: Any, config: Config) -> Any:
-    """The model of ``model.path`` or ``model.function``; raises ``UserError`` if it is none."""
+    """Load the model of ``model.path`` or ``model.function``; raises ``UserError`` if it is not a usable model."""
     section = config.model
     if section.path is not None:
         check(config)
@@ -248,7 +248,7 @@ def check(config: Config) -> None:
 
 
 def _load_file(keras: Any, path: Path, seed: int) -> Any:
-    """Nothing in the file is run: what could be is refused before Keras sees it, and by Keras's safe mode again."""
+    """Load a file without running code from it: such code is refused here, and again by Keras's safe mode."""
     try:
         with _quiet():
             # First without memory for the weights: what the description asks for is only known when it is built.
@@ -429,7 +429,7 @@ def _unreadable(error: Exception) -> str:
 
 
 def fingerprint(config: Config) -> bytes:
-    """Hash of the file an imported model comes from; of a function its module counts, not what it reads."""
+    """Hash of the file an imported model comes from; for a function, of its module but not of what that reads."""
     section = config.model
     file = section.path or Path((section.function or "").rpartition(":")[0])
     try:
@@ -454,7 +454,7 @@ def _call(reference: str, place: str) -> Any:
 
 
 def sample_shape(model: Any) -> tuple[int, ...]:
-    """Of one sample of a model with one input of a fixed size; raises ``UserError`` for other models."""
+    """Shape of one sample; raises ``UserError`` unless the model has one input of a fixed size."""
     inputs = getattr(model, "inputs", None)
     if not inputs:
         raise UserError(

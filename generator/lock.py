@@ -46,7 +46,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def in_turn(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """The same, but wait for the other one; ``say`` is told for whom."""
+    """Like `alone`, but wait for the other process; ``say`` is told which one."""
     lock = _lock(folder)
     try:
         lock.acquire(timeout=0)

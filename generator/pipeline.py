@@ -196,7 +196,7 @@ class _Cache:
         path = self._folder / name
         mark = self._folder / f"{name}.inputs"
         if not self._force and mark.exists() and mark.read_bytes() == inputs.encode():
-            # What is lost or damaged is made anew.
+            # A lost or damaged artefact is rebuilt.
             with suppress(UserError):
                 return store.load(path, kind)
         announce()

@@ -51,7 +51,7 @@ CODE_PER_PASS = 1300
 """Code of one panel or dense layer over all passes, in bytes; kernels are specialised for each."""
 
 CODE_PER_CONV = 2300
-"""The same of a convolution without masks, ..."""
+"""Code of a convolution without masks over all passes, in bytes; ..."""
 
 CODE_PER_SPARSE_CONV = 4800
 """... of one with masks and one panel, ..."""
@@ -152,7 +152,7 @@ class MaskSpace:
     lines: int
 
     def size(self, model: Model) -> int:
-        """Bytes."""
+        """Size in bytes."""
         reach = self.places * (model.learning.growth is Growth.GRADIENT)
         return 2 * self.places + reach + max(256 * position_bytes(model), 2 * self.weights, 2 * self.lines)
 

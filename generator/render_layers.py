@@ -70,7 +70,7 @@ class LayerView:
     out_values: int
     """Values of the output in memory."""
     ctype: str
-    """Type of one of them."""
+    """C type of one output value."""
     shape: str
     error: str
     """Empty if the layer is not visited in the backward pass."""
@@ -98,7 +98,7 @@ class LayerView:
 
     @property
     def op(self) -> str:
-        """What it computes."""
+        """What the layer computes."""
         return self.layer.op.value
 
     @property

@@ -22,7 +22,7 @@ LARGEST = 1024
 """Bytes of a file with a key: 64 digits and some blanks."""
 
 FORM = r"(env:[A-Za-z_]\w*|file:.+)"
-"""Of the option: ``env:NAME`` or ``file:PATH``."""
+"""Form of the option: ``env:NAME`` or ``file:PATH``."""
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _ELSEWHERE = "set SPARCL_BUILD to a folder of yours where that works"

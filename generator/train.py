@@ -187,7 +187,7 @@ def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: 
 
 
 def _saliencies(config: Config, layers: Sequence[FloatLayer], samples: Floats) -> list[Floats]:
-    """What decides which weights exist at first (``initial.mask``)."""
+    """Scores that decide which weights exist at first (``initial.mask``)."""
     if config.initial.mask == "random":
         # Not the stream that the weights were drawn from: the mask would follow them.
         random = np.random.default_rng((config.experiment.seed, 1))
@@ -235,7 +235,7 @@ def _sums(layer: FloatLayer, tensors: Sequence[Floats]) -> Floats:
 
 
 def _means(z: Floats) -> Floats:
-    """Of each channel: (channels, 1, 1)."""
+    """Mean of each channel, (channels, 1, 1)."""
     return np.asarray(z.mean(axis=(0, 2, 3)))[:, np.newaxis, np.newaxis]
 
 

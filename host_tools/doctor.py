@@ -22,7 +22,7 @@ from . import ports as port_names
 
 MIN_PYTHON = (3, 11)
 FREE_BYTES = 1 << 30
-"""Of disk, for builds and recordings of a few experiments."""
+"""Disk space in bytes for builds and recordings of a few experiments."""
 
 _PACKAGES = {
     "gcc": {"apt-get": "gcc libc6-dev", "dnf": "gcc", "brew": "gcc"},
@@ -84,7 +84,7 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """Those that are declared: an environment that was changed by hand may lack some."""
+    """Check the declared packages: an environment that was changed by hand may lack some."""
     from packaging.requirements import Requirement
 
     wrong = []
@@ -170,7 +170,7 @@ def _ports() -> Check:
 
 
 def _build_tool() -> Check:
-    """Without its registry PlatformIO builds all the same, but can fetch nothing."""
+    """Check PlatformIO; without its registry it still builds, but cannot fetch anything."""
     core = platformio.core_dir()
     if platformio.registry_answers():
         return Check("PlatformIO", State.OK, f"its registry answers; packages in {core}")

@@ -30,7 +30,7 @@ class Log:
 
 log = Log()
 _claims = ExitStack()
-"""What the present command keeps others out of."""
+"""Folders the present command has locked."""
 
 
 def claim(folder: Path) -> None:
@@ -53,7 +53,7 @@ def call(command: Callable[[], int]) -> int:
 
 
 def _settled(command: Callable[[], int]) -> int:
-    """The same, but what becomes of the output: all of it has arrived when this returns."""
+    """Run a command and flush its output, all of which has arrived when this returns."""
     status = _status(command)
     output.settle()
     return status
@@ -91,7 +91,7 @@ def _show_plan_of(error: SparclError) -> None:
 def _usage_error(error: Exception) -> int:
     """Show a mistake on the command line; its exit status, 0 when the error is another one.
 
-    Told by what it can do, because newer versions of Typer raise classes of their own copy of Click.
+    Detected by its attributes, because newer versions of Typer raise classes of their own copy of Click.
     """
     show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
     if not callable(show) or not isinstance(status, int):
@@ -104,7 +104,7 @@ _NOT_OURS = files.FULL | {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EBUSY, errno.EMFILE, errno.ENFILE),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL),
 }
-"""Errors of a file that are not a bug of ours."""
+"""Errors of a file that are not our bug."""
 
 
 def _unexpected(error: Exception) -> int:

@@ -85,7 +85,7 @@ _ADVICE = {
         "something else uses the line and the key: close it, then continue with `sparcl stream --resume`"
     ),
 }
-"""What to do about each."""
+"""Advice by status."""
 
 ERRORS: dict[int, tuple[str, str]] = {int(status): (status.title, advice) for status, advice in _ADVICE.items()}
 """Name and advice by status code."""
@@ -123,12 +123,12 @@ class _Pending:
 
     request: Frame
     sealed: Frame
-    """As it goes over the line: the board knows it again by every byte."""
+    """The request as it goes over the line; the board recognises a repetition by every byte."""
     room: int
     """`Link.room` when it was made; 0 when it cannot be smaller."""
     answer: Frame | None = None
     repeated: bool = False
-    """Sent more than once."""
+    """Whether it was sent more than once."""
 
 
 class _Flight:

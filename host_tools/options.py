@@ -85,5 +85,5 @@ class Options:
 
 
 def chosen(experiment: Path, board: str, overrides: list[str] | None, seed: int | None) -> Options:
-    """As a command got them."""
+    """The options as the command got them."""
     return Options(experiment, board, tuple(overrides or ()), seed)

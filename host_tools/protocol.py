@@ -32,7 +32,7 @@ RESTART, FACTORY = 0, 1
 WATCHDOG = 4
 """Reset reason: the board hung."""
 RESET_REASONS = ("unknown", "power-on", "reset pin", "software", "watchdog")
-"""By the code in hello."""
+"""Reset reasons by their code in hello."""
 SELF_TEST_FAILED, RESTORED, LOST_SAVE = 1, 2, 4
 """Bits of the health in hello."""
 DIGEST_FLAG = 1
@@ -62,9 +62,9 @@ _SECONDS: dict[int, float] = {
 }
 
 _HELLO_SECONDS = 1.0
-"""Until a board that is there answers; three times as long at most."""
+"""Seconds to wait for a board's answer; three times as long at most."""
 _BOOT_SECONDS = 4.0
-"""Until what a device sends is taken for its last word: with two tries below 8 s."""
+"""Seconds after which a device is taken not to answer any more; two tries stay below 8 s."""
 
 _U32 = struct.Struct("<I")
 

@@ -48,7 +48,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a recording is of."""
+    """What a recording belongs to."""
 
     experiment: str
     board: str
@@ -191,7 +191,7 @@ class _Waiting:
             yield _transaction(*self._requests.pop(0))
 
     def given_up(self) -> Iterator[Transaction]:
-        """All that is left."""
+        """Every transaction that is left, with the replies that came."""
         left, self._requests = self._requests, []
         yield from (_transaction(*item) for item in left)
 

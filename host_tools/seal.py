@@ -44,7 +44,7 @@ class Seal:
         """Counter of the last sealed request of each sequence number."""
 
     def go_on_from(self, before: Seal | None) -> None:
-        """Use no counter again that was used since the same start, also of a request that was lost.
+        """Skip every counter used since the same start, including those of lost requests.
 
         Where this session used none yet, it begins with a counter that nobody knows before:
         the sealed replies of an earlier session, behind its hello, do not fit it.

@@ -108,7 +108,7 @@ class StreamResult:
     wall_seconds: float = 0.0
     complete: bool = False
     data_hash: str = ""
-    """Of the data set, as `data_hash` makes it."""
+    """Hash of the data set (`data_hash`)."""
 
     def matrix(self, measure: str = "class_il") -> list[list[float | None]]:
         """Accuracies in percent; ``measure``: class_il or task_il."""
@@ -129,7 +129,7 @@ class StreamResult:
 
     @classmethod
     def load(cls, path: Path) -> StreamResult:
-        """Read what `save` wrote.  Raises UserError when there is none or it is damaged."""
+        """Read what `save` wrote.  Raises UserError if it is missing or corrupt."""
         try:
             data = files.read_json(path)
             data["scores"] = [[_score(item) for item in row] for row in data["scores"]]
@@ -163,7 +163,7 @@ class Outline:
     ddr: bool
     streamed: bool
     ticks_per_instruction: float
-    """Of the board's counter; 0 where it cannot tell."""
+    """Ticks of the board's counter per instruction; 0 where they mean nothing."""
 
 
 class Observer:
@@ -173,7 +173,7 @@ class Observer:
         """The session begins or resumes; ``result`` holds its measurements, at every event the latest ones."""
 
     def message(self, text: str) -> None:
-        """Something worth a line."""
+        """Called with a message worth a line."""
 
     def uploading(self, task: str, sent: int, total: int) -> None:
         """``sent`` of ``total`` samples or replay records of a task are on the board."""
@@ -462,7 +462,7 @@ class _Session:
                 )
 
     def run(self) -> None:
-        """Everything, in order."""
+        """Run the session from where the board stands to the end."""
         self.result.sessions += 1
         self._forget_undone()
         try:

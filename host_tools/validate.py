@@ -95,7 +95,7 @@ class ValidationResult:
 
     @classmethod
     def load(cls, path: Path) -> ValidationResult:
-        """Read what `save` wrote; UserError when it is not there or damaged."""
+        """Read what `save` wrote; raises UserError if it is missing or corrupt."""
         try:
             data = files.read_json(path)
             del data["bit_exact"]
@@ -121,7 +121,7 @@ _Key = tuple[int, ...]
 
 
 def _position(device: Device) -> _Key:
-    """As `Hello.position`, of the reference."""
+    """Position of the reference, comparable with `Hello.position`."""
     return (
         device.step,
         device.task,
@@ -244,7 +244,7 @@ def validate(project: Project, progress: Progress | None = None) -> tuple[Valida
 
 
 def explain(result: ValidationResult, arguments: str) -> str:
-    """What went wrong, for the user, and what to do next; ``arguments``: of this command."""
+    """Tell the user what went wrong and what to do next; ``arguments``: of this command."""
     if result.mismatches == 0:
         return (
             f"the {result.steps_compared} steps recorded so far agree, but the session was not finished: "

@@ -37,12 +37,12 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """The same on stderr."""
+    """Print a line of plain text on stderr, never broken."""
     errors.print(text, markup=False, soft_wrap=True)
 
 
 def without_controls() -> None:
-    """Nothing but text from here on, whatever the output goes to."""
+    """Print plain text only from here on, whatever the output goes to."""
     global console
     console = Console(highlight=False, color_system=None)
 

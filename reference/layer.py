@@ -187,7 +187,7 @@ class WeightedLayer(Node):
         return self.positions(panel.lines, panel.constants.first + panel.index)
 
     def places(self, constants: Panel) -> Positions:
-        """The same of every place of a panel, (lines, places, block)."""
+        """Where the weights of every place of a panel lie in the flat matrix, (lines, places, block)."""
         places = constants.first + np.arange(constants.places)
         return self.positions(np.arange(constants.split.size)[:, None], places)
 

@@ -39,7 +39,7 @@ class Table:
         return Table(list(self.ids), list(self.scores))
 
     def shuffle(self, prng: Prng) -> None:
-        """Into a random order."""
+        """Shuffle the table."""
         chosen = shuffled(len(self.ids), prng)
         self.ids = [self.ids[i] for i in chosen]
         self.scores = [self.scores[i] for i in chosen]
@@ -74,7 +74,7 @@ class Captured:
 
 @dataclass
 class State:
-    """Everything the device knows.  ``class_task``: (n_classes,) uint8; names as in docs/spec/algorithm.md."""
+    """The complete state of the device.  ``class_task``: (n_classes,) uint8; names as in docs/spec/algorithm.md."""
 
     model: Model
     choices: Prng

@@ -64,7 +64,7 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
 
 
 def _refresh(state: State) -> None:
-    """Step 13: the logits of the whole buffer anew."""
+    """Step 13: recompute the logits of the whole buffer."""
     for k, slot in enumerate(state.replay.slots):
         z = forward(state, slot.sample).z
         state.replay.slots[k] = Slot(slot.sample, z)

@@ -184,7 +184,7 @@ def tail(text: str) -> str:
 
 
 def copy(path: Path, root: Path) -> None:
-    """To the same place in the root; links are followed."""
+    """Copy to the same place in the root; links are followed."""
     there = root / path.relative_to("/")
     there.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
@@ -245,7 +245,7 @@ def mount(root: Path) -> None:
 
 
 def outermost(paths: Iterable[Path]) -> list[Path]:
-    """Those that exist, without the ones inside another."""
+    """The folders that exist, without those inside another."""
     there = sorted({path for path in paths if path.exists()})
     return [path for path in there if not any(other in path.parents for other in there)]
 

@@ -60,7 +60,7 @@ NO_NETWORK = re.compile(
 
 
 class SetupError(Exception):
-    """Setup cannot go on; the message says what to do."""
+    """Setup cannot continue; the message says what to do."""
 
 
 def say(text: str) -> None:
@@ -312,18 +312,18 @@ def inputs_digest() -> str:
 
 
 def venv_problem(stamp: Stamp) -> str | None:
-    """Why .venv has to be made (anew), or None if it can stay. One made by hand is adopted."""
+    """Why .venv has to be (re)built, or None if it can stay. One made by hand is adopted."""
     if not VENV_PYTHON.exists():  # also when it points to a Python that was removed
         return "making"
     if stamp.root and stamp.root != str(ROOT):
-        return "the checkout was moved; making anew"
+        return "the checkout was moved; rebuilding"
     try:
         config = (VENV / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
-        return "its pyvenv.cfg is gone; making anew"
+        return "its pyvenv.cfg is gone; rebuilding"
     found = re.search(r"^version(?:_info)?\s*=\s*(\d+)\.(\d+)", config, re.MULTILINE)
     if found and tuple(map(int, found.groups())) != sys.version_info[:2]:
-        return f"it holds Python {found[1]}.{found[2]}; making anew"
+        return f"it holds Python {found[1]}.{found[2]}; rebuilding"
     return None
 
 
@@ -358,7 +358,7 @@ def require_venv_module() -> None:
 
 
 def make_venv(why: str) -> None:
-    """Make .venv anew with the Python that runs this."""
+    """Rebuild .venv with the Python that runs this."""
     require_venv_module()
     say(f".venv: {why} (Python {sys.version_info[0]}.{sys.version_info[1]})")
     # When this runs in the old .venv, that one's Python is about to go.
@@ -460,7 +460,7 @@ def main() -> int:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        say("interrupted; the next `make setup` goes on")
+        say("interrupted; run `make setup` again to continue")
         return 130
     return 0
 

@@ -168,7 +168,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean | None:
-        """None of nothing."""
+        """Mean of the values; None if there are none."""
         if not values:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
@@ -248,7 +248,7 @@ def _shown(value: object, form: str = "") -> str:
 
 
 def rows(sweep: Sweep, results: Iterable[Result]) -> list[Row]:
-    """One for each method, in the order of the sweep file."""
+    """One row for each method, in the order of the sweep file."""
     by_method: dict[str, list[Result]] = {name: [] for name in sweep.methods}
     for result in results:
         by_method[result.method].append(result)

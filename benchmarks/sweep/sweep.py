@@ -41,7 +41,7 @@ class Outcome:
         return list(jobs.values())
 
     def results(self) -> list[Result]:
-        """One for each job that is done, under the name of the job's method; by method, seed and kind."""
+        """One result for each finished job, under the name of its method; sorted by method, seed and kind."""
         found = [
             self.done[job.key].model_copy(update={"method": job.method, "seed": job.seed})
             for job in self.sweep.jobs
@@ -83,9 +83,9 @@ def _kept(outcome: Outcome) -> Kept:
 
 
 def run(sweep: Sweep, scheduler: str | None, processes: int | None, *, plain: bool) -> Outcome:
-    """Do what is not done yet.
+    """Run the jobs that are not done yet.
 
-    Results are kept as they come: what Ctrl-C interrupts goes on where it was.  A job that
+    Results are kept as they come: after Ctrl-C the next run continues where it was.  A job that
     fails does not stop the others.  Raises ``UserError`` while another process does the same sweep.
     """
     place = folder(sweep)

@@ -49,7 +49,7 @@ extern scl_journal_t scl_journal;
 scl_status_t scl_journal_mount(uint32_t limit);
 
 /*
- * After mount: goes on behind the newest sector there is, if `keep` are free then and a third of all besides, and not
+ * After mount: appends behind the newest sector, if that leaves `keep` and a third of all sectors free, rather than
  * behind the snapshot.  What was written after it is forgotten, but its sectors have been erased once more: wear stays
  * even though power often fails.
  */

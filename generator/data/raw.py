@@ -18,7 +18,7 @@ from sparcl_mcu.spec.errors import UserError
 Labels: TypeAlias = NDArray[np.int64]
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Numbers beyond are no measurements, and their squares no numbers."""
+"""Larger values overflow float32 when squared, so they are rejected."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def check_classes(source: str, names: tuple[str, ...], config: Config) -> None:
 
 
 def check_size(raw: Raw) -> None:
-    """Samples of a size that the line can carry."""
+    """Raise ``UserError`` if the line cannot carry samples of this size."""
     size = math.prod(raw.shape)
     if not 1 <= size <= MAX_VALUES:
         smaller = ": data.size makes pictures smaller" if size > MAX_VALUES and len(raw.shape) > 1 else ""
@@ -93,7 +93,7 @@ VALIDATION_SHARE = 0.2
 
 
 def validation(raw: Raw) -> Raw:
-    """Without the test samples: in their place the last fifth of the training samples of each class (and group)."""
+    """Replace the test samples by the last fifth of the training samples of each class (and group)."""
     return hold_out(raw, VALIDATION_SHARE)
 
 

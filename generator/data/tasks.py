@@ -142,7 +142,7 @@ def _order(raw: Raw, wanted: Plan) -> list[int]:
 
 
 def chosen(config: Config, raw: Raw) -> Raw:
-    """Without the training samples that are in no task: a class nobody asks for may have too few of them."""
+    """Drop the training samples that are in no task: a class nobody asks for may have too few of them."""
     wanted = plan(config, raw)
     parts = [part.where(raw.train) for part in (wanted.base, *wanted.tasks) if part is not None]
     return replace(raw, train=raw.train.take(np.sort(np.concatenate(parts))))

@@ -31,7 +31,7 @@ MOST = len(string.ascii_uppercase)
 
 @dataclass(frozen=True)
 class Run:
-    """One of the runs: ``letter``: what it is called on the page; ``source``: as the user named it."""
+    """One run. ``letter``: its name on the page; ``source``: as the user named it."""
 
     letter: str
     source: str
@@ -233,7 +233,7 @@ def html(runs: Sequence[Run]) -> str:
 
 
 def table(runs: Sequence[Run], rows: Sequence[Row], title: str) -> Table:
-    """The same for a terminal."""
+    """The comparison as a table for a terminal."""
     result = Table(title=title, title_justify="left", box=None, pad_edge=False)
     result.add_column("")
     for run in runs:

@@ -27,7 +27,7 @@ def initial_mask(layer: Layer) -> Bits:
 
 
 Pair = tuple[float, float, float]
-"""Of two masks, in weights: in both, in either, in both if chance had placed them."""
+"""Weights of two masks: in both, in either, in both if chance had placed them."""
 
 
 def compare(layer: Layer, first: Bits, second: Bits) -> Pair:

@@ -59,7 +59,7 @@ class Forgotten:
 
     @property
     def lost(self) -> float:
-        """Points; negative where it gained."""
+        """Points of accuracy lost; negative where the task gained."""
         return self.best - self.end
 
 
@@ -242,7 +242,7 @@ PHASES = {
     "forward": "from inputs to answers",
     "backward": "errors back through the layers, weights changed",
     "replay_read": "samples read from flash, remembered ones too",
-    "mask_update": "which weights exist is decided anew",
+    "mask_update": "which weights exist is decided again",
     "journal_write": "the state saved to flash",
 }
 

@@ -113,7 +113,7 @@ class Bound:
 
 
 def bound(texts: Iterable[str]) -> Bound:
-    """Of one firmware: its application, and the costliest interrupt on top.  ``texts``: all .ci files.
+    """Stack bound of one firmware: its application, and the costliest interrupt on top.  ``texts``: all .ci files.
 
     Raises:
         ValueError: recursion, a frame of unknown size, or a call through a pointer that POINTERS does not know.
