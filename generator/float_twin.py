@@ -198,7 +198,7 @@ class Twin:
             scores = self._epoch(task, epoch, scores)
             if learning.ddr and epoch < learning.ddr_until:
                 scores = self._remove(number, epoch, len(task.y_train), scores)
-        if learning.takes_logits_anew:
+        if learning.recomputes_logits:
             self.take_logits()
 
     def _remove(self, number: int, epoch: int, n_start: int, scores: NDArray[np.float64]) -> NDArray[np.float64]:

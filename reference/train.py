@@ -58,7 +58,7 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
         mask.update(state)
     if state.pos == state.n:  # 12
         task.end_epoch(state)
-        if learning.takes_logits_anew and state.phase is Phase.TRAINED:
+        if learning.recomputes_logits and state.phase is Phase.TRAINED:
             _refresh(state)  # 13
     return Step(wrong, cost, state.rolling)
 

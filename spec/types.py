@@ -400,7 +400,7 @@ class Learning:
         return self.method is not Method.FINETUNE and (not self.refresh or epoch + 1 == self.epochs)
 
     @property
-    def takes_logits_anew(self) -> bool:
+    def recomputes_logits(self) -> bool:
         """Whether the end of a task changes logits in the buffer; only DER++ keeps any."""
         return self.refresh and self.method is Method.DERPP
 
