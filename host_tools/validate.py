@@ -26,7 +26,7 @@ from sparcl_mcu.spec.errors import BoardError, UserError, ValidationFailed
 from sparcl_mcu.spec.types import Model, regions
 from sparcl_mcu.spec.wire import Command, Status
 
-from . import lessons, protocol
+from . import histories, protocol
 from .link import ERRORS, STORE_ERRORS, Link
 from .protocol import STATE_CHANGING
 from .recording import Transaction, is_complete, read_header, transactions
@@ -236,10 +236,10 @@ def validate(project: Project, progress: Progress | None = None) -> tuple[Valida
             comparison.transaction(item, following)
         if progress is not None:
             progress(comparison.result.steps_compared)
-    kept = project.folder / lessons.RESULT
+    kept = project.folder / histories.RESULT
     kept.unlink(missing_ok=True)
     if comparison.result.bit_exact:
-        lessons.save(comparison.replay.device.state.lessons, kept)
+        histories.save(comparison.replay.device.state.histories, kept)
     return comparison.result, comparison.suspects
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.reference import network as networks
+from sparcl_mcu.reference.history import Bits, History
 from sparcl_mcu.reference.layer import Node
-from sparcl_mcu.reference.lesson import Bits, Lesson
 from sparcl_mcu.reference.network import Gradients
 from sparcl_mcu.reference.replay import Replay, Sample
 from sparcl_mcu.spec import wire
@@ -103,7 +103,7 @@ class State:
     """Samples of a resident task by id."""
     removed: dict[int, list[int]] = field(default_factory=dict)
     """Ids DDR removed, by task, in the order of removal."""
-    lessons: dict[int, Lesson] = field(default_factory=dict)
+    histories: dict[int, History] = field(default_factory=dict)
     """What learning each task showed, by task (not part of the digest)."""
     passes: int = 0
     """Forward passes in training (not part of the digest)."""
@@ -136,7 +136,7 @@ class State:
             samples=list(self.samples),
             removed={task: list(ids) for task, ids in self.removed.items()},
             # Those of tasks that have ended do not change any more.
-            lessons={task: x.copy() if task == self.task else x for task, x in self.lessons.items()},
+            histories={task: x.copy() if task == self.task else x for task, x in self.histories.items()},
         )
 
     @property
@@ -156,7 +156,7 @@ class State:
         return (learning.tdm or learning.dgm) and any(layer.sparse for layer in self.model.layers)
 
     def masks(self) -> dict[int, Bits]:
-        """The entries of sparse layers that exist, as ``Lesson`` keeps them."""
+        """The entries of sparse layers that exist, as ``History`` keeps them."""
         return {
             number: np.packbits(np.concatenate([panel.used().reshape(-1) for panel in layer.panels]))
             for number, layer in self.network.weighted

@@ -34,7 +34,7 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
     trace = forward(state, sample)  # 2
     e, cost = _cross_entropy(state, trace, sample, SingleHead.LOSS)
     wrong = trace.prediction != sample.label
-    state.lessons[state.task].note(sample.id, wrong, cost)
+    state.histories[state.task].note(sample.id, wrong, cost)
     if learning.ddr:  # 3
         _score(state, wrong, -int(e[sample.label]))
     if mask.in_window(state):  # 4

@@ -12,7 +12,7 @@ from sparcl_mcu.spec.errors import UserError
 from sparcl_mcu.spec.types import Activation, Dataset, Layer, Model, Op, Task, needs_error
 from sparcl_mcu.spec.wire import Command
 
-from .. import lessons, metrics
+from .. import histories, metrics
 from ..image import ImageSizes, measure
 from ..protocol import PHASE_TICKS, pack_labelled
 from ..stream import RESULT as STREAM_RESULT
@@ -217,15 +217,15 @@ def _saturation_of(model: Model, passes: int) -> Saturation:
 
 def _learnt(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | None]:
     """What the reference, which agreed with the board, kept of masks and samples."""
-    path = project.folder / lessons.RESULT
+    path = project.folder / histories.RESULT
     if not path.exists():
         return None, None  # validated by an older version
-    kept, dataset = lessons.load(path), project.dataset
+    kept, dataset = histories.load(path), project.dataset
     plan = make_plan(dataset, project.model, first_on_host=project.config.tasks.first == "host")
     epochs = project.model.learning.epochs
-    by_task = {number - plan.offset: lesson for number, lesson in kept.items()}
+    by_task = {number - plan.offset: history for number, history in kept.items()}
     names = {index: dataset.tasks[index].name for index in by_task}
-    samples = [learnt.task_samples(dataset, index, lesson, epochs) for index, lesson in by_task.items()]
+    samples = [learnt.task_samples(dataset, index, history, epochs) for index, history in by_task.items()]
     return learnt.mask_overlap(project.model, list(names.values()), list(by_task.values())), samples
 
 

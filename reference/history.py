@@ -13,8 +13,8 @@ Bits = NDArray[np.uint8]
 
 
 @dataclass(slots=True)
-class Lesson:
-    """One task.  ``mistakes``, ``losses``, ``left``: by sample id, (n,) each.
+class History:
+    """What one task showed.  ``mistakes``, ``losses``, ``left``: by sample id, (n,) each.
 
     ``mistakes``: uint16, epochs in which the sample was misclassified just before it was learnt from; ``losses``:
     int64, sum of its cross-entropies, 8 fractional bits; ``left``: uint16, epochs after which DDR removed it, 0: it
@@ -29,7 +29,7 @@ class Lesson:
 
     @classmethod
     def of(cls, samples: int) -> Self:
-        """One that begins."""
+        """The empty history of a task of ``samples`` training samples."""
         return cls(np.zeros(samples, np.uint16), np.zeros(samples, np.int64), np.zeros(samples, np.uint16))
 
     def copy(self) -> Self:
