@@ -296,8 +296,8 @@ class MethodSection(_Section):
         1,
         ge=0,
         le=4,
-        description="der++: that many samples of the buffer a step, each learnt with distillation and cross-entropy at "
-        "once, alpha and beta spread over them; 0: one sample for each of the two, as published",
+        description="der++: that many samples of the buffer a step, each learned with distillation and cross-entropy "
+        "at once, alpha and beta spread over them; 0: one sample for each of the two, as published",
     )
     buffer: int = Field(200, ge=0, le=65534, description="Replay slots; finetune does not use them")
     refresh: bool = Field(

@@ -59,7 +59,7 @@ PREFIX_BATCH = 128
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracies in percent: ``class_il[i][j]`` on task j after task i has been learnt, None for j > i.
+    """Accuracies in percent: ``class_il[i][j]`` on task j after task i has been learned, None for j > i.
 
     ``task_il`` likewise, where only the task's own classes compete.  ``removed``: samples DDR
     removed from each task.  ``seconds``: what learning and measuring took.
@@ -125,8 +125,8 @@ class Twin:
 
     ``weights``, ``biases``: of the layers that learn, (n_in, n_out) and (n_out,) each, as in
     ``FloatLayer``; ``masks``: of each of them, None where nothing is masked; ``table``: samples of
-    the task that are still learnt, as numbers into its training samples; ``first``: the first
-    task that is learnt here; ``removed``: by task, how many samples DDR removed; ``buffer``: the replay
+    the task that are still learned, as numbers into its training samples; ``first``: the first
+    task that is learned here; ``removed``: by task, how many samples DDR removed; ``buffer``: the replay
     buffer, and ``stored``: (slots + 1, classes) its logits, the last row being of no slot; ``choices``: the
     generator of docs/spec/numerics.md, "Random numbers".
     """
@@ -273,7 +273,7 @@ class Twin:
         return done
 
     def _plan(self, samples: Ints, applied: Sequence[bool], *, offered: bool) -> NDArray[np.int32]:
-        """What each step takes and where it puts its sample: nothing of this depends on what is learnt.
+        """What each step takes and where it puts its sample: nothing of this depends on what is learned.
 
         (steps, 4 + 2 draws): sample; whether there is replay; slot the sample goes to; whether a batch
         ends here; then slot and sample of each draw: one for distillation and one for replay, or the shared ones.

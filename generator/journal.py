@@ -100,7 +100,7 @@ def room(model: Model, board: Board, head: int, snapshot_bytes: int) -> Room:
     replay = Records(learning.capacity, learning.capacity if learning.method is Method.DERPP else 0)
     alone, buffer, live = (sizes.sectors(r) for r in (task, replay, task + replay))
     resident, streamed = (sizes.sectors(_request(model, board, streamed=s)) for s in (False, True))
-    # A task whose samples are kept, before they come and while it is learnt; one whose samples are not.
+    # A task whose samples are kept, before they come and while it is learned; one whose samples are not.
     phases = [buffer + alone, live + max(1, 0 if learning.streamed else resident), buffer + streamed]
     rounds, free, moving = min(
         (_moving(live, _ceil(snapshot_bytes, sizes.sector), n) for n in range(1, 65)), key=lambda found: found[2]

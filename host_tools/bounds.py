@@ -28,7 +28,7 @@ RETURNS_A_TASK = 10
 MOST_LAPS = 32
 """Times in a row that work may be taken up again with smaller requests: there are 16 halvings of the longest one."""
 STANDSTILL = 3600.0
-"""Seconds without a sample sent, learnt or tested; the answer to one request takes a quarter of that at most."""
+"""Seconds without a sample sent, learned or tested; the answer to one request takes a quarter of that at most."""
 
 
 class Traffic:
@@ -69,7 +69,7 @@ class Advance:
         self._saved, self._in_a_row = step, 1
 
     def reached(self, what: Hashable, place: int) -> None:
-        """A count of samples sent, learnt or tested; progress where it is higher than before."""
+        """A count of samples sent, learned or tested; progress where it is higher than before."""
         if place > self._reached.get(what, -1):
             self._reached[what] = place
             self._since = self._clock()
@@ -81,7 +81,7 @@ class Advance:
         seconds = self._clock() - self._since
         if seconds > STANDSTILL:
             raise BoardError(
-                f"the board answers, but nothing has been learnt, sent or tested for {seconds / 60:.0f} minutes: "
+                f"the board answers, but nothing has been learned, sent or tested for {seconds / 60:.0f} minutes: "
                 "power it off and on, then `sparcl stream --resume`"
             )
 

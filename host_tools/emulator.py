@@ -205,7 +205,7 @@ class Emulator:
         """Records `image` and boots it; returns the URL of its serial line.
 
         Stops what ran in this folder.  The flash device keeps its content
-        (what was learnt survives a new image) unless `erase` is set.  Without
+        (what was learned survives a new image) unless `erase` is set.  Without
         `url` the recorded one is taken, else any free port.
 
         `counts` (QEMU only): a file to be made, in which the board counts its
@@ -214,7 +214,7 @@ class Emulator:
         """
         self.stop()
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        self.state_dir.chmod(0o700)  # an image may hold a key, and its flash what was learnt
+        self.state_dir.chmod(0o700)  # an image may hold a key, and its flash what was learned
         if not Path(image).is_file():
             raise EmulatorError(f"no image {image}: build it first (pio run -e {self.board})")
         if Path(image).resolve() != self.image_path:

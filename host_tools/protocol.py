@@ -118,7 +118,7 @@ class Hello:
 
     @property
     def fresh(self) -> bool:
-        """Whether the board has learnt and received nothing yet."""
+        """Whether the board has learned and received nothing yet."""
         return not (self.step or self.task or self.phase or self.filled)
 
     @property

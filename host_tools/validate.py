@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proves that the board learnt what the NumPy reference learns, bit for bit.
+"""Proves that the board learned what the NumPy reference learns, bit for bit.
 
 `validate` replays a recording on the reference and compares every byte of
 every reply.  When a state differs, `bisect` repeats the session on a board up
@@ -224,7 +224,7 @@ def validate(project: Project, progress: Progress | None = None) -> tuple[Valida
     """Compare the project's recording with the reference.
 
     Returns the result and, when a state differs, the requests to bisect.  What the reference says of masks and
-    samples is kept in the project's folder if the board learnt the same.
+    samples is kept in the project's folder if the board learned the same.
     Raises UserError when there is no recording of this model.
     """
     path = project.folder / RECORDING
@@ -260,7 +260,7 @@ def explain(result: ValidationResult, arguments: str) -> str:
         low, high = result.interval
         lines.append(f"the state was right at step {low} and wrong by step {high}")
         lines.append(
-            "to find the exact step and weight, let a board repeat the session (it forgets what it learnt): "
+            "to find the exact step and weight, let a board repeat the session (it forgets what it learned): "
             f"`sparcl flash {arguments}`, then `sparcl validate {arguments}`; both with --port for a real one"
         )
     return "\n".join(lines)
@@ -434,7 +434,7 @@ def bisect(
 ) -> tuple[Mismatch, list[str]]:
     """Repeat a session on a board and stop at the first state that differs.
 
-    The board forgets what it has learnt.  Returns the first difference by
+    The board forgets what it has learned.  Returns the first difference by
     tensor and element, and the names of all regions that differ there.
     Raises ValidationFailed when the board agrees this time.
     """

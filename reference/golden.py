@@ -19,7 +19,7 @@ def sample(model: Model) -> NDArray[np.integer]:
 
 
 def digest(model: Model) -> int:
-    """State digest after the initial model has learnt the golden sample, as `scl_train_golden` does it.
+    """State digest after the initial model has learned the golden sample, as `scl_train_golden` does it.
 
     Label 0 of task 0, to which all classes belong; one pass for each term of the loss, or for both terms of
     the replay where draws are shared; distillation towards logits of 0; a number below 255 drawn from the PRNG

@@ -16,7 +16,7 @@ Bits = NDArray[np.uint8]
 class History:
     """What one task showed.  ``mistakes``, ``losses``, ``left``: by sample id, (n,) each.
 
-    ``mistakes``: uint16, epochs in which the sample was misclassified just before it was learnt from; ``losses``:
+    ``mistakes``: uint16, epochs in which the sample was misclassified just before it was learned from; ``losses``:
     int64, sum of its cross-entropies, 8 fractional bits; ``left``: uint16, epochs after which DDR removed it, 0: it
     stayed.  ``masks``: by number of layer, the entries that existed when the task ended: one bit for each line and
     place of one panel after the other (``numpy.packbits``).

@@ -257,7 +257,7 @@ def rows(sweep: Sweep, results: Iterable[Result]) -> list[Row]:
 
 def _row(name: str, found: Sequence[Result]) -> Row:
     fixed = [r for r in found if r.kind is Kind.FIXED]
-    learnt = fixed or [r for r in found if r.kind is Kind.FLOAT]
+    learned = fixed or [r for r in found if r.kind is Kind.FLOAT]
     worn = [r.wear for r in fixed if r.wear is not None]
     steps = [r.steps for r in fixed if r.steps is not None]
     return Row(
@@ -265,8 +265,8 @@ def _row(name: str, found: Sequence[Result]) -> Row:
         fixed=_mean(fixed, "class_il"),
         float32=_mean([r for r in found if r.kind is Kind.FLOAT], "class_il"),
         difference=_difference(found),
-        task_il=_mean(learnt, "task_il"),
-        forgetting=_mean(learnt, "forgetting"),
+        task_il=_mean(learned, "task_il"),
+        forgetting=_mean(learned, "forgetting"),
         steps=statistics.fmean(steps) if steps else None,
         erases_per_task=statistics.fmean([w.erases / w.tasks for w in worn]) if worn else None,
         costs=next((r.costs for r in found if r.costs is not None), None),

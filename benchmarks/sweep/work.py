@@ -79,33 +79,33 @@ def _fixed(job: Job) -> Result:
     project = pipeline.make(settings(job), boards.load_board(job.board))
     _prepare(job.board)
     firmware.build(project)
-    learnt = session.learn(project)
+    learned = session.learn(project)
     return _empty(job).model_copy(
         update={
-            **_accuracies(learnt.matrix(), learnt.matrix("task_il")),
-            "steps": learnt.steps,
-            "removed": sum(len(epoch.removed) for epoch in learnt.epochs),
-            "state_digest": f"{learnt.state_digest:08x}",
-            "wear": _wear(project, learnt),
+            **_accuracies(learned.matrix(), learned.matrix("task_il")),
+            "steps": learned.steps,
+            "removed": sum(len(epoch.removed) for epoch in learned.epochs),
+            "state_digest": f"{learned.state_digest:08x}",
+            "wear": _wear(project, learned),
         }
     )
 
 
-def _wear(project: Project, learnt: StreamResult) -> Wear:
-    counts = learnt.statistics
+def _wear(project: Project, learned: StreamResult) -> Wear:
+    counts = learned.statistics
     return Wear(
         erases=counts["erases"],
         bytes_written=counts["bytes_written"],
-        tasks=len(learnt.task_names) - learnt.first_task,
+        tasks=len(learned.task_names) - learned.first_task,
         sector_bytes=project.board.store.sector,
     )
 
 
 def _float(job: Job) -> Result:
     project = pipeline.make(settings(job), boards.load_board(job.board))
-    learnt = float_twin.run(project.config, project.dataset, project.float_model, project.model)
+    learned = float_twin.run(project.config, project.dataset, project.float_model, project.model)
     return _empty(job).model_copy(
-        update={**_accuracies(learnt.class_il, learnt.task_il), "removed": sum(learnt.removed)}
+        update={**_accuracies(learned.class_il, learned.task_il), "removed": sum(learned.removed)}
     )
 
 

@@ -61,7 +61,7 @@ def base_accuracy(result: StreamResult) -> float | None:
 
 
 def present(result: StreamResult) -> int:
-    """Index of the first task that has not been learnt and tested; of the last one when all have."""
+    """Index of the first task that has not been learned and tested; of the last one when all have."""
     for task in range(result.first_task, len(result.scores)):
         if None in result.scores[task][: task + 1] or (result.base and result.base[task] is None):
             return task

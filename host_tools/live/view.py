@@ -232,7 +232,7 @@ class LiveView(PlainView):
 
 
 def _tasks(tasks: list[TaskAccuracy], width: int, rows: int, *, bar: int) -> Table:
-    """Each task's accuracy and its change since it was learnt; where there is no room for all, the most forgotten."""
+    """Each task's accuracy and its change since it was learned; where there is no room for all, the most forgotten."""
     name = min(12, max((len(task.name) for task in tasks), default=0))
     across = max(1, width // (name + bar + 13))
     room = across * rows

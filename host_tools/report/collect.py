@@ -19,7 +19,7 @@ from ..stream import RESULT as STREAM_RESULT
 from ..stream import Score, StreamResult, data_hash, make_plan
 from ..validate import RESULT as VALIDATION_RESULT
 from ..validate import ValidationResult
-from . import learnt, page, profile
+from . import learned, page, profile
 from .schema import (
     Accuracy,
     EpochReport,
@@ -52,7 +52,7 @@ def build(project: Project) -> Report:
     matrix, task_matrix = result.matrix(), result.matrix("task_il")
     statistics = result.statistics
     sizes = _sizes(project)
-    masks, samples = _learnt(project) if validation.bit_exact else (None, None)
+    masks, samples = _learned(project) if validation.bit_exact else (None, None)
     return Report(
         experiment=result.experiment,
         board=project.board.name,
@@ -215,7 +215,7 @@ def _saturation_of(model: Model, passes: int) -> Saturation:
     )
 
 
-def _learnt(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | None]:
+def _learned(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | None]:
     """What the reference, which agreed with the board, kept of masks and samples."""
     path = project.folder / histories.RESULT
     if not path.exists():
@@ -225,8 +225,8 @@ def _learnt(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | N
     epochs = project.model.learning.epochs
     by_task = {number - plan.offset: history for number, history in kept.items()}
     names = {index: dataset.tasks[index].name for index in by_task}
-    samples = [learnt.task_samples(dataset, index, history, epochs) for index, history in by_task.items()]
-    return learnt.mask_overlap(project.model, list(names.values()), list(by_task.values())), samples
+    samples = [learned.task_samples(dataset, index, history, epochs) for index, history in by_task.items()]
+    return learned.mask_overlap(project.model, list(names.values()), list(by_task.values())), samples
 
 
 def _initial(project: Project, result: StreamResult) -> dict[str, Accuracy]:

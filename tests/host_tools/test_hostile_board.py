@@ -279,7 +279,7 @@ def test_time_without_progress() -> None:
         advance.check()
     clock.now += bounds.STANDSTILL
     for ask in (advance.check, advance.lap, lambda: advance.reached("step", 49), lambda: advance.returned(1, "why")):
-        with pytest.raises(BoardError, match=r"nothing has been learnt, sent or tested for 90 minutes.*--resume"):
+        with pytest.raises(BoardError, match=r"nothing has been learned, sent or tested for 90 minutes.*--resume"):
             ask()
     advance.reached("step", 50)
     advance.check()

@@ -434,7 +434,7 @@ def test_resume_after_the_host_died(
 def test_what_a_board_has_forgotten_is_not_kept(
     project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when the host dies again before anything has been learnt once more."""
+    """Also when the host dies again before anything has been learned once more."""
 
     class Early(stream.Observer):
         def uploading(self, *_: object) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from sparcl_mcu.generator.pipeline import Project
 from sparcl_mcu.host_tools import histories, report, stream, validate
-from sparcl_mcu.host_tools.report import learnt
+from sparcl_mcu.host_tools.report import learned
 from sparcl_mcu.host_tools.report import page as report_page
 from sparcl_mcu.host_tools.stream import StreamResult
 from sparcl_mcu.reference.history import History
@@ -59,7 +59,7 @@ def test_masks_are_those_of_the_board(project: Project, board: FakeBoard) -> Non
                     flags[line, index[begin:end]] = True
                 used.append(flags.reshape(-1))
             assert np.array_equal(np.packbits(np.concatenate(used)), kept[2].masks[number])
-            shipped = learnt.initial_mask(layer)
+            shipped = learned.initial_mask(layer)
             different = {bytes(shipped), *(bytes(history.masks[number]) for history in kept.values())}
             assert len(different) == 4
 
@@ -100,7 +100,7 @@ def test_a_copy_goes_its_own_way(project: Project, board: FakeBoard) -> None:
     assert not state.histories[state.task].losses.any()
 
 
-def test_nothing_is_kept_of_a_board_that_learnt_something_else(project: Project, board: FakeBoard) -> None:
+def test_nothing_is_kept_of_a_board_that_learned_something_else(project: Project, board: FakeBoard) -> None:
     learn(project, board)
     board.alter = lambda command, data: data[:-1] + bytes([data[-1] ^ 1]) if command == 4 else data
     stream.stream(project, board.url, fresh=True)
@@ -164,11 +164,11 @@ SECOND = sparse(panel([[1, 3], [2]], 4), panel([[1]], 2))
 
 def test_overlap_by_hand() -> None:
     """Of 4 + 4 entries 2 are the same, 6 are different places; chance: 3 x 3 of 8, and 1 x 1 of 2."""
-    masks = [learnt.initial_mask(layer) for layer in (FIRST, SECOND)]
-    both, either, chance = learnt.compare(FIRST, *masks)
+    masks = [learned.initial_mask(layer) for layer in (FIRST, SECOND)]
+    both, either, chance = learned.compare(FIRST, *masks)
     assert (both, either) == (2 * 2, 6 * 2)
     assert chance == pytest.approx(2 * (9 / 8 + 1 / 2))
-    shared, by_chance = learnt.overlap([(both, either, chance)])
+    shared, by_chance = learned.overlap([(both, either, chance)])
     assert shared == pytest.approx(100 * 2 / 6)
     assert by_chance == pytest.approx(100 * 1.625 / (8 - 1.625))
 
@@ -177,22 +177,22 @@ def test_chance_is_what_random_masks_share() -> None:
     rng = np.random.default_rng(0)
     layer = sparse(panel([[0]] * 200, 50))
     first, second = (rng.permutation(10_000) < 2_000 for _ in range(2))
-    shared, chance = learnt.overlap([learnt.compare(layer, np.packbits(first), np.packbits(second))])
+    shared, chance = learned.overlap([learned.compare(layer, np.packbits(first), np.packbits(second))])
     assert chance == pytest.approx(100 * 0.2 / 1.8)
     assert shared == pytest.approx(chance, abs=1.0)
 
 
 def test_overlap_of_a_model(project: Project) -> None:
     model = replace(project.model, layers=(replace(FIRST, name="dense1"),))
-    moved = replace(History.of(1), masks={0: learnt.initial_mask(SECOND)})
-    found = learnt.mask_overlap(model, ["a"], [moved])
+    moved = replace(History.of(1), masks={0: learned.initial_mask(SECOND)})
+    found = learned.mask_overlap(model, ["a"], [moved])
     assert found is not None
     assert found.moments == ["start", "a"]
     assert found.total.matrix == [[100, pytest.approx(100 / 3)], [pytest.approx(100 / 3), 100]]
     assert found.total.density == pytest.approx(100 * 4 / 10)
     assert found.total.chance == pytest.approx(100 * 1.625 / (8 - 1.625)), "the diagonal is not chance"
     assert [layer.name for layer in found.layers] == ["l0 dense1"]
-    assert learnt.mask_overlap(replace(project.model, layers=()), [], []) is None
+    assert learned.mask_overlap(replace(project.model, layers=()), [], []) is None
 
 
 def test_easy_and_hard() -> None:
@@ -201,9 +201,9 @@ def test_easy_and_hard() -> None:
         losses=np.array([9, 50, 5, 7, 60, 8, 1], np.int64),
         left=np.array([2, 0, 1, 1, 0, 1, 0], np.uint16),
     )
-    assert learnt.easiest(history, 9) == [2, 5, 3, 0], "removed first, then least mistakes, then least loss"
-    assert learnt.hardest(history, 2) == [4, 1], "most mistakes, then most loss"
-    assert learnt.hardest(history, 9) == [4, 1, 6]
+    assert learned.easiest(history, 9) == [2, 5, 3, 0], "removed first, then least mistakes, then least loss"
+    assert learned.hardest(history, 2) == [4, 1], "most mistakes, then most loss"
+    assert learned.hardest(history, 9) == [4, 1, 6]
 
 
 def test_samples_in_the_report(project: Project, board: FakeBoard) -> None:
@@ -215,11 +215,11 @@ def test_samples_in_the_report(project: Project, board: FakeBoard) -> None:
         task, history = project.dataset.tasks[t.task], kept[t.task]
         assert t.samples == len(task.y_train) == len(history.mistakes)
         assert (t.removed, t.never_wrong) == ((history.left > 0).sum(), (history.mistakes == 0).sum())
-        assert (len(t.easiest), len(t.hardest)) == (min(t.removed, learnt.SHOWN), learnt.SHOWN)
+        assert (len(t.easiest), len(t.hardest)) == (min(t.removed, learned.SHOWN), learned.SHOWN)
         for note in (*t.easiest, *t.hardest):
             assert note.label == project.dataset.class_names[task.y_train[note.id]]
             assert note.mistakes == history.mistakes[note.id] <= note.epochs
-        assert [note.epochs for note in t.easiest] == sorted(history.left[history.left > 0])[: learnt.SHOWN]
+        assert [note.epochs for note in t.easiest] == sorted(history.left[history.left > 0])[: learned.SHOWN]
         assert {note.epochs for note in t.hardest} == {2}
 
 
