@@ -61,7 +61,7 @@ LONGEST = 100
 """Characters of a wrong word that are compared with the right ones."""
 
 RESERVED_NAMES = ("bench", "coverage", "current", "emulator", "fuzz", "powercut", "sweeps")
-"""Folders of ``build/`` that are no experiment's (generator/pipeline.py, host_tools/emulator.py)."""
+"""Folders of ``build/`` that do not belong to an experiment (generator/pipeline.py, host_tools/emulator.py)."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Width = Annotated[int, Field(ge=1, le=65535)]
@@ -685,7 +685,7 @@ def load(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> 
 def read_toml(path: Path, missing: str) -> tuple[str, dict[str, Any]]:
     """The text of a TOML file and what it says; ``missing``: what to say where there is none.
 
-    Raises ``UserError`` for anything that is no file, no UTF-8, no TOML, too large or nested too deeply.
+    Raises ``UserError`` unless it is a file of UTF-8 and TOML, not too large or nested too deeply.
     """
     try:
         text = files.read_text(path, LARGEST_EXPERIMENT)
@@ -774,7 +774,7 @@ def resolve(path: Path) -> Path:
         raise UserError(f"{str(path)!a}: a name in it is not UTF-8: rename the file or folder") from None
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
         reason = error.strerror if isinstance(error, OSError) else str(error)[:200]
-        raise UserError(f"{shortened(str(path))!r} is no path: {reason}") from None
+        raise UserError(f"{shortened(str(path))!r} is not a valid path: {reason}") from None
 
 
 def shortened(text: str, most: int = 200) -> str:

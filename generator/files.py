@@ -39,7 +39,7 @@ class Refused(OSError):
 def check(path: Path, most: int) -> int:
     """The size of a regular file in bytes.
 
-    Raises ``Refused`` for anything that is no file or has more than ``most`` bytes, ``OSError`` where nothing is.
+    Raises ``Refused`` unless it is a file of at most ``most`` bytes, ``OSError`` if it does not exist.
     """
     try:
         return _size(path, os.stat(path), most)

@@ -242,7 +242,7 @@ def check(config: Config) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}) (model.path)") from None
     if not whole:
-        raise UserError(f"{path}: is damaged, or is no {path.suffix} file: write it with Keras's model.save()")
+        raise UserError(f"{path}: is corrupt or not a {path.suffix} file: write it with Keras's model.save()")
     _check_harmless(path)
     _check_declared(path)
 
@@ -309,11 +309,13 @@ def _description(path: Path) -> Any:
         if path.suffix == ".keras":
             with path.open("rb") as packed, archives.opened(packed) as archive:
                 if archive.getinfo("config.json").file_size > LARGEST_DESCRIPTION:
-                    raise UserError(f"{path}: its config.json is no network's: write it with Keras's model.save()")
+                    raise UserError(
+                        f"{path}: config.json does not describe a network: write it with Keras's model.save()"
+                    )
                 return json.loads(archives.contents(archive, "config.json", LARGEST_DESCRIPTION))
         with importlib.import_module("h5py").File(path, "r") as file:
             if file.attrs.get_id("model_config").get_storage_size() > LARGEST_DESCRIPTION:
-                raise UserError(f"{path}: its model_config is no network's: write it with Keras's model.save()")
+                raise UserError(f"{path}: model_config does not describe a network: write it with Keras's model.save()")
             return json.loads(file.attrs["model_config"])
     except (OSError, KeyError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error):
         return None

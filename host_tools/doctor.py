@@ -149,7 +149,7 @@ def _disk(folder: Path) -> Check:
     found = f"{free / 1e9:.1f} GB free for {folder}"
     if not os.access(there, os.W_OK):
         remedy = "SPARCL_BUILD=FOLDER puts what is built elsewhere"
-        return Check("disk", State.MISSING, f"{there} may not be written", remedy)
+        return Check("disk", State.MISSING, f"{there} is not writable", remedy)
     if free < FREE_BYTES:
         return Check("disk", State.NOTE, found, "SPARCL_BUILD=FOLDER puts what is built elsewhere")
     return Check("disk", State.OK, found)

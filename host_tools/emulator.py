@@ -630,7 +630,7 @@ def _reset(emulator: Emulator, options: argparse.Namespace) -> str:
 
 def _kill(emulator: Emulator, options: argparse.Namespace) -> str:
     emulator.kill()
-    return f"{emulator.board} has lost its power; `start` puts it back"
+    return f"{emulator.board} is powered off; `start` powers it on"
 
 
 def _status(emulator: Emulator, options: argparse.Namespace) -> str:

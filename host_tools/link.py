@@ -44,7 +44,7 @@ PROD = 0.5
 QUESTION = b"\x01" + frame.DELIMITER
 """No frame.  A board that waits says so at once; one that works does after its reply."""
 _SAMPLE = 1024
-"""Bytes of what is no reply that are looked at, to tell what they are."""
+"""Bytes that are not a reply which are kept, to tell what they are."""
 _FRAME = 512
 """Bytes a frame has at most besides its payload: head, checksum, seal, and those of COBS."""
 BANNER = b"sparcl-mcu "
@@ -59,18 +59,18 @@ _ADVICE = {
     Status.BAD_LABEL: "a label is not one of the task's classes: check the data set",
     Status.WRONG_ORDER: "the board expects another sample: `sparcl stream --resume` asks it which",
     Status.STORE_FULL: (
-        "the journal has no room, also because sectors are worn out; what the board last saved is kept: "
-        "`sparcl stream --resume` tries again from there; else fewer replay records or samples per task, or a "
-        "larger board"
+        "the journal is full, perhaps because sectors are worn out; the board's last save is kept: "
+        "`sparcl stream --resume` tries again from there; otherwise use fewer replay records or samples per "
+        "task, or a larger board"
     ),
     Status.STORE: (
-        "the flash reported an error or lost a record; what the board last saved is kept: `sparcl stream "
+        "the flash reported an error or lost a record; the board's last save is kept: `sparcl stream "
         "--resume` continues from there. If it stops at the same place again, use `--fresh` to start over"
     ),
     Status.TOO_MANY: "more samples than the board's table or replay buffer holds: use fewer per task",
     Status.SELF_TEST: (
-        "the board computes other numbers than the reference and does not learn: power it off and on; if it "
-        "stays, flash it again or replace it"
+        "the board computes other numbers than the reference and does not learn: power it off and on; if that "
+        "does not help, flash it again or replace it"
     ),
     Status.DAMAGED: (
         "memory corruption detected (flipped bit); the board restored its last snapshot: continue with "
@@ -404,7 +404,7 @@ class Link:
             )
         if self._strange:
             return LinkError(
-                f"{self.url}: what comes from there is no reply ({bytes(self._strange[:16]).hex(' ')} ...): is it the "
+                f"{self.url}: what it sends is not a valid reply ({bytes(self._strange[:16]).hex(' ')} ...): is it the "
                 f"board's port, is the firmware on it (`sparcl flash` writes it), is its baud rate {self._baud}?"
             )
         return None
@@ -424,7 +424,7 @@ class Link:
         if setbacks < PATIENCE:
             return
         if self._forged:
-            raise LinkError(f"{self.url}: the replies are not sealed with this key: is it the one of the firmware?")
+            raise LinkError(f"{self.url}: the replies are not sealed with this key: is it the firmware's?")
         raise self._stranger() or LinkError(
             f"{self.url}: a request was sent {setbacks} times and never came through whole ({self.damaged} frames "
             "were damaged so far): check the cable, its ground, the baud rate, and what disturbs the line; "
@@ -435,8 +435,8 @@ class Link:
         """Give up on a board that keeps sending but never answers."""
         if seconds > longest:
             raise LinkError(
-                f"{self.url}: something comes all the time, but for {seconds:.0f} s no answer to command "
-                f"0x{command:02x}: check the cable and the baud rate, or power the board off and on; then "
+                f"{self.url}: something keeps coming, but no answer to command 0x{command:02x} for "
+                f"{seconds:.0f} s: check the cable and the baud rate, or power the board off and on; then "
                 "continue with `sparcl stream --resume`"
             )
 
@@ -496,8 +496,9 @@ class Link:
         too_much = self._traffic.came(replies, size)
         if too_much is not None:
             raise self._stranger() or BoardError(
-                f"{self.url}: the board sends {too_much}. Does something else use its line, or is it no sparcl-mcu "
-                "board? Power it off and on, then `sparcl stream --resume`; if that does not help, `sparcl flash`"
+                f"{self.url}: the board sends {too_much}. Does something else use its line, or is it not a "
+                "sparcl-mcu board? Power it off and on, then `sparcl stream --resume`; if that does not help, "
+                "`sparcl flash`"
             )
 
     def _opened(self, got: Frame) -> Frame | None:
@@ -509,7 +510,7 @@ class Link:
         return opened
 
     def _note_damage(self, chunk: bytes, flight: _Flight) -> bool:
-        """A chunk that is no reply; whether it may have been one."""
+        """Note a chunk that is not a reply; returns whether it may have been one."""
         self._record(NOISE, chunk)
         if BANNER in chunk or self._text():
             return False

@@ -158,8 +158,8 @@ class Hello:
         ]
         if changed:
             raise BoardError(
-                f"the board calls itself another one than a moment ago ({', '.join(changed)}): "
-                "does something else use its line, or was it flashed meanwhile?"
+                f"the board's identity has changed ({', '.join(changed)}): "
+                "does something else use its line, or was it flashed in the meantime?"
             )
 
     def position(self) -> tuple[int, ...]:
@@ -623,7 +623,7 @@ def _fields(record: Record, data: bytes) -> dict[str, Any]:
 
 def _impossible(what: str) -> BoardError:
     return BoardError(
-        f"the board says what cannot be: {what}. Firmware and host tools differ, the board is defective, "
+        f"the board reports an impossible value: {what}. Firmware and host tools differ, the board is defective, "
         "or something else uses its line: `sparcl flash`, then `sparcl stream --fresh`"
     )
 

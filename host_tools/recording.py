@@ -293,7 +293,7 @@ class _Reader:
 
     def _damaged(self, what: str) -> UserError:
         return UserError(
-            f"{self.path} is damaged near byte {self.end}: {what}. Record again with `sparcl stream --fresh`"
+            f"{self.path} is corrupt near byte {self.end}: {what}. Record again with `sparcl stream --fresh`"
         )
 
 

@@ -140,7 +140,7 @@ class StreamResult:
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: run `sparcl stream` first") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}): run `sparcl stream --fresh` again") from error
+            raise UserError(f"{path} is corrupt ({error}): run `sparcl stream --fresh` again") from error
 
 
 def _score(item: Any) -> Score | None:
@@ -270,7 +270,7 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
     flash = flash or f"sparcl flash {project.config.experiment.name}.toml --board {name}"
     fix = f"write the right one with `{flash}`"
     if state.board != name[:16]:
-        raise UserError(f"this is the board {state.board!r}, not {name!r}: name it with --board, or {fix}")
+        raise UserError(f"the connected board is {state.board!r}, not {name!r}: name it with --board, or {fix}")
     if state.model_hash != model.model_hash:
         raise UserError(
             f"the firmware on the board holds model {state.model_hash.hex()}, "
@@ -279,7 +279,7 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
     told, expected = (state.n_in, state.n_classes), (model.n_in, model.n_classes)
     if told != expected:
         raise BoardError(
-            f"the board says it has this experiment's model, but with {told[0]} inputs and {told[1]} classes in place "
+            f"the board says it has this experiment's model, but with {told[0]} inputs and {told[1]} classes instead "
             f"of {expected[0]} and {expected[1]}: {fix}"
         )
     plan = make_plan(project.dataset, model, first_on_host=project.config.tasks.first == "host")
@@ -299,10 +299,10 @@ def _tell_health(state: Hello, observer: Observer) -> None:
     if state.faults:
         observer.message(f"The board has found {state.faults} flipped bit(s) in its memory since power-on")
     if state.reset_reason == protocol.WATCHDOG:
-        observer.message("The board's last reset was by its watchdog: it had hung")
+        observer.message("The board's last reset came from its watchdog: it had hung")
     if state.health & protocol.LOST_SAVE:
-        left = f"went back to an older one, step {state.step}" if state.restored else "is as new: no save was left"
-        observer.message(f"What the board last saved is damaged, or not what it wrote: it {left}")
+        left = f"went back to an older one, step {state.step}" if state.restored else "started over: no save was left"
+        observer.message(f"The board's last save is corrupt, or not what it wrote: it {left}")
 
 
 def _go_through(project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
@@ -457,7 +457,7 @@ class _Session:
         for name, end in ends.items():
             if getattr(self.state, name) > end:
                 raise BoardError(
-                    f"the board says it stands at {name} {getattr(self.state, name)}, this session ends at {end}: "
+                    f"the board reports {name} {getattr(self.state, name)}, but this session ends at {end}: "
                     "`sparcl stream --fresh` starts from the beginning"
                 )
 
@@ -592,7 +592,7 @@ class _Session:
         self._look()
         if (self.state.phase, self.state.epoch) <= (Phase.TRAINING, record.epoch):
             raise BoardError(
-                f"the board has trained epoch {record.epoch + 1} to its end and still stands in it, at sample "
+                f"the board finished epoch {record.epoch + 1} but still reports being in it, at sample "
                 f"{self.state.pos} of {self.state.n}: `sparcl stream --fresh` starts from the beginning"
             )
         record.samples_left = self.state.n
@@ -705,7 +705,7 @@ class _Session:
             if getattr(now, name) < getattr(self.counted, name):
                 raise BoardError(
                     f"the board's counter {name} runs backwards ({getattr(now, name)} after "
-                    f"{getattr(self.counted, name)}), which it does only after a start it does not tell of"
+                    f"{getattr(self.counted, name)}), which only happens after a restart it did not report"
                 )
         self.counted = now
         self.result.statistics = _sum_statistics(self.statistics_before, self.baseline, now)

@@ -106,7 +106,7 @@ class ValidationResult:
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: run `sparcl validate` first") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({error}): run `sparcl validate` again") from error
+            raise UserError(f"{path} is corrupt ({error}): run `sparcl validate` again") from error
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Replay:
                     self._move(count, self._state(count))
                     self.apply(command, part)
                     return
-        raise LookupError("the board is in a state this session never was in")
+        raise LookupError("the board is in a state this session was never in")
 
     def _state(self, count: int) -> Device:
         """The reference after the first ``count`` requests."""
@@ -229,7 +229,9 @@ def validate(project: Project, progress: Progress | None = None) -> tuple[Valida
     """
     path = project.folder / RECORDING
     if read_header(path).model_hash != project.model.model_hash:
-        raise UserError(f"{path} records another model than this experiment now has: run `sparcl stream --fresh` again")
+        raise UserError(
+            f"{path} was recorded with another model than this experiment has now: run `sparcl stream --fresh` again"
+        )
     comparison = _Comparison(project.model, ValidationResult(complete=is_complete(path)))
     for item, following in pairwise(chain(transactions(path), [None])):
         if item is not None:

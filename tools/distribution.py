@@ -90,7 +90,7 @@ def why_not(folder: Path) -> str | None:
     if shutil.disk_usage(folder).free < FREE_BYTES:
         return f"{folder} has less than {FREE_BYTES // 10**9} GB free (TMPDIR names another folder)"
     if not (ROOT / ".git").exists():
-        return "this is no git checkout, so there is nothing to clone"
+        return "this is not a git checkout, so there is nothing to clone"
     return None
 
 

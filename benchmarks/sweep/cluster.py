@@ -118,7 +118,7 @@ def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
     settings = {
         "distributed.scheduler.allowed-failures": TRIES - 1,
         "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS}s",
-        # A job holds its worker for seconds in TensorFlow; that is no fault.
+        # A job holds its worker for seconds in TensorFlow; that is not a fault.
         "distributed.admin.tick.limit": "1h",
         "distributed.worker.memory.terminate": False,
         "distributed.worker.memory.pause": False,

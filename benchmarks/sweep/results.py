@@ -82,7 +82,7 @@ class Kept:
         self.folder = folder
 
     def get(self, job: Job) -> Result | None:
-        """The job's result under the job's name; None if it has to be done (a damaged file is no result)."""
+        """The job's result under the job's name; None if it has to be done (a corrupt file is not a result)."""
         try:
             found = Result.model_validate_json(files.read(self._path(job.key), LARGEST_RESULT))
         except (OSError, ValidationError):

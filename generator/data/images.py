@@ -188,7 +188,7 @@ def _read(path: Path, most: int) -> Pictures:
     except user_files.Refused as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except Exception as error:  # Pillow's readers have many for a broken file
-        reason = "broken or no picture" if isinstance(error, UnidentifiedImageError) else error
+        reason = "corrupt, or not a picture" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{path}: not a readable PNG, JPEG or BMP ({reason})") from None
 
 

@@ -87,7 +87,7 @@ def _by_class(config: Config, raw: Raw) -> Plan:
         per = config.tasks.classes_per_task
         tasks = [rest[k : k + per] for k in range(0, len(rest), per)]
         if len(tasks) > 1 and len(tasks[-1]) == 1 < per:
-            # A last task of one class is no task: 7 classes by 2 are 2 + 2 + 3.
+            # A last task of one class would not be a task: 7 classes by 2 are 2 + 2 + 3.
             tasks[-2:] = [tasks[-2] + tasks[-1]]
     _check_once([base, *tasks], "tasks.split, initial.base_classes: a class")
     return Plan(Part(tuple(base)) if base else None, tuple(Part(tuple(task)) for task in tasks))

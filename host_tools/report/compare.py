@@ -97,7 +97,7 @@ def find(name: str, build: Path) -> Path:
     known = sorted(str(path.parent.relative_to(build)) for path in build.glob(f"*/*/{JSON}"))
     there = f"there are {', '.join(known)}" if known else f"there is none in {build}"
     raise UserError(
-        f"{name} is no run: name a report.json, its folder, or EXPERIMENT/BOARD ({there}); "
+        f"{name} is not a run: name a report.json, its folder, or EXPERIMENT/BOARD ({there}); "
         "`sparcl run EXP.toml --board B` makes one"
     )
 

@@ -144,6 +144,6 @@ def _copy_to_drive(board, image, port):
 
 
 def _from_here(path):
-    """Relative where SCons runs, so that the name of a folder of links (plain_paths.py) is no part of a command."""
+    """Relative where SCons runs, so that the name of a folder of links (plain_paths.py) is not part of a command."""
     relative = os.path.relpath(path)
     return os.path.abspath(path) if relative.startswith(os.pardir) else relative

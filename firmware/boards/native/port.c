@@ -167,7 +167,7 @@ static void install_signals(void)
   memset(&action, 0, sizeof action);
   (void)sigemptyset(&action.sa_mask);
   action.sa_handler = SIG_IGN;
-  (void)sigaction(SIGPIPE, &action, NULL); /* a client that left is no reason to end */
+  (void)sigaction(SIGPIPE, &action, NULL); /* a client that disconnects must not end the process */
   action.sa_handler = on_reset_button;
   (void)sigaction(SIGUSR1, &action, NULL);
   action.sa_handler = on_watchdog;
