@@ -40,7 +40,7 @@ def _name(value: object) -> object:
 
 
 ClassName: TypeAlias = Annotated[int | str, BeforeValidator(_name)]
-"""A class as the data set names it: its label or its name."""
+"""A class, by its name in the data set: its label or its name."""
 
 MAX_CLASSES = 255
 """A label is one byte and 255 means none (docs/spec/algorithm.md, ``class_task``)."""
@@ -69,12 +69,12 @@ Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
 def _pair(value: object) -> object:
-    """One number is both sides of a square."""
+    """Turn one number into both sides of a square."""
     return (value, value) if isinstance(value, int) else value
 
 
 def _alone(value: object) -> object:
-    """One name is a list of one."""
+    """Turn a single name into a list."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -426,7 +426,7 @@ _Conflict: TypeAlias = tuple[tuple[_Key, ...], str]
 
 
 def _conflicts(c: Config) -> Iterator[_Conflict]:
-    """Options that do not go together: the keys to blame, the most likely one first, and what to do."""
+    """Find options that do not go together: the keys to blame, the most likely one first, and what to do."""
     name = c.experiment.name
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or keyword.iskeyword(name):
         yield (
@@ -502,7 +502,7 @@ def _data_conflicts(c: Config) -> Iterator[_Conflict]:
 
 
 def _table_conflicts(d: DataSection) -> Iterator[_Conflict]:
-    """Columns of a table."""
+    """Find conflicts between the columns of a table."""
     roles = {"label": d.label, "group": d.group, "recording": d.recording}
     for key in ("group", "recording"):
         if roles[key] == d.label:
@@ -516,7 +516,7 @@ def _table_conflicts(d: DataSection) -> Iterator[_Conflict]:
 
 
 def _series_conflicts(d: DataSection) -> Iterator[_Conflict]:
-    """Time series and their features."""
+    """Find conflicts between options of time series and their features."""
     features, own = d.features or (), d.set != "watch"
     for key in ("hop", "recording", "features"):
         # A sample of an npz or a function may be a window already.
@@ -570,7 +570,7 @@ def _task_conflicts(c: Config) -> Iterator[_Conflict]:
 
 
 def _group_conflicts(c: Config) -> Iterator[_Conflict]:
-    """What tasks by group cannot have."""
+    """Find options that tasks by group cannot have."""
     by = ("tasks", "by")
     if c.data.set not in ("watch", "npz", "csv", "function"):
         yield (by,), f'tasks.by = "group": data.set = "{c.data.set}" has no groups'
@@ -683,7 +683,7 @@ def load(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> 
 
 
 def read_toml(path: Path, missing: str) -> tuple[str, dict[str, Any]]:
-    """The text of a TOML file and what it says; ``missing``: what to say where there is none.
+    """Read a TOML file: its text and its values; ``missing``: the message if there is no file.
 
     Raises ``UserError`` unless it is a file of UTF-8 and TOML, not too large or nested too deeply.
     """
@@ -708,7 +708,7 @@ _PART = re.compile(r"""\.[ \t]*[\w"'-]""")
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """What TOML says; raises ``ValueError`` also for what TOML allows and no option needs."""
+    """Parse TOML; raises ``ValueError`` also for what TOML allows but no option needs."""
     # tomllib takes time with the square of the parts of a key.
     if any(len(_PART.findall(piece)) > DEEPEST for piece in _PIECES.split(text)):
         raise ValueError("a key has too many parts")
@@ -739,7 +739,7 @@ def _check_values(tree: dict[str, Any]) -> None:
 
 
 def to_json(config: Config) -> str:
-    """What was set, with absolute paths: any process makes the same configuration of it."""
+    """The options that were set, with absolute paths; any process makes the same configuration from them."""
     return config.model_dump_json(by_alias=True, exclude_unset=True)
 
 
@@ -778,7 +778,7 @@ def resolve(path: Path) -> Path:
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A text that comes from a file, for a message."""
+    """Shorten a text from a file for a message."""
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
@@ -811,7 +811,7 @@ def _resolve_model(model: ModelSection, path: Path) -> ModelSection:
 
 
 def _tuples(value: Any) -> Any:
-    """TOML arrays as tuples, the only sequence the strict, frozen models take."""
+    """Turn TOML arrays into tuples, the only sequence the strict, frozen models take."""
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
@@ -993,7 +993,7 @@ def options_table() -> str:
 
 
 def _entries_table() -> list[str]:
-    """What an entry of ``model.layers`` can be."""
+    """Table of the possible entries of ``model.layers``."""
     lines = ["Types of `layers`:", "", "| type | keys | meaning |", "|---|---|---|"]
     for entry in LAYER_ENTRIES:
         keys = [
@@ -1008,7 +1008,7 @@ def _entries_table() -> list[str]:
 
 
 def _toml(value: object) -> str:
-    """A default as one would write it in the file."""
+    """Write a default as in the file."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -74,13 +74,13 @@ def _held(lock: FileLock, folder: Path) -> Iterator[None]:
 
 
 def _command() -> str:
-    """The present command, as it was typed."""
+    """The running command, as it was typed."""
     name = Path(sys.argv[0]).name
     return shlex.join(["sparcl" if name in ("sparcl", "cli.py") else name, *sys.argv[1:]])
 
 
 def _holder(folder: Path) -> str:
-    """Who has the lock of ``folder``, in words."""
+    """The process that holds the lock of ``folder``, in words."""
     try:
         facts = files.read_json(folder / HOLDER)
         return f"process {int(facts['pid'])} (`{one_line(facts['command'])}`, since {one_line(facts['since'])})"

@@ -38,7 +38,7 @@ def forward(layers: Sequence[FloatLayer], x: Floats) -> list[Floats]:
 
 
 def output(layer: FloatLayer, inputs: Sequence[Floats]) -> Floats:
-    """What one layer makes of its inputs."""
+    """The output of one layer."""
     x = inputs[0]
     if layer.op is Op.DENSE:
         v = (x.reshape(len(x), -1) @ layer.weight + layer.bias)[:, :, np.newaxis, np.newaxis]

@@ -63,7 +63,7 @@ HOT_CODE = 4096
 """Functions in RAM besides the layers' own, in bytes, where a board has them there."""
 
 CODE_IN_RAM = "code in RAM"
-"""Name of that region."""
+"""Region of the functions in RAM."""
 
 
 LIFE_WIDTH = 24
@@ -100,7 +100,7 @@ class Plan:
     store_limit: int
     shared: bool
     placements: tuple[Placement, ...]
-    """Who lives where in the arena of activations and errors, and when."""
+    """What lies where in the arena of activations and errors, and when."""
     graph: bool
     """Whether there are other layers than dense ones."""
 
@@ -352,7 +352,7 @@ def journal_room(model: Model, board: Board, *, keyed: bool = False) -> Room:
 
 
 def _store(model: Model, board: Board, *, keyed: bool) -> tuple[Row, ...]:
-    """The regions add up to ``least`` sectors."""
+    """Rows of the journal's regions, which add up to ``least`` sectors."""
     needs = journal_room(model, board, keyed=keyed)
     snapshots = needs.rounds * needs.snapshot
     moving = needs.rounds + needs.free
@@ -403,7 +403,7 @@ def table(p: Plan) -> RenderableType:
 
 
 def _arena(placements: Sequence[Placement]) -> Table:
-    """Who lives where, when: time runs to the right, through frozen layers, forward through the others and back."""
+    """Draw the arena: time runs to the right, through frozen layers, forward through the others and back."""
     title = "Activations and errors, forward and back"
     result = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("name", "shape"):

@@ -33,7 +33,7 @@ class Source:
     """Whether it is a sample, which lies by row, column, channel."""
     error: str
     pooled: bool
-    """Whether the layer before takes its error from the layer's own, `arena.pooled_by`."""
+    """Whether the layer before takes its error from this layer's (`arena.pooled_by`)."""
     first: bool
     padding: int
     errors: int
@@ -165,7 +165,7 @@ def _pooled(layers: Sequence[Layer], number: int) -> str:
 
 
 def _title(layer: Layer, layers: Sequence[Layer], number: int) -> str:
-    """What a comment says of a layer."""
+    """The comment above a layer's code."""
     window = layer.window
     parts = [layer.op.value]
     if layer.name:

@@ -141,7 +141,7 @@ def _pack(arrays: list[NDArray[Any]]) -> bytes:
 
 
 class _Malformed(Exception):
-    """What is wrong and where, turned into a ``UserError`` by ``load``."""
+    """What is wrong with a file, and where; ``load`` turns it into a ``UserError``."""
 
 
 def load(path: Path, cls: type[T]) -> T:

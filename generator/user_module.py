@@ -51,7 +51,7 @@ def load(folder: Path | None, name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def importing(folder: Path | None) -> Iterator[None]:
-    """Modules in the folder can be imported."""
+    """Make the modules in the folder importable."""
     before = list(sys.path)
     if folder is not None:
         sys.path.insert(0, str(folder))

@@ -54,7 +54,7 @@ class Traffic:
 
 
 class Advance:
-    """Whether a session gets ahead.  Each method raises BoardError when the board keeps it from that."""
+    """Whether a session makes progress.  Each method raises BoardError when the board keeps it from that."""
 
     def __init__(self, tasks: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -77,7 +77,7 @@ class Advance:
         self.check()
 
     def check(self) -> None:
-        """To be asked wherever the session asks the board."""
+        """Check for progress; called wherever the session asks the board where it stands."""
         seconds = self._clock() - self._since
         if seconds > STANDSTILL:
             raise BoardError(

@@ -23,7 +23,7 @@ from . import output
 
 
 class Log:
-    """Where an unexpected error is written."""
+    """Where unexpected errors are logged."""
 
     folder: Path | None = None
 
@@ -34,7 +34,7 @@ _claims = ExitStack()
 
 
 def claim(folder: Path) -> None:
-    """Nobody else works in this folder until the command is done."""
+    """Lock this folder until the command is done."""
     from sparcl_mcu.generator import lock
 
     _claims.enter_context(lock.alone(folder))
@@ -131,7 +131,7 @@ def _unexpected(error: Exception) -> int:
 
 
 def _room() -> str:
-    """What is free where we write."""
+    """The free space where files are written."""
     places = {"the build folder": build_folder(), "the folder for temporary files": Path(tempfile.gettempdir())}
     free = {name: shutil.disk_usage(path).free for name, path in places.items() if path.is_dir()}
     return ", ".join(f"{name} ({places[name]}) has {shown(size)} free" for name, size in free.items())
@@ -148,7 +148,7 @@ def _logged(text: str, path: Path) -> Path | None:
 
 
 _LONGEST = 8000
-"""Characters of a message."""
+"""Most characters of a message."""
 
 
 def _say(text: str) -> None:

@@ -96,7 +96,7 @@ STORE_ERRORS = frozenset((Status.STORE_FULL, Status.STORE))
 
 
 class LinkError(BoardError):
-    """No answer, or no line at all."""
+    """The board does not answer, or there is no line at all."""
 
 
 class StrangerError(LinkError):
@@ -344,7 +344,7 @@ class Link:
             yield reply.payload
 
     def _first_answer(self, flight: _Flight, command: int, timeout: float) -> Frame:
-        """The answer to the oldest request under way, which is no longer so."""
+        """Remove the oldest request under way and return its answer."""
         oldest = flight.waiting[0]
         first = timeout
         if command in self._slowest:
@@ -383,12 +383,12 @@ class Link:
             self.room = min(self._most, 2 * self.room)
 
     def _text(self) -> str:
-        """What the device at the port prints, if that is text and not ours."""
+        """The text the device at the port prints, if it is not our firmware's."""
         strange = self._strange or b""
         return "" if BANNER in strange else ports.text_in(bytes(strange))
 
     def _stranger(self) -> LinkError | None:
-        """Who is at the port, when it is not a board with our firmware."""
+        """An error that says what is at the port, if it is not a board with our firmware."""
         if self._strange is None:
             return None
         if self._echoes:
@@ -410,7 +410,7 @@ class Link:
         return None
 
     def _also_open(self) -> str:
-        """A word on other programs at the same port, which get a part of what comes."""
+        """A hint about other programs at the same port, which take some of the bytes."""
         found = ports.others(self.url)
         return f". It is also open in {found}: close that" if found else ""
 
@@ -492,7 +492,7 @@ class Link:
         return heard
 
     def _count(self, replies: int, size: int) -> None:
-        """Note what has come; BoardError when that is more than was asked for."""
+        """Count what has come; raises BoardError if that is more than was asked for."""
         too_much = self._traffic.came(replies, size)
         if too_much is not None:
             raise self._stranger() or BoardError(

@@ -109,7 +109,7 @@ def create(folder: Path, choices: Choices) -> list[Path]:
 
 
 def _run_in(folder: Path, script: Path) -> None:
-    """The stand-in's script writes beside itself."""
+    """Run the stand-in's script in its folder: it writes beside itself."""
     before = Path.cwd()
     os.chdir(folder)
     try:

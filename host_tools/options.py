@@ -48,7 +48,7 @@ Plain = Annotated[
 
 @dataclass(frozen=True)
 class Options:
-    """What every command that works on an experiment takes."""
+    """The options of every command that works on an experiment."""
 
     experiment: Path
     board: str

@@ -76,7 +76,7 @@ def mistake(url: str, error: Exception) -> SparclError | None:
 
 
 def not_allowed(url: str) -> str:
-    """What gives the user the right to open a port."""
+    """Tell the user how to get the right to open a port."""
     group = ""
     with suppress(ImportError, KeyError, OSError):
         import grp

@@ -77,7 +77,7 @@ _IDENTITY = (
 
 @dataclass(frozen=True)
 class Hello:
-    """What a board says of itself; the names are those of docs/spec/protocol.md."""
+    """A board's description of itself; the names are those of docs/spec/protocol.md."""
 
     protocol: int
     version: str
@@ -127,12 +127,12 @@ class Hello:
         return self.nonce[:4]
 
     def identity(self) -> tuple[object, ...]:
-        """What does not change while a firmware runs."""
+        """The values that do not change while a firmware runs."""
         values = (getattr(self, name) for name in _IDENTITY)
         return tuple(value.hex() if isinstance(value, bytes) else value for value in values)
 
     def require_possible(self) -> None:
-        """Raise BoardError for what no firmware says: loops and buffers here are as long as these numbers."""
+        """Raise BoardError for values no firmware sends: loops and buffers here are as long as these numbers."""
         limits = {
             "phase": max(Phase),
             "mode": 1,
@@ -150,7 +150,7 @@ class Hello:
                 raise _impossible(f"{name} is {getattr(self, name)}, it has to be {least} at least")
 
     def require_same(self, before: tuple[object, ...]) -> None:
-        """Raise BoardError where this is not the board of an earlier `identity`."""
+        """Raise BoardError if this is not the board of an earlier `identity`."""
         changed = [
             f"{name} is {now!r}, it was {then!r}"
             for name, now, then in zip(_IDENTITY, self.identity(), before, strict=True)
@@ -365,7 +365,7 @@ def _training_bytes(steps: int) -> int:
 
 
 def hello(link: Link, timeout: float | None = None) -> Hello:
-    """Who is there, and where in the stream it stands; from here on the line is used as this board needs it.
+    """Ask the board for its identity and position; from here on the line is used as this board needs it.
 
     Raises BoardError when it says what cannot be, or is another one than at the hello before.
     """

@@ -34,9 +34,9 @@ SENT, RECEIVED, NOISE, SESSION, END = ">", "<", "~", "S", "E"
 
 
 _LARGEST = Splitter.LIMIT
-"""Bytes that the data of an entry have at most."""
+"""Most bytes of an entry's data."""
 _MOST_WAITING = 255
-"""Requests that are under way at once at most: a board's window is a byte."""
+"""Most requests under way at once: a board's window is a byte."""
 
 
 class Entry(NamedTuple):
@@ -178,7 +178,7 @@ class _Waiting:
         self._requests.append((request, None))
 
     def received(self, reply: frame.Frame) -> Iterator[Transaction]:
-        """A reply, and with it all whose turn has come."""
+        """Take a reply; yields the transactions that are now complete, in order."""
         if reply.status == Status.OUT_OF_TURN:
             return  # not executed, and sent again
         for place, (request, answer) in enumerate(self._requests):
@@ -250,7 +250,7 @@ class _Reader:
                 yield value
 
     def _check_torn(self, file: BinaryIO) -> None:
-        """What is left at the end has to be the beginning of an entry, not damage that swallows the rest."""
+        """Check that the end is the beginning of an entry, not damage that swallows the rest."""
         file.seek(self.end)
         rest = file.read(8)
         kinds = "".join((SENT, RECEIVED, NOISE, SESSION, END)).encode()

@@ -55,7 +55,7 @@ class Seal:
             self._counter += secrets.randbelow(_JUMP)
 
     def close(self, request: Frame) -> Frame:
-        """The request as it goes over the line; each call uses another counter."""
+        """Seal a request for the line; each call uses another counter."""
         if request.command not in self._commands:
             return request
         if self._counter >= _LARGEST:
@@ -66,7 +66,7 @@ class Seal:
         return replace(body, payload=body.payload + self._tag(body))
 
     def open(self, reply: Frame) -> Frame | None:
-        """The reply without its seal; None when it has to have one and has none that is right."""
+        """Remove the seal of a reply; None if it lacks a valid seal that it needs."""
         if reply.command not in self._commands or reply.status:
             return reply
         body, tag = replace(reply, payload=reply.payload[:-TAG]), reply.payload[-TAG:]

@@ -167,7 +167,7 @@ class Outline:
 
 
 class Observer:
-    """Is told how a session goes; `view` shows it, the base class says nothing."""
+    """Receives the events of a session; `view` shows them, the base class ignores them."""
 
     def begins(self, outline: Outline, result: StreamResult) -> None:
         """The session begins or resumes; ``result`` holds its measurements, at every event the latest ones."""
@@ -219,7 +219,7 @@ def make_plan(dataset: Dataset, model: Model, *, first_on_host: bool) -> Plan:
 
 
 def replay_records(task: Task, number: int, learning: Learning) -> list[ReplayRecord]:
-    """What fills the replay buffer from a task that the board knows by ``number``."""
+    """Records that fill the replay buffer from a task that the board knows by ``number``."""
     total = len(task.y_train)
     seen, ids = learning.offered(total), learning.shipped(total).tolist()
     return [ReplayRecord(seen, i, number, int(task.y_train[i]), task.x_train[i]) for i in ids]
@@ -292,7 +292,7 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
 
 
 def _tell_health(state: Hello, observer: Observer) -> None:
-    """What the board says of faults it has found; BoardError when it cannot learn."""
+    """Report the faults the board has found; raises BoardError if it cannot learn."""
     if state.health & protocol.SELF_TEST_FAILED:
         name, advice = ERRORS[Status.SELF_TEST]
         raise BoardError(f"the board's {name}: {advice}")
@@ -340,7 +340,7 @@ WATCHDOG = "the board hung and was reset by its watchdog"
 
 
 def _fault(state: Hello) -> str | None:
-    """Why a board came back in an older state; None when it does not say so itself (power, reset button)."""
+    """Why a board came back in an older state; None if it does not report a fault (power, reset button)."""
     if state.reset_reason == protocol.WATCHDOG:
         return WATCHDOG
     return STATE_DAMAGED if state.health & protocol.RESTORED else None

@@ -43,7 +43,7 @@ class Reply:
 
 
 class _Refused(Exception):
-    """The request is answered with an error code."""
+    """Raised to answer the request with an error code."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.name)

@@ -37,7 +37,7 @@ class PanelMask:
 
     @classmethod
     def of(cls, panel: Panel) -> Self:
-        """The mask of an initial panel."""
+        """Make the mask of an initial panel."""
         lines = np.repeat(np.arange(panel.split.size), np.diff(panel.start))
         chosen = np.arange(panel.index.size) < panel.split[lines]
         return cls(panel, lines.astype(np.int64), panel.index.astype(np.int64), chosen)

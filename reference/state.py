@@ -82,7 +82,7 @@ class State:
     network: networks.Network
     """The layers that learn."""
     prefix: networks.Prefix | None
-    """The frozen ones, if there are any."""
+    """The frozen layers, if there are any."""
     class_task: NDArray[np.uint8]
     replay: Replay
     step: int = 0

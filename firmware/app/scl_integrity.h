@@ -52,7 +52,7 @@ scl_status_t scl_integrity_step(void);
 /* Before a snapshot: compares what the request under way does not change. */
 scl_status_t scl_integrity_check_state(void);
 
-/* Around a mask update. */
+/* Around a mask update: compares before it, takes the sums after it. */
 scl_status_t scl_integrity_check_masks(void);
 void scl_integrity_masks_changed(void);
 

@@ -451,7 +451,7 @@ static scl_status_t do_reset(in_t in, out_t *o) {
     return SCL_OK;
   }
   if (scl_integrity_begin(0) != SCL_OK) {
-    (void)scl_journal_mount(SCL_ANY_SNAPSHOT); /* the journal's bookkeeping may be damaged: it is read back from the flash */
+    (void)scl_journal_mount(SCL_ANY_SNAPSHOT); /* its bookkeeping may be damaged: read it back from the flash */
   }
   const scl_status_t status = scl_journal_format();
   restored_state = (uint8_t)scl_checkpoint_recover(); /* of a journal that could not be written, its last save */

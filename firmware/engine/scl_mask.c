@@ -10,7 +10,7 @@
 #define MASKS (SCL_N_MASKED > 0 && (SCL_TDM || SCL_DGM))
 
 /*
- * Position behind `pos` of the next mask update in this epoch, 0 for none.  The compiler turns the division by a constant
+ * Position behind `pos` of the next mask update in this epoch, 0 for none.  The compiler turns division by a constant
  * into a multiplication.
  */
 static uint32_t next_update(uint32_t pos) {

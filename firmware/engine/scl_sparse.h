@@ -182,7 +182,7 @@ SCL_INLINE void scl_sparse_error(const scl_panel_t *panel, const void *x, scl_ki
   }
 }
 
-/* For a layer with one panel, like scl_dense_error: contributes to the error of the input, returns how many saturated. */
+/* Like scl_dense_error, for one panel: contributes to the error of the input, returns how many saturated. */
 SCL_INLINE uint32_t scl_sparse_error_alone(const scl_panel_t *panel, const void *x, scl_kind_t kind, int rectified,
                                            uint32_t n_in, uint32_t block, const int16_t *e, int32_t fw, int16_t *error,
                                            int first) {

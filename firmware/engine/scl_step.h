@@ -7,7 +7,7 @@
 #include "scl_prng.h"
 #include "scl_simd.h"
 
-/* The benchmark's baseline that knows no sparsity passes over nothing. */
+/* The benchmark's baseline without sparsity skips nothing. */
 #ifdef SCL_BENCH_EVERY_INPUT
 #define SCL_SKIP_ERRORS 0
 #else

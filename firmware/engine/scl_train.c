@@ -213,7 +213,7 @@ static void flip_bit(void) {}
 
 static scl_status_t update_masks(void) {
   const uint32_t start = clock_start();
-  const scl_status_t status = scl_host_before_masks(); /* otherwise the next sums would include a flipped bit */
+  const scl_status_t status = scl_host_before_masks(); /* else a flipped bit would be in the sums that follow */
   if (status == SCL_OK) {
     scl_mask_update();
     scl_mask_clear_captured();

@@ -56,7 +56,7 @@ typedef uint16_t scl_address_t;
  */
 #define SCL_KEEP(value) __asm__("" : "+r"(value))
 
-/* The same in one of the registers that Thumb compares with 0 and branches on in one instruction. */
+/* Like SCL_KEEP, but in one of the registers that Thumb compares with 0 and branches on in one instruction. */
 #ifdef __thumb__
 #define SCL_KEEP_LOW(value) __asm__("" : "+l"(value))
 #else

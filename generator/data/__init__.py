@@ -54,7 +54,7 @@ def load(config: Config) -> Dataset:
 
 
 def _validates_itself(config: Config) -> bool:
-    """Whether the set holds out people, not samples."""
+    """Whether the set holds out people instead of samples."""
     return config.data.set == "watch" and config.tasks.by == "class"
 
 

@@ -29,7 +29,7 @@ from sparcl_mcu.spec.errors import UserError
 Pictures: TypeAlias = NDArray[np.uint8]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-"""Other files are passed over."""
+"""Suffixes of pictures; other files are skipped."""
 
 
 def folder(config: Config) -> Raw:
@@ -55,7 +55,7 @@ def folder(config: Config) -> Raw:
 
 
 def files(root: Path) -> list[Path]:
-    """All pictures below a folder, but hidden ones: thumbnails and the like."""
+    """All pictures below a folder except hidden ones, such as thumbnails."""
     named: list[Path] = []
     entries = 0
     for place, folders, names in os.walk(root):
@@ -161,7 +161,7 @@ def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path
 
 
 def _check_total(count: int, size: tuple[int, int]) -> None:
-    """All pictures together, with three channels, have room in memory."""
+    """Check that all pictures together, with three channels, fit into memory."""
     total = count * size[0] * size[1] * 3
     if total > LARGEST_ARRAYS:
         raise UserError(
@@ -193,7 +193,7 @@ def _read(path: Path, most: int) -> Pictures:
 
 
 def _opened(path: Path) -> Image.Image:
-    """The picture, of which only the head is read; its size is looked at by us."""
+    """Open a picture; only its header is read, and the caller checks the size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=("PNG", "JPEG", "BMP"))

@@ -69,7 +69,7 @@ def natural(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_classes(source: str, names: tuple[str, ...], config: Config) -> None:
-    """A label is one byte; a set may have more classes if the tasks name those they want."""
+    """Check the number of classes: a label is one byte; a set may have more if the tasks name theirs."""
     if len(names) > MAX_CLASSES and (config.tasks.split is None or config.tasks.by == "group"):
         raise UserError(
             f"{source} has {len(names)} classes; at most {MAX_CLASSES} are possible: name some in tasks.split"
@@ -85,7 +85,7 @@ def check_size(raw: Raw) -> None:
 
 
 LACKING = "add samples, or leave it out of the tasks with tasks.split"
-"""What to do about a class that has too few."""
+"""Advice for a class that has too few samples."""
 
 
 VALIDATION_SHARE = 0.2

@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def known(self) -> Part:
-        """What the host has when it makes the initial model."""
+        """The samples the host has when it makes the initial model."""
         return self.base or self.tasks[0]
 
 
@@ -124,7 +124,7 @@ def _member(raw: Raw, names: tuple[str, ...], number: Mapping[str, int], name: C
 
 
 def _few(names: Sequence[str]) -> Sequence[str]:
-    """The names, or the first and the last if there are many."""
+    """The names, or only the first and the last if there are many."""
     return names if len(names) <= 20 else (*names[:10], "...", names[-1])
 
 
@@ -156,7 +156,7 @@ def held_out(config: Config, raw: Raw) -> Raw:
 
 
 def check_samples(config: Config, raw: Raw, wanted: Plan) -> None:
-    """Each task has training and test samples, and each class of it if tasks bring new classes."""
+    """Check that each task has training and test samples, and so has each class if tasks bring new classes."""
     for part in (wanted.base, *wanted.tasks):
         if part is not None:
             for kind, samples in (("training", raw.train), ("test", raw.test)):
@@ -184,7 +184,7 @@ def _check_part(config: Config, raw: Raw, part: Part, kind: str, samples: Sample
 
 
 def to_integers(config: Config, raw: Raw, known: NDArray[np.int64]) -> tuple[Raw, bool, int]:
-    """Integer inputs, whether they are signed, and their fractional bits.
+    """Quantise inputs: the integers, whether they are signed, and their fractional bits.
 
     uint8 means x / 256, int8 means x / 128.  Floats get the finest power of two at which no more than 1 % of
     the non-zero magnitudes the host knows are clipped.  ``known``: positions of the training samples it knows.
@@ -227,7 +227,7 @@ def _standardises(config: Config) -> bool:
 
 
 def _standardised(raw: Raw, known: NDArray[np.int64]) -> Raw:
-    """Mean 0 and deviation 1 over the training samples the host knows when it makes the initial model.
+    """Scale to mean 0 and deviation 1 over the training samples the host knows when it makes the initial model.
 
     Of each value of flat samples, else of each channel (the last axis).  A product would ship these constants;
     statistics over all seven exercises of the watch were no better (0.84 on unseen people with either, jointly
@@ -240,7 +240,7 @@ def _standardised(raw: Raw, known: NDArray[np.int64]) -> Raw:
 
 
 def _number_type(config: Config, raw: Raw) -> Raw:
-    """uint8 and int8 as they are, bool as black and white, everything else as float64."""
+    """Convert bool to black and white, keep uint8 and int8, and turn all else into float64."""
     train, test = raw.train.x, raw.test.x
     if train.dtype == test.dtype and train.dtype in (np.uint8, np.int8):
         return raw
@@ -259,7 +259,7 @@ def _number_type(config: Config, raw: Raw) -> Raw:
 
 
 def _bytes(x: NDArray[Any]) -> bool:
-    """Whole numbers of 0 to 255, more than black and white: a picture."""
+    """Whether these are pictures: whole numbers from 0 to 255, more than black and white."""
     return bool(((x >= 0) & (x <= 255) & (x == np.floor(x))).all() and x.max() > 1)
 
 
