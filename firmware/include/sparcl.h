@@ -24,7 +24,7 @@ typedef enum {
   SPARCL_ERR_FULL = -8,       /* the flash partition has no room */
   SPARCL_ERR_FLASH = -9,      /* the flash failed: the learner is the one last saved */
   SPARCL_ERR_TOO_MANY = -10,  /* more samples than were announced */
-  SPARCL_ERR_SELF_TEST = -17, /* the compiled kernels compute something else: learning is refused */
+  SPARCL_ERR_SELF_TEST = -17, /* the compiled kernels compute something else: nothing may be learned */
   SPARCL_ERR_DAMAGED = -18    /* a hook found a flipped bit */
 } sparcl_error_t;
 
