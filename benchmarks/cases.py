@@ -84,7 +84,7 @@ class _Network:
         }
         overrides = self.overrides + learning[mode]
         if mode is not Mode.ACCURACY:
-            # Costs do not depend on what the weights are worth, and fewer samples are sooner sent.
+            # Costs do not depend on how good the weights are, and fewer samples are sent sooner.
             overrides += ("initial.train=none",)
         if mode in (Mode.PASS, Mode.STEP) and self.samples is not None:
             overrides += (self.samples,)

@@ -39,7 +39,7 @@ def estimate(executions: Executions, core: str) -> int | None:
     total, previous = 0, ("", 0)
     for instruction, count in executions:
         name = _bare(instruction.mnemonic)
-        # What lies before but was executed at other times did not come before it.
+        # Code that lies before it but was executed another number of times did not run before it.
         before = previous[0] if previous[1] == count else ""
         total += count * cost(instruction, name, before) + taken.get(instruction.address, 0) * _refill(core)
         previous = (name, count)

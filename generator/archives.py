@@ -66,7 +66,7 @@ def contents(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     if archive.getinfo(name).file_size > most:
         raise ValueError(f"{name} has {shown(archive.getinfo(name).file_size)}; at most {shown(most)} are possible")
     with archive.open(name) as member:
-        # In parts: a single read() would unpack 2 GiB before it looks at what was declared.
+        # Read in parts: a single read() would unpack 2 GiB before checking the declared size.
         return b"".join(iter(lambda: member.read(_CHUNK), b""))
 
 

@@ -709,7 +709,7 @@ _PART = re.compile(r"""\.[ \t]*[\w"'-]""")
 
 def _parsed(text: str) -> dict[str, Any]:
     """Parse TOML; raises ``ValueError`` also for what TOML allows but no option needs."""
-    # tomllib takes time with the square of the parts of a key.
+    # tomllib's time grows with the square of a key's number of parts.
     if any(len(_PART.findall(piece)) > DEEPEST for piece in _PIECES.split(text)):
         raise ValueError("a key has too many parts")
     try:
@@ -753,7 +753,7 @@ def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -
         return Config.model_validate(_tuples(tree))
     except ValidationError as error:
         details = error.errors(include_url=False)
-        # A list whose entries are wrong is too short as well, once they are left out.
+        # Leaving out wrong entries makes a list too short as well.
         blamed = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
         real = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in blamed]
         described = (_describe(detail, path, places) for detail in real[: 10 * MOST_MISTAKES])
@@ -849,7 +849,7 @@ def _places(path: Path, text: str) -> dict[_Key, str]:
             section = [_unquote(part) for part in header[1].split(".")]
             places.setdefault((section[0], ""), f"{path}:{number}")
             if len(section) > 1:
-                # One more entry of [[section.key]].
+                # Another entry of [[section.key]].
                 entries = entries + 1 if section == keys[:-1] else 1
                 places.setdefault((section[0], section[1]), f"{path}:{number}")
                 places[section[0], f"{section[1]}.{entries}"] = f"{path}:{number}"

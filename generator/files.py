@@ -51,7 +51,7 @@ def check(path: Path, most: int) -> int:
 def opened(path: Path, most: int) -> Iterator[BinaryIO]:
     """The file, opened for reading, after ``check``: nothing is opened that could wait for ever."""
     check(path, most)
-    # What has taken the file's place since must not keep us waiting either.
+    # Something that has replaced the file since must not block us either.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
         _size(path, os.fstat(file.fileno()), most)

@@ -505,7 +505,7 @@ class _Engine:
         self._sparse = sparse
         self._n_classes = n_classes
         self._rules = rules
-        # No statement of Python's depends on a tensor: rewriting them all would take as long as tracing.
+        # No Python statement depends on a tensor; rewriting them (AutoGraph) would take as long as tracing.
         self._predict = self._tf.function(self._forward, autograph=False, jit_compile=True)
         self._train = self._tf.function(self._loop, autograph=False, jit_compile=True)
 

@@ -160,7 +160,7 @@ class _Chooser:
         if source.weighted:
             return self._weighted(number, shell)
         if source.activation is Activation.RELU6 and 6 << shell.fa >= 1 << shell.out.bits:
-            # Nothing is cut off at 6 where no value reaches it.
+            # ReLU6 cuts nothing off if no value reaches 6.
             return replace(shell, activation=Activation.RELU)
         return shell
 

@@ -251,7 +251,7 @@ def _load_file(keras: Any, path: Path, seed: int) -> Any:
     """Load a file without running code from it: such code is refused here, and again by Keras's safe mode."""
     try:
         with _quiet():
-            # First without memory for the weights: what the description asks for is only known when it is built.
+            # Built first without memory for the weights: only then is it known what the description asks for.
             try:
                 with keras.StatelessScope(initialize_variables=False):
                     _check_weights(str(path), keras.models.load_model(path, compile=False, safe_mode=True))

@@ -58,7 +58,7 @@ def in_turn(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> FileLock:
-    # One object for each path in the process, whatever thread asks: so it may be acquired again.
+    # One object per path in the process, for all threads, so that it can be acquired again.
     return FileLock(folder.resolve() / FILE, is_singleton=True, thread_local=False)
 
 

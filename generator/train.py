@@ -51,7 +51,7 @@ def train(config: Config, dataset: Dataset) -> FloatModel:
     keeps = config.model.imported and config.initial_train == "none" and config.initial.rescale is None
     layers = _matched(layers, masked, samples) if keeps else masked
     if config.initial_train != "none":
-        # What an imported model brings is better than what the samples of one task would make of it.
+        # An imported model's own weights are better than what training on one task would make of them.
         fixed = frozen if config.model.imported else 0
         layers = _fit(config, dataset, known, input_shape, layers, fixed)
     layers = _with_saliency(layers, samples)
@@ -171,7 +171,7 @@ def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: 
     """
     saliencies = _saliencies(config, layers, samples)
     if frozen:
-        # The layer sparsity.dense_input speaks of is frozen.
+        # The layer that sparsity.dense_input refers to is frozen.
         sparsity = config.sparsity.model_copy(update={"dense_input": False})
         config = config.model_copy(update={"sparsity": sparsity})
     learning = layers[frozen:]
@@ -189,7 +189,7 @@ def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: 
 def _saliencies(config: Config, layers: Sequence[FloatLayer], samples: Floats) -> list[Floats]:
     """Scores that decide which weights exist at first (``initial.mask``)."""
     if config.initial.mask == "random":
-        # Not the stream that the weights were drawn from: the mask would follow them.
+        # Not the stream of the weights, or the mask would correlate with them.
         random = np.random.default_rng((config.experiment.seed, 1))
         return [random.random(layer.weight.shape) for layer in layers]
     data_aware = config.initial.mask == "data"

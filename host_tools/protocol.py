@@ -570,7 +570,7 @@ def reset(link: Link, kind: int, patience: float = 20.0) -> Hello:
     try:
         _ask(link, Command.RESET, reset_request(before, kind))
     except DeviceError as refused:
-        # The reply may have been lost, and the board has restarted when the request came again.
+        # The reply may have been lost, and the board had restarted when the request was sent again.
         restarted = kind == RESTART and refused.status == Status.WRONG_NONCE
         if not restarted or hello(link).start == before.start:
             raise
@@ -592,7 +592,7 @@ def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
         try:
             return hello(link, _HELLO_SECONDS)
         except (LinkError, DeviceError) as error:
-            # A board that finds a flipped bit just now starts again.
+            # A board that finds a flipped bit right now restarts.
             most = min(patience, _BOOT_SECONDS) if isinstance(error, StrangerError) else patience
             late = time.monotonic() - started > most
             if late or (isinstance(error, DeviceError) and error.status != Status.DAMAGED):

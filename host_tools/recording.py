@@ -226,7 +226,7 @@ class _Reader:
 
     def _objects(self) -> Iterator[Any]:
         with self.path.open("rb") as file:
-            # Limits, so that a damaged length is an error and never a reason to allocate.
+            # Limits, so that a corrupt length is an error and never allocates memory.
             unpacker = msgpack.Unpacker(
                 file,
                 read_size=1 << 16,

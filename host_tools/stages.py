@@ -190,7 +190,7 @@ def url(project: Project, port: str | None, options: Options) -> str:
         return url
     emulator = emulator_of(project)
     if emulator is not None and emulator.image_path.is_file():
-        # Stopped or killed since: the same image and the same flash, as when power comes back.
+        # Stopped or killed in the meantime: restart with the same image and flash, as after a power failure.
         return emulator.restart()
     require_emulators()
     raise UserError(

@@ -433,7 +433,7 @@ class _Session:
         self.statistics_before = dict(result.statistics)
         self.state = protocol.wait_for_hello(link)
         self._require_place()
-        # `validate` finds by this digest which of its states a resumed board came back in.
+        # From this digest `validate` finds the state in which a resumed board came back.
         protocol.digest(link)
         self.baseline = self.counted = protocol.statistics(link)
         self._count(self.baseline)
@@ -468,7 +468,7 @@ class _Session:
         try:
             self._work_on_any_line()
         except BaseException:
-            # Also Ctrl-C: what was measured is there for --resume.
+            # After Ctrl-C too, so that --resume finds what was measured.
             self.result.save(self.folder / RESULT)
             raise
 

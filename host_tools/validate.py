@@ -286,7 +286,7 @@ class _Comparison:
         """Replay one transaction and compare its reply; ``following`` it comes another."""
         command, request, status, board = item
         if status is None or status == Status.DAMAGED or status in STORE_ERRORS:
-            # Not known to be executed, to how far, or undone: the hello that follows tells.
+            # Whether it was executed, how far, or undone is not known here; the next hello tells.
             if command in STATE_CHANGING:
                 self.replay.apply(command, request)
             return
@@ -340,7 +340,7 @@ class _Comparison:
 
     def _reply(self, command: int, request: bytes, board: bytes, expected: Reply) -> None:
         before = self.result.mismatches
-        # A reply of another form is an error here, and shown as it is below.
+        # A reply of another form is an error here, and is shown raw below.
         with suppress(BoardError):
             self._compare(command, request, board, expected)
         if self.result.mismatches == before and not expected.matches(0, board):
@@ -496,7 +496,7 @@ def _name_difference(model: Model, link: Link, device: Device) -> tuple[Mismatch
     theirs, ours = protocol.dump_regions(link, model, state), device.dump()
     found: list[tuple[str, Mismatch]] = []
     for region in sorted(regions(model), key=lambda r: (r.number < _FIRST_LAYER, r.number)):
-        # The regions `start` and `index` say which weight an entry is.
+        # The regions `start` and `index` tell which weight an entry is.
         one = {**ours, region.number: theirs[region.number]}
         difference = first_difference(model, one, ours)
         if difference is not None:

@@ -135,7 +135,7 @@ class State:
             table=self.table.copy(),
             samples=list(self.samples),
             removed={task: list(ids) for task, ids in self.removed.items()},
-            # Those of tasks that have ended do not change any more.
+            # Histories of tasks that have ended no longer change.
             histories={task: x.copy() if task == self.task else x for task, x in self.histories.items()},
         )
 

@@ -93,7 +93,7 @@ def missing_packages(wanted: Sequence[str] = HOST_PACKAGES + ARM_PACKAGES + EMUL
     """Debian names of what is not there; looks for the programs, however they were installed."""
     present = {
         "gcc": shutil.which("gcc") is not None,
-        # Only Linux has a C library that comes apart from the compiler.
+        # Only Linux packages the C library separately from the compiler.
         "libc6-dev": sys.platform != "linux" or finds_file("gcc", "crt1.o"),
         "gcc-arm-none-eabi": shutil.which("arm-none-eabi-gcc") is not None,
         "libnewlib-arm-none-eabi": finds_file("arm-none-eabi-gcc", "libc.a"),
@@ -361,7 +361,7 @@ def make_venv(why: str) -> None:
     """Rebuild .venv with the Python that runs this."""
     require_venv_module()
     say(f".venv: {why} (Python {sys.version_info[0]}.{sys.version_info[1]})")
-    # When this runs in the old .venv, that one's Python is about to go.
+    # When this runs in the old .venv, its Python is about to be removed.
     python = getattr(sys, "_base_executable", None) or sys.executable
     command = [python, "-m", "venv", "--clear", str(VENV)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -430,7 +430,7 @@ def set_up(explicit: bool) -> None:
         # In case apt is interrupted below: the Python side is done.
         Stamp(digest, str(ROOT), stamp.apt_failed).write()
     missing = install_system_packages(list(stamp.apt_failed), explicit)
-    # Where apt may not run nothing was tried, and what failed earlier stays known.
+    # If apt may not run, nothing was tried, and earlier failures stay recorded.
     failed = missing if not missing or apt_prefix() is not None else stamp.apt_failed
     Stamp(digest, str(ROOT), tuple(failed)).write()
     if problem or not installed:

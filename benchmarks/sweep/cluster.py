@@ -48,7 +48,7 @@ def run(
 
     as_completed: Any = distributed.as_completed
     with _cleared_away(), _client(scheduler, min(processes or os.cpu_count() or 1, len(jobs))) as client:
-        # Jobs have a key of their own, so that a cluster does not take one sweep's for another's.
+        # Each job has its own key, so that a cluster does not confuse the jobs of two sweeps.
         futures: Mapping[Any, Job] = {
             client.submit(work.execute, job, key=f"{job.key}-{os.getpid()}-{number}", pure=False, priority=-number): job
             for number, job in enumerate(jobs)
@@ -142,7 +142,7 @@ def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
                 processes=True,
                 security=True,
                 dashboard_address=None,
-                # It listens all the same: on any free port, or a second sweep would complain.
+                # It listens anyway: on any free port, so that a second sweep does not complain.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
             )

@@ -202,7 +202,7 @@ def _raw(config: Config, name: str, source: str, arrays: Arrays) -> Raw:
         samples.append(Samples(x.reshape(len(x), *(x.shape[1:] or (1,))), y, group))
     raw = Raw(name, source, classes, samples[0], samples[-1], groups)
     if series.wanted(config.data):
-        # Counts in the experiment file are of windows, here are recordings.
+        # The experiment file counts windows; these are recordings.
         return _windows(config.data, raw if len(parts) == 2 else hold_out(chosen(config, raw), config.data.test_share))
     return raw if len(parts) == 2 else held_out(config, raw)
 

@@ -125,7 +125,7 @@ def _files(root: Path) -> dict[str, list[Path]]:
 def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path]]) -> tuple[Samples, Samples]:
     """Training and test samples with the same size and number of channels."""
     size, first = config.data.size, None
-    # Without data.size they have to be small enough as they are.
+    # Without data.size they have to be small enough already.
     most = MAX_VALUES if size is None else LARGEST_PIXELS
     count = sum(len(paths) for part in parts for paths in part.values())
     loaded: list[list[Pictures]] = []

@@ -135,7 +135,7 @@ def limit(raw: Raw, data: DataSection) -> Raw:
 
 def _strata(raw: Raw, samples: Samples) -> list[tuple[Labels, str]]:
     """Where the samples of each class (and group) are, and what to call these samples."""
-    # Sorted once: a pass over all samples for each class and group takes for ever where there are many groups.
+    # Sorted once: a pass over all samples for each class and group takes forever with many groups.
     order = np.lexsort((samples.group, samples.y))
     y, group = samples.y[order], samples.group[order]
     borders = np.flatnonzero((np.diff(y) != 0) | (np.diff(group) != 0)) + 1

@@ -281,7 +281,7 @@ def cut(raw: Raw, wanted: Plan, signed: bool, fraction: int) -> Dataset:
     tasks: list[Task] = []
     for part in wanted.tasks:
         task = _task(raw, part, number)
-        # Names tell tasks apart, also a class "base", and "a/b" from "a" and "b".
+        # Names have to be unique, even with a class "base", or "a/b" beside "a" and "b".
         taken = {BASE, *(other.name for other in tasks)}
         names = (task.name, *(f"{task.name} ({k})" for k in range(2, MAX_TASKS + 2)))
         tasks.append(replace(task, name=next(name for name in names if name not in taken)))

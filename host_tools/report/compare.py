@@ -89,7 +89,7 @@ _FIGURES = (
 def find(name: str, build: Path) -> Path:
     """The report.json that ``name`` means: itself, in a folder, or in a folder of the build folder; else UserError."""
     for path in (Path(name), build / name):
-        # Of os.path, because these say no to names that no file can have.
+        # os.path's function, because it returns False for names that no file can have.
         if isfile(path / JSON):
             return path / JSON
         if isfile(path) and path.suffix == ".json":

@@ -170,7 +170,7 @@ def kind(dataset: Dataset) -> str:
         return "picture"
     if len(shape) != 2 or shape[0] < LEAST_SIDE:
         return "numbers"
-    # Bytes that were taken as they are were the pixels of a picture.
+    # Bytes that were not rescaled were the pixels of a picture.
     bytes_as_they_are = not dataset.signed and dataset.fraction == 8
     return "picture" if bytes_as_they_are and shape[1] >= LEAST_SIDE else "series"
 

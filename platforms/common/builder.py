@@ -71,7 +71,7 @@ def build(env, suffix):
         script = board_build.ROOT / board_build.ldscript(board)
         env.Depends(program, [env.File(os.path.abspath(path)) for path in (script, memory)])
 
-    # SCons runs an action again when what it refers to is another object: so these refer to the name.
+    # SCons reruns an action when an object it refers to changes, so these refer to it by name.
     def check(target, source, env):
         board = load_board(name, board_build.ROOT)
         elf = str(target[0])

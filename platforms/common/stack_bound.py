@@ -85,7 +85,7 @@ class Graph:
             return LIBRARY, (function,)
         ways = [self.depth(f, (*above, function)) for f in self.targets(function)]
         deepest, path = max(ways, default=(0, ()))
-        # Division is a call that the graph does not have.
+        # Division is a call that is missing from the graph.
         return self.frames[function] + max(deepest, LIBRARY), (function, *path)
 
     def reachable(self, function: str) -> Set[str]:
