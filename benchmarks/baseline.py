@@ -50,7 +50,7 @@ def figures(cases: Sequence[CaseResult]) -> dict[str, float]:
 
 
 def compare(baseline: dict[str, float], now: dict[str, float]) -> list[Growth]:
-    """What grew by more than ``MOST_GROWTH``, the worst first.
+    """Figures that grew by more than ``MOST_GROWTH``, the worst first.
 
     Raises UserError when a figure has no baseline: a new case is compared with nothing.
     """

@@ -20,7 +20,7 @@ LINEAR = 0.99
 
 @dataclass(frozen=True)
 class Found:
-    """What the rows are made from."""
+    """The results the rows are made from."""
 
     cases: Mapping[str, CaseResult]
     host: HostTimes | None = None

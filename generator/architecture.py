@@ -143,7 +143,7 @@ LAYER_ENTRIES: tuple[type[_LayerEntry], ...] = get_args(get_args(LayerEntry)[0])
 
 
 def layer_conflicts(entries: Sequence[LayerEntry]) -> Iterator[tuple[int, str]]:
-    """What is wrong with a list of layers whatever the data: the number of an entry, and what to change."""
+    """Mistakes in a list of layers that do not depend on the data: the number of an entry, and what to change."""
     one = [k for k, entry in enumerate(entries, 1) if entry.type.endswith("conv1d")]
     two = [k for k, entry in enumerate(entries, 1) if entry.type.endswith("conv2d")]
     if one and two:

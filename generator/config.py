@@ -926,7 +926,7 @@ def _unknown(section: str, key: str) -> str:
 
 
 def _entry_error(detail: ErrorDetails) -> str:
-    """What is wrong with an entry of ``model.layers``."""
+    """Describe a mistake in an entry of ``model.layers``."""
     types = {kind: entry for entry in LAYER_ENTRIES for kind in get_args(entry.model_fields["type"].annotation)}
     _, _, _, *inner = detail["loc"]
     if detail["type"] == "union_tag_not_found":
@@ -953,7 +953,7 @@ def _fields(section: str) -> dict[str, Any]:
 
 
 def _expected(detail: ErrorDetails, section: str, key: str) -> str:
-    """What the value should have been; pydantic's sentences with the value found."""
+    """Describe the expected value: pydantic's sentence, with the value found."""
     entry = f"entry {detail['loc'][2] + 1}: " if len(detail["loc"]) > 2 and isinstance(detail["loc"][2], int) else ""
     return f"{entry}{_sentence(detail)} ({_fields(section)[key].description})"
 

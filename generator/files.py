@@ -78,7 +78,7 @@ def read_text(path: Path, most: int) -> str:
 
 
 def read_json(path: Path, most: int = LARGEST_RESULT) -> Any:
-    """What a JSON file holds; raises ``ValueError`` if it is not JSON, and as ``check`` does."""
+    """Read a JSON file; raises ``ValueError`` if it is not JSON, and as ``check`` does."""
     try:
         return json.loads(read(path, most))
     except RecursionError:

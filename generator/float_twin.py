@@ -273,7 +273,7 @@ class Twin:
         return done
 
     def _plan(self, samples: Ints, applied: Sequence[bool], *, offered: bool) -> NDArray[np.int32]:
-        """What each step takes and where it puts its sample: nothing of this depends on what is learned.
+        """Plan which samples each step takes and where it puts its own; independent of what is learned.
 
         (steps, 4 + 2 draws): sample; whether there is replay; slot the sample goes to; whether a batch
         ends here; then slot and sample of each draw: one for distillation and one for replay, or the shared ones.
@@ -417,7 +417,7 @@ class _Inputs:
         return self._test[task.name]
 
     def _tensor(self, x: NDArray[np.integer]) -> Floats:
-        """What the frozen layers make of samples as they are stored."""
+        """Output of the frozen layers for samples as they are stored."""
         prefix = self._float_model.layers[: self._float_model.frozen]
         parts = []
         for first in range(0, len(x), PREFIX_BATCH):
@@ -431,7 +431,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Node:
-    """What a layer that learns computes, without its weights; ``inputs``: 0 is the input of the first of them."""
+    """A learning layer without its weights; ``inputs``: tensor 0 is the input of the first such layer."""
 
     op: Op
     inputs: tuple[int, ...]
@@ -473,7 +473,7 @@ def _draws(learning: Learning) -> list[_Draw]:
 
 @dataclass(frozen=True)
 class _Rules:
-    """What a compiled training step knows of how a board learns; ``table``: as many steps at most."""
+    """The rules of learning that are compiled into a training step; ``table``: most steps of a call."""
 
     batch: int
     table: int

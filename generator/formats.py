@@ -259,7 +259,7 @@ class _Chooser:
         return WEIGHT_LOG_LAST if number == len(self._net.layers) - 1 else WEIGHT_LOG_MIDDLE
 
     def _largest_weight(self, number: int, *, static: bool) -> float:
-        """What a layer's weights can grow to."""
+        """Largest magnitude a layer's weights can grow to."""
         largest = float(np.abs(self._net.layers[number].weight).max())
         if self._learning is None:
             return max(WEIGHT_LEAST_FROZEN, largest)

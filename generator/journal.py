@@ -42,7 +42,7 @@ class Sizes:
 
     @property
     def mixed(self) -> int:
-        """What records of both kinds, in any order, fill of a sector on average, except of the last, at least.
+        """Bytes of a sector that records of both kinds fill at least, on average, in any order; the last sector aside.
 
         A record goes to the next sector when it does not fit: so a sector is filled but for less than the larger of
         them, and a sector with the first record of the next one is more than full.
@@ -151,7 +151,7 @@ def _sizes(model: Model, board: Board, head: int) -> Sizes:
 
 
 def _request(model: Model, board: Board, *, streamed: bool) -> Records:
-    """What a request to train appends at most; as ``scl_train_reserve`` in the engine.  Finetuning keeps nothing."""
+    """Records a request to train appends at most; as ``scl_train_reserve`` in the engine.  Finetuning keeps nothing."""
     learning = model.learning
     if learning.method is Method.FINETUNE:
         return Records()

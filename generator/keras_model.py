@@ -413,7 +413,7 @@ def _named_classes(tree: Any) -> Iterator[tuple[str, str]]:
 
 
 def _unreadable(error: Exception) -> str:
-    """What is wrong with a file that Keras refuses, and what to do."""
+    """Explain why Keras refuses a file, and what to do."""
     reason = " ".join(str(error).split())
     if "safe_mode" in reason or "unsafe" in reason or "Lambda" in reason:
         return "holds Python code (a Lambda layer), which the board cannot run: write it with other layers"
@@ -441,7 +441,7 @@ def fingerprint(config: Config) -> bytes:
 
 
 def _call(reference: str, place: str) -> Any:
-    """What "module:function" returns; the module is the name of one, or a file."""
+    """Call "module:function"; the module is given by its name or its file."""
     user_module.require_consent(place)
     name, _, function = reference.rpartition(":")
     file = Path(name)
@@ -540,7 +540,7 @@ class _Step:
 
 
 def _flatten(model: Any) -> tuple[list[_Step], int]:
-    """All calls in an order in which inputs come before their use, models inside of it unfolded, and the output."""
+    """All calls, inputs before their use and nested models unfolded, and the output."""
     steps: list[_Step] = []
 
     def walk(part: Any, inputs: Sequence[int]) -> list[int]:
@@ -611,7 +611,7 @@ _HINTS = {
     "SpectralNormalization": "it is for training: build the model without it and copy the weights",
     "Permute": "turn the data instead",
 }
-"""What can be used in place of a layer."""
+"""Advice on what to use in place of a layer."""
 
 
 def _check_supported(model: Any, steps: Sequence[_Step]) -> None:
@@ -666,7 +666,7 @@ def _activation(layer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Value:
-    """What a Keras tensor is in the initial model.
+    """A Keras tensor in terms of the initial model.
 
     ``shape``: as Keras sees it, without the batch.  The tensor's values times ``scale`` plus ``offset``
     (both broadcast to ``shape``) surrounded by ``margin`` zeros (top, bottom, left, right) are Keras's.

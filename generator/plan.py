@@ -36,7 +36,7 @@ SEAL = 12
 """Bytes of a seal: a counter and a tag (docs/spec/protocol.md, "Shared key")."""
 
 SEAL_CODE = 3072
-"""What seals and tags take in flash besides, rounded up."""
+"""Bytes of flash for the code of seals and tags, rounded up."""
 
 RECORD_HEAD = 8
 """Bytes of a record before its sample or logits (docs/spec/flash-format.md)."""
@@ -89,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the firmware needs.  Sizes in bytes; limits are the board's."""
+    """The firmware's memory.  Sizes in bytes; limits are the board's."""
 
     board: str
     ram: tuple[Row, ...]
@@ -347,7 +347,7 @@ def snapshot_bytes(model: Model, *, keyed: bool = False) -> int:
 
 
 def journal_room(model: Model, board: Board, *, keyed: bool = False) -> Room:
-    """What the journal needs; raises ``UserError`` if a record does not fit a sector."""
+    """Plan the journal; raises ``UserError`` if a record does not fit a sector."""
     return room(model, board, record_head(keyed=keyed), snapshot_bytes(model, keyed=keyed))
 
 

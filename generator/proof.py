@@ -67,7 +67,7 @@ def proof_text(lines: Sequence[ProofLine]) -> str:
 
 
 def half(shift: int) -> int:
-    """What ``shift(v, s)`` adds before it shifts."""
+    """The value ``shift(v, s)`` adds before it shifts."""
     return 1 << (shift - 1) if shift > 0 else 0
 
 

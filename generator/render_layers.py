@@ -103,7 +103,7 @@ class LayerView:
 
     @property
     def source(self) -> Source:
-        """Its only input, where there is one."""
+        """The layer's only input, if it has just one."""
         return self.sources[0]
 
 

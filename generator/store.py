@@ -46,7 +46,7 @@ def digest(value: object, leave_out: Collection[str] = ()) -> bytes:
 
 
 def model_hash(model: Model) -> bytes:
-    """What a board and a host compare: 8 bytes over all of a model but the hash itself."""
+    """Hash that board and host compare: 8 bytes over all of a model but the hash itself."""
     return digest(model, ("model_hash",))[:8]
 
 

@@ -136,7 +136,7 @@ def _check_samples(name: str, shape: tuple[int, ...], dataset: Dataset) -> None:
 
 
 def _input_scale(config: Config, dataset: Dataset, model: Any) -> float:
-    """What the board's input is multiplied with to be the model's: pictures of 8 bit are x / 256 on the board."""
+    """Factor from the board's input to the model's; 8-bit pictures are x / 256 on the board."""
     if dataset.signed or dataset.fraction != 8:
         if config.model.input is not None:
             raise UserError(

@@ -43,7 +43,7 @@ class Traffic:
         self._bytes = min(SPARE_BYTES, self._bytes + AS_MANY * longest)
 
     def came(self, replies: int, size: int) -> str | None:
-        """So many whole replies and bytes came; what is wrong when it is too much."""
+        """Count whole replies and bytes that came; returns what is wrong if there are too many."""
         self._replies -= replies
         self._bytes -= size
         if self._replies < 0:

@@ -190,7 +190,7 @@ def _first_line(command: list[str]) -> str | None:
 
 
 def _output(command: list[str]) -> str | None:
-    """What a program prints; None where it is not there or does not work."""
+    """Output of a program; None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -160,7 +160,7 @@ class Emulator:
 
     @property
     def log_path(self) -> Path:
-        """What the emulator process printed."""
+        """Log of the emulator process."""
         return self.state_dir / "emulator.log"
 
     def state(self) -> Mapping[str, Any] | None:

@@ -32,7 +32,7 @@ TRIES = 3
 PATIENCE = 60
 """Times in a row that one request is sent again because frames come damaged, before the line is given up."""
 SHRINK_AFTER = 6
-"""As `PATIENCE`, where smaller requests are possible: they get through where large ones do not."""
+"""Like `PATIENCE`, before requests become smaller: small ones get through where large ones do not."""
 CLEAN = 32
 """Answers in a row at the first try after which requests may be twice as large again."""
 
@@ -539,7 +539,7 @@ class Link:
             raise self._lost(error) from error
 
     def _receive(self, timeout: float) -> bytes:
-        """What has come, after waiting up to ``timeout`` seconds for the first byte."""
+        """Read what has come, after waiting up to ``timeout`` seconds for the first byte."""
         try:
             if self._descriptor is not None:
                 ready, _, _ = select.select([self._descriptor], [], [], timeout)

@@ -29,7 +29,7 @@ SCRIPT = "make_data.py"
 
 @dataclass(frozen=True)
 class Choices:
-    """What a new project is made of."""
+    """The choices for a new project."""
 
     name: str
     data: Data

@@ -86,7 +86,7 @@ def discard() -> None:
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """What a live view draws is lost like all else: the main thread says so when it writes next."""
+    """Ignore lost output of the live view: the main thread reports it at its next write."""
     if not isinstance(args.exc_value, OutputLost):
         threading.__excepthook__(args)
 

@@ -132,7 +132,7 @@ def read_header(path: Path) -> Header:
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """All entries in order.  Raises UserError where the file is damaged, with the position."""
+    """All entries in order.  Raises UserError with the position if the file is corrupt."""
     return iter(_Reader(path))
 
 
@@ -145,7 +145,7 @@ def is_complete(path: Path) -> bool:
 
 
 def transactions(path: Path) -> Iterator[Transaction]:
-    """What the board executed, in order: retries merged, damaged and repeated frames left out."""
+    """The requests the board executed, in order: retries merged, damaged and repeated frames left out."""
     waiting = _Waiting(path)
     for entry in entries(path):
         if entry.kind == SENT:

@@ -78,7 +78,7 @@ class Epoch:
 
 @dataclass
 class StreamResult:
-    """What a session measured.  ``scores[i][j]``: after task i, on task j; None where not measured.
+    """Measurements of a session.  ``scores[i][j]``: after task i, on task j; None where not measured.
 
     ``initial``: scores of the model as it was shipped, by task name.  ``base``:
     on the base classes after each task.  ``statistics``: counters of the board,
@@ -154,7 +154,7 @@ def data_hash(dataset: Dataset) -> str:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a session is going to do.  ``train``, ``test``: samples of each task; ``base_test``: of the base classes."""
+    """Outline of a session.  ``train``, ``test``: samples of each task; ``base_test``: of the base classes."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]

@@ -63,7 +63,7 @@ class Mismatch:
 
 @dataclass
 class ValidationResult:
-    """What was compared and what differed.
+    """Result of a validation: what was compared and what differed.
 
     ``interval``: the steps between the last agreeing state and the first that
     differs; ``divergence``: the first wrong step as `bisect` found it.

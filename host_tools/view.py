@@ -105,7 +105,7 @@ def boards_table(boards: Sequence[Board]) -> Table:
 
 
 def show_check(check: Check) -> None:
-    """What `sparcl doctor` looked at, and below it what to type where something is missing."""
+    """Print a check of `sparcl doctor`, and below it the remedy if something is missing."""
     style = {"ok": "green", "note": "yellow", "missing": "red"}[check.state.value]
     lines = Table.grid(padding=(0, 1))
     lines.add_column(min_width=7, style=style)

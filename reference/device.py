@@ -325,7 +325,7 @@ class Device:
         return Reply(Status.OK)
 
     def _run(self, steps: int, fetch: Callable[[int], Sample]) -> list[train.Step]:
-        """Up to ``steps`` training steps, not beyond the end of the epoch."""
+        """Run up to ``steps`` training steps, not beyond the end of the epoch."""
         done: list[train.Step] = []
         epoch = self.state.epoch
         while len(done) < steps and self.state.epoch == epoch:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the board's self-test has to find: one sample through forward, backward and the PRNG."""
+"""Expected result of the board's self-test: one sample through forward, backward and the PRNG."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What learning one task showed: kept beside the state, for the report; no part of the digest."""
+"""The history of a task's learning: kept beside the state for the report, not part of the digest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Bits = NDArray[np.uint8]
 
 @dataclass(slots=True)
 class History:
-    """What one task showed.  ``mistakes``, ``losses``, ``left``: by sample id, (n,) each.
+    """History of one task.  ``mistakes``, ``losses``, ``left``: by sample id, (n,) each.
 
     ``mistakes``: uint16, epochs in which the sample was misclassified just before it was learned from; ``losses``:
     int64, sum of its cross-entropies, 8 fractional bits; ``left``: uint16, epochs after which DDR removed it, 0: it

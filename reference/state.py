@@ -104,7 +104,7 @@ class State:
     removed: dict[int, list[int]] = field(default_factory=dict)
     """Ids DDR removed, by task, in the order of removal."""
     histories: dict[int, History] = field(default_factory=dict)
-    """What learning each task showed, by task (not part of the digest)."""
+    """Histories of learning, by task (not part of the digest)."""
     passes: int = 0
     """Forward passes in training (not part of the digest)."""
 

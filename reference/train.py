@@ -19,7 +19,7 @@ from sparcl_mcu.spec.wire import Phase
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step reports: ``loss`` with 8 fractional bits, ``rolling`` after the step."""
+    """Report of one step: ``loss`` with 8 fractional bits, ``rolling`` after the step."""
 
     wrong: bool
     loss: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is chosen at random, in fixed and floating point alike (docs/spec/algorithm.md: training step, mask update)."""
+"""Random choices, the same in fixed and floating point (docs/spec/algorithm.md: training step, mask update)."""
 
 from __future__ import annotations
 

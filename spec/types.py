@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of the generator hand to each other and to the host tools.
+"""Types that the stages of the generator hand to each other and to the host tools.
 
 Frozen dataclasses of plain numbers and NumPy arrays; arrays are never written
 to after construction.  Number formats are those of docs/spec/numerics.md, the
@@ -38,7 +38,7 @@ class Op(StrEnum):
 
 
 class Activation(StrEnum):
-    """What follows the sums of a layer."""
+    """Activation function after a layer's sums."""
 
     NONE = "none"
     RELU = "relu"
@@ -69,7 +69,7 @@ class Growth(StrEnum):
 
 
 class DdrScore(StrEnum):
-    """What DDR ranks samples by."""
+    """Score by which DDR ranks samples."""
 
     MISCLASSIFICATION = "misclassification"
     LOSS = "loss"

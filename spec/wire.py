@@ -58,7 +58,7 @@ class Command(IntEnum):
 
 
 class Status(IntEnum):
-    """What a board says of a request."""
+    """Status of a request, as a board reports it."""
 
     OK = _STATUS["ok"]["code"]
     BAD_FRAME = _STATUS["bad_frame"]["code"]

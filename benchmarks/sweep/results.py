@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What jobs showed: kept one file a job, so that nothing is done twice; as a tidy table; summed up by method."""
+"""Results of jobs: one file a job, so that nothing runs twice; a tidy table; a summary by method."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Part(BaseModel):
 
 
 class Wear(_Part):
-    """What all tasks of a run did to the native board's flash, in sectors of ``sector_bytes``."""
+    """Wear of the native board's flash by all tasks of a run, in sectors of ``sector_bytes``."""
 
     erases: int
     bytes_written: int
@@ -35,7 +35,7 @@ class Wear(_Part):
 
 
 class Costs(_Part):
-    """What a method takes on an emulated board; bytes, instructions, multiply-accumulates.
+    """Costs of a method on an emulated board: bytes, instructions, multiply-accumulates.
 
     ``why``: it does not fit; then there is nothing else.  ``step``: one training
     step, replay included, mask updates left out; ``macs``: of its forward passes.
@@ -134,7 +134,7 @@ COSTS: Mapping[str, Callable[[Costs], Any]] = {
     "flash_bytes": lambda c: c.flash,
     "journal_bytes": lambda c: c.journal,
 }
-"""What its method takes on the sweep's board: the same for all runs of a method, empty where it was not counted."""
+"""Columns of costs on the sweep's board: the same for all runs of a method, empty where it was not counted."""
 
 
 def _number(value: float | None) -> str | None:
@@ -203,7 +203,7 @@ class Row:
         return " / ".join(str(count) for count in dict.fromkeys(counts)) or "–"
 
     def cells(self) -> list[str]:
-        """As ``HEADINGS``."""
+        """The row as text, in the order of ``HEADINGS``."""
         costs = self.costs or Costs(board="")
         return [
             self.method,

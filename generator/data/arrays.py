@@ -100,7 +100,7 @@ def _line(error: BaseException) -> str:
 
 
 def function(config: Config) -> Raw:
-    """What ``data.function`` returns: (x_train, y_train[, x_test, y_test]), or a mapping as in an ``.npz``."""
+    """Call ``data.function``, which returns (x_train, y_train[, x_test, y_test]), or a mapping as in an ``.npz``."""
     text = cast(str, config.data.function)
     module, _, name = text.partition(":")
     source = f'data.function = "{text}"'
@@ -150,7 +150,7 @@ def _named(source: str, result: object) -> dict[str, NDArray[Any]]:
 
 
 def _array(source: str, key: str, value: object) -> NDArray[Any]:
-    """What numpy makes of a value; a column of strings, as pandas has it, becomes strings."""
+    """Convert a value to an array; a pandas column of strings becomes strings."""
     try:
         array = np.asarray(value)
     except Exception as error:  # __array__ of any class

@@ -103,7 +103,7 @@ def _apart(root: Path) -> bool:
 
 
 def _entries(root: Path) -> list[Path]:
-    """What is in a folder and not hidden; nothing if there is no such folder."""
+    """Entries of a folder that are not hidden; none if the folder does not exist."""
     try:
         return sorted(path for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
     except OSError as error:

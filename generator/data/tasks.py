@@ -41,7 +41,7 @@ class Part:
         return np.flatnonzero(np.isin(samples.group if self.by_group else samples.y, self.members))
 
     def classes(self, raw: Raw) -> list[int]:
-        """Its classes: as the experiment file orders them; by group all that occur."""
+        """The part's classes, in the order of the experiment file; by group all that occur."""
         if not self.by_group:
             return list(self.members)
         return sorted({int(c) for s in (raw.train, raw.test) for c in np.unique(s.y[self.where(s)])})
@@ -49,7 +49,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the host may know from the start, and the tasks."""
+    """The base classes the host may know from the start, and the tasks."""
 
     base: Part | None
     tasks: tuple[Part, ...]

@@ -100,7 +100,7 @@ class Meter:
 
 
 class Work(Enum):
-    """What a session spends its time on; a unit of each is a sample."""
+    """The kinds of work of a session; the unit of each is a sample."""
 
     SENDING = auto()
     TRAINING = auto()
@@ -161,7 +161,7 @@ class Forecast:
         self._done, self._left = done, total - done
 
     def _account(self, work: Work, units: int) -> None:
-        """All the time since the event before belongs to this one."""
+        """Attribute the time since the previous event to this one."""
         now = self._clock()
         self._units[work] += units
         self._seconds[work] += now - self._since

@@ -160,7 +160,7 @@ def _validation(folder: Path) -> ValidationResult:
 
 
 def _scenario(dataset: Dataset) -> Literal["class", "domain"]:
-    """As in van de Ven et al., "Three types of incremental learning", 2022."""
+    """The scenario in the sense of van de Ven et al., "Three types of incremental learning", 2022."""
     parts = [set(task.classes) for task in dataset.tasks] + ([set(dataset.base.classes)] if dataset.base else [])
     return "domain" if len(parts) > 1 and all(part == parts[0] for part in parts) else "class"
 
@@ -202,7 +202,7 @@ def _layer(name: str, layer: Layer) -> LayerFormat:
 
 
 def _saturation_of(model: Model, passes: int) -> Saturation:
-    """What ``passes`` training passes, forward and back, computed (docs/spec/numerics.md, "Forward" and "Backward")."""
+    """Values that ``passes`` training passes compute (docs/spec/numerics.md, "Forward" and "Backward")."""
     counted = [layer for layer in model.layers if layer.op in (Op.DENSE, Op.CONV, Op.ADD)]
     with_error = needs_error(model.layers)
     errors = [model.tensor(t).values for layer in model.layers if layer.weighted and with_error[t := layer.inputs[0]]]
@@ -216,7 +216,7 @@ def _saturation_of(model: Model, passes: int) -> Saturation:
 
 
 def _learned(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | None]:
-    """What the reference, which agreed with the board, kept of masks and samples."""
+    """Figures of masks and samples, from the reference that agreed with the board."""
     path = project.folder / histories.RESULT
     if not path.exists():
         return None, None  # validated by an older version

@@ -46,7 +46,7 @@ REGIONS = {
     "snapshots": "the learned state, so that it survives a power cut",
     "room to move records": "kept free",
 }
-"""What the regions of the memory plan hold, in plain words."""
+"""Contents of the regions of the memory plan, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def accuracy_plot(report: Report) -> Plot:
 
 
 def forgotten(report: Report) -> list[Forgotten]:
-    """What became of each task but the last."""
+    """Forgetting of each task but the last."""
     last = len(report.tasks) - 1
     result = []
     for task in range(last):
