@@ -86,7 +86,7 @@ results: setup ## run the sweeps of examples/sweeps (hours) and renew docs/evide
 powercut: setup ## cut the power at every flash operation, over flash geometries; ID=... shows one cut
 	@$(VENV)/python -m tests.powercut.harness $(ID)
 
-# pytest exits with 5 when no test is selected; having no slow test is no failure.
+# pytest exits with 5 when no test is selected; having no slow test is not a failure.
 test-slow: setup ## run the slow tests only
 	@$(VENV)/python -m pytest -n $(JOBS) --dist worksteal -m slow || [ $$? -eq 5 ]
 

@@ -33,7 +33,7 @@ class Growth:
 
 
 def figures(cases: Sequence[CaseResult]) -> dict[str, float]:
-    """Everything of ``cases`` that is compared: instructions, and bytes of RAM and flash; by case and name."""
+    """All figures of ``cases`` that are compared: instructions, and bytes of RAM and flash; by case and name."""
     result: dict[str, float] = {}
     for case in cases:
         found = case.instructions
@@ -50,7 +50,7 @@ def figures(cases: Sequence[CaseResult]) -> dict[str, float]:
 
 
 def compare(baseline: dict[str, float], now: dict[str, float]) -> list[Growth]:
-    """What grew by more than ``MOST_GROWTH``, the worst first.
+    """Figures that grew by more than ``MOST_GROWTH``, the worst first.
 
     Raises UserError when a figure has no baseline: a new case is compared with nothing.
     """
@@ -100,7 +100,7 @@ def load(path: Path = PATH) -> tuple[str, dict[str, float]]:
     except FileNotFoundError:
         raise UserError(f"there is no {path}: `sparcl bench --update-baseline` makes it") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): `sparcl bench --update-baseline` makes it anew") from error
+        raise UserError(f"{path} is corrupt ({error}); recreate it with `sparcl bench --update-baseline`") from error
 
 
 def update(bench: Bench, path: Path = PATH) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: networks, sparsities and ways of learning, and on which boards."""
+"""The cases to measure: networks, sparsities and ways of learning, and on which boards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCALING = (0.5, 0.75, 0.9, 0.95, 0.99)
 
 
 class Mode(StrEnum):
-    """What is done with a case.
+    """How a case is measured.
 
     ``pass``: plain cross-entropy steps and predictions.  ``step``: whole DER++
     steps while samples are replayed, and mask updates.  ``task``: one task from
@@ -75,7 +75,7 @@ class _Network:
     samples: str | None = "data.train_per_class=100"
 
     def case(self, board: str, mode: Mode, quick: bool = False) -> Case:
-        """What ``mode`` needs besides."""
+        """The case of this network in ``mode``."""
         learning: dict[Mode, tuple[str, ...]] = {
             Mode.PASS: ("method.name=finetune", "tdm.enabled=false", "method.epochs=1"),
             Mode.STEP: ("method.name=der++", "method.epochs=2"),
@@ -84,7 +84,7 @@ class _Network:
         }
         overrides = self.overrides + learning[mode]
         if mode is not Mode.ACCURACY:
-            # Costs do not depend on what the weights are worth, and fewer samples are sooner sent.
+            # Costs do not depend on how good the weights are, and fewer samples are sent sooner.
             overrides += ("initial.train=none",)
         if mode in (Mode.PASS, Mode.STEP) and self.samples is not None:
             overrides += (self.samples,)
@@ -101,7 +101,7 @@ def sparse(sparsity: float, block: int, uniform: bool = False) -> str:
 
 
 def cases(boards: tuple[str, ...], quick: bool) -> list[Case]:
-    """Everything to measure on ``boards``, each once, the quick ones first.
+    """All cases to measure on ``boards``, each once, the quick ones first.
 
     Accuracies (on the native board) and what only the main board measures are
     there with any board that needs them.
@@ -186,7 +186,7 @@ def _digits() -> Iterator[_Network]:
 
 
 def _other_networks() -> Iterator[Case]:
-    """On the main board only: larger pictures, data without zeros, a convolution, and how costs grow."""
+    """Networks for the main board only: larger pictures, data without zeros, a convolution, and how costs grow."""
     mnist, watch = EXPERIMENTS / "mnist.toml", EXPERIMENTS / "watch.toml"
     big = "data.size=28"
     networks = [

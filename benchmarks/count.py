@@ -71,7 +71,7 @@ class Program:
 
     @cached_property
     def instructions(self) -> tuple[Instruction, ...]:
-        """All instructions by address.  BoardError without the cross compiler's objdump."""
+        """All instructions by address.  Raises BoardError without the cross compiler's objdump."""
         try:
             done = subprocess.run(
                 [_OBJDUMP, "-d", "-w", str(self.image)], capture_output=True, text=True, check=True, timeout=60
@@ -146,7 +146,7 @@ def _functions(image: Path) -> tuple[Function, ...]:
 
 
 class Counter:
-    """What a running board has executed so far."""
+    """Counts what a running board has executed so far."""
 
     def __init__(self, program: Program, path: Path) -> None:
         """``path``: the file given to `Emulator.start`; the board has to wait for a request now."""

@@ -39,7 +39,7 @@ def estimate(executions: Executions, core: str) -> int | None:
     total, previous = 0, ("", 0)
     for instruction, count in executions:
         name = _bare(instruction.mnemonic)
-        # What lies before but was executed at other times did not come before it.
+        # Code that lies before it but was executed another number of times did not run before it.
         before = previous[0] if previous[1] == count else ""
         total += count * cost(instruction, name, before) + taken.get(instruction.address, 0) * _refill(core)
         previous = (name, count)
@@ -87,7 +87,7 @@ def energy(cycles: float, clock_hz: float, supply_v: float, active_ma: float) ->
 
 
 def _bare(mnemonic: str) -> str:
-    """Without the condition an IT block gives it; branches keep theirs."""
+    """The mnemonic without the condition an IT block gives it; branches keep theirs."""
     bare = _CONDITION.sub("", mnemonic)
     return bare if _WITH_CONDITION.match(bare) else mnemonic
 
@@ -141,7 +141,7 @@ def _cortex_m3_m4(multiply: Callable[[str], int]) -> Callable[[Instruction, str,
 
 
 def _multiply_m3(name: str) -> int:
-    """Also everything that takes one cycle; long products: 3 to 5 and 4 to 7."""
+    """Cycles of a multiplication on a Cortex-M3 (1 for everything else); long products take 3 to 5 and 4 to 7."""
     return {"mla": 2, "mls": 2, "smull": 4, "umull": 4, "smlal": 5, "umlal": 5}.get(name, 1)
 
 

@@ -94,7 +94,7 @@ def _ask(device: Device, command: Command, request: bytes) -> None:
 
 
 def _run_split_digits(build: str) -> float:
-    """In a process of its own: what it builds goes to the folder ``build``."""
+    """Run it in a process of its own, which builds in the folder ``build``."""
     os.environ["SPARCL_BUILD"] = build
     keras_model.start(0)
     before = _cpu_seconds()
@@ -109,5 +109,5 @@ def _run_split_digits(build: str) -> float:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU seconds of this process and of its children that have ended."""
     return sum(os.times()[:4])

@@ -73,7 +73,7 @@ def run(case: Case, folder: Path, seed: int) -> CaseResult:
 
 
 def _kept(path: Path, make: Callable[[], CaseResult]) -> CaseResult:
-    with suppress(OSError, ValidationError):  # a damaged file is no result
+    with suppress(OSError, ValidationError):  # a corrupt file is not a result
         return CaseResult.model_validate_json(files.read(path, LARGEST_RESULT))
     result = make()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ def reduced(model_hash: str, functions: Mapping[str, int], steps: int) -> Profil
 
 
 def table(profile: Profile) -> Table:
-    """By function, the largest first."""
+    """Instructions by function, the largest first."""
     result = Table(box=None, pad_edge=False)
     for name in ("instructions a step", "share", "function"):
         result.add_column(name, justify="left" if name == "function" else "right")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bench found: build/bench/bench.json (docs/reference/bench-schema.md)."""
+"""Results of a bench: build/bench/bench.json (docs/reference/bench-schema.md)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class CaseResult(_Part):
 
     @property
     def ram_used(self) -> int | None:
-        """All RAM, with the stack as it was used."""
+        """RAM in use, counting the stack by its high-water mark."""
         if self.ram is None or self.stack_used is None:
             return None
         return sum(self.ram.values()) - self.ram["stack"] + self.stack_used

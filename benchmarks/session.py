@@ -43,7 +43,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Work:
-    """What a board did in some requests: ``steps`` training steps or predictions."""
+    """The work of a board in some requests: ``steps`` training steps or predictions."""
 
     counts: Counts
     steps: int

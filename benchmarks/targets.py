@@ -20,13 +20,13 @@ LINEAR = 0.99
 
 @dataclass(frozen=True)
 class Found:
-    """What the rows are made from."""
+    """The results the rows are made from."""
 
     cases: Mapping[str, CaseResult]
     host: HostTimes | None = None
 
     def instructions(self, network: str, mode: str, board: str = MAIN) -> Instructions | None:
-        """Of one case; None where it was not measured or does not fit."""
+        """Instructions of one case; None where it was not measured or does not fit."""
         case = self.cases.get(f"{board}/{network}/{mode}")
         return None if case is None else case.instructions
 

@@ -30,7 +30,7 @@ def _extent(value: Any) -> int | tuple[int, int]:
 
 
 Extent: TypeAlias = Annotated[int | tuple[int, int], PlainValidator(_extent)]
-"""Of a window: one number for both axes (or the only one), or (height, width)."""
+"""Extent of a window: one number for both axes (or the only one), or (height, width)."""
 
 Width = Annotated[int, Field(ge=1, le=65535)]
 Side = Annotated[int, Field(ge=1, le=255)]
@@ -113,7 +113,7 @@ class GlobalAvgPoolEntry(_LayerEntry):
 
 
 class FlattenEntry(_LayerEntry):
-    """Nothing: a dense layer reads all values of its input anyway."""
+    """Flatten; adds no layer, because a dense layer reads all values of its input anyway."""
 
     type: Literal["flatten"]
 
@@ -143,7 +143,7 @@ LAYER_ENTRIES: tuple[type[_LayerEntry], ...] = get_args(get_args(LayerEntry)[0])
 
 
 def layer_conflicts(entries: Sequence[LayerEntry]) -> Iterator[tuple[int, str]]:
-    """What is wrong with a list of layers whatever the data: the number of an entry, and what to change."""
+    """Mistakes in a list of layers that do not depend on the data: the number of an entry, and what to change."""
     one = [k for k, entry in enumerate(entries, 1) if entry.type.endswith("conv1d")]
     two = [k for k, entry in enumerate(entries, 1) if entry.type.endswith("conv2d")]
     if one and two:
@@ -323,14 +323,14 @@ class _Builder:
 
     @property
     def shape(self) -> Shape:
-        """Of the last tensor."""
+        """Shape of the last tensor."""
         return self._shape_of(self.last)
 
     def _shape_of(self, tensor: int) -> Shape:
         return cast(Shape, self.layers[tensor - 1].shape) if tensor else self.input_shape
 
     def append(self, entry: LayerEntry) -> None:
-        """Adds what an entry stands for; ``ValueError`` if it does not fit."""
+        """Add the layers an entry stands for; ``ValueError`` if it does not fit."""
         name = f"{entry.type}{len(self.tensors) + 1}"
         if not isinstance(entry, FlattenEntry):
             self.layers.append(self._layer(entry, name))

@@ -66,12 +66,12 @@ def contents(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     if archive.getinfo(name).file_size > most:
         raise ValueError(f"{name} has {shown(archive.getinfo(name).file_size)}; at most {shown(most)} are possible")
     with archive.open(name) as member:
-        # In parts: a single read() would unpack 2 GiB before it looks at what was declared.
+        # Read in parts: a single read() would unpack 2 GiB before checking the declared size.
         return b"".join(iter(lambda: member.read(_CHUNK), b""))
 
 
 def declared(archive: zipfile.ZipFile, name: str) -> int:
-    """Bytes that the array in a member takes; raises ``ValueError`` if it is none, or declares more than it holds."""
+    """Bytes that a member's array takes; raises ``ValueError`` unless it is an array and holds what it declares."""
     size = archive.getinfo(name).file_size
     with archive.open(name) as member:
         head = io.BytesIO(member.read(_HEAD))

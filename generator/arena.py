@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step keeps in memory, when, and where: tensors, errors, what backward needs, all in one arena.
+"""Plan of what a training step keeps in memory, and when: tensors, errors, what backward needs, all in one arena.
 
 A moment is one layer's turn: frozen layers (negative), forward 0..N-1, the loss N, backward
 N+1..2N from the last layer to the first.  What is not alive at the same moment may share memory.
@@ -114,7 +114,7 @@ def stored_values(layer: Layer) -> int:
 
 
 def place(model: Model) -> tuple[Placement, ...]:
-    """Everything in the arena, by offset; what is alive at the same moment never overlaps.
+    """Place everything in the arena, sorted by offset; what is alive at the same moment never overlaps.
 
     Largest first, each at the lowest offset that is free all its life.
     """

@@ -33,14 +33,14 @@ from sparcl_mcu.spec.types import DdrScore, Growth, Method, SingleHead
 
 
 def _name(value: object) -> object:
-    """One error for a name that is none, not one for each type it could have been."""
+    """Report an invalid name once, not once for each type it could have been."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise PydanticCustomError("name", "Input should be a name or a whole number")
     return value
 
 
 ClassName: TypeAlias = Annotated[int | str, BeforeValidator(_name)]
-"""A class as the data set names it: its label or its name."""
+"""A class, by its name in the data set: its label or its name."""
 
 MAX_CLASSES = 255
 """A label is one byte and 255 means none (docs/spec/algorithm.md, ``class_task``)."""
@@ -61,7 +61,7 @@ LONGEST = 100
 """Characters of a wrong word that are compared with the right ones."""
 
 RESERVED_NAMES = ("bench", "coverage", "current", "emulator", "fuzz", "powercut", "sweeps")
-"""Folders of ``build/`` that are no experiment's (generator/pipeline.py, host_tools/emulator.py)."""
+"""Folders of ``build/`` that do not belong to an experiment (generator/pipeline.py, host_tools/emulator.py)."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Width = Annotated[int, Field(ge=1, le=65535)]
@@ -69,12 +69,12 @@ Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
 def _pair(value: object) -> object:
-    """One number is both sides of a square."""
+    """Turn one number into both sides of a square."""
     return (value, value) if isinstance(value, int) else value
 
 
 def _alone(value: object) -> object:
-    """One name is a list of one."""
+    """Turn a single name into a list."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -296,14 +296,14 @@ class MethodSection(_Section):
         1,
         ge=0,
         le=4,
-        description="der++: that many samples of the buffer a step, each learnt with distillation and cross-entropy at "
-        "once, alpha and beta spread over them; 0: one sample for each of the two, as published",
+        description="der++: that many samples of the buffer a step, each learned with distillation and cross-entropy "
+        "at once, alpha and beta spread over them; 0: one sample for each of the two, as published",
     )
     buffer: int = Field(200, ge=0, le=65534, description="Replay slots; finetune does not use them")
     refresh: bool = Field(
         True,
         description="Samples enter the buffer in a task's last epoch, and at its end all logits in the buffer are "
-        "taken anew; false: in every epoch, with the logits they have then for good, as published",
+        "recomputed; false: in every epoch, with the logits they have then for good, as published",
     )
     single_head: SingleHead = Field(
         SingleHead.SCORE,
@@ -426,7 +426,7 @@ _Conflict: TypeAlias = tuple[tuple[_Key, ...], str]
 
 
 def _conflicts(c: Config) -> Iterator[_Conflict]:
-    """Options that do not go together: the keys to blame, the most likely one first, and what to do."""
+    """Find options that do not go together: the keys to blame, the most likely one first, and what to do."""
     name = c.experiment.name
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or keyword.iskeyword(name):
         yield (
@@ -434,7 +434,10 @@ def _conflicts(c: Config) -> Iterator[_Conflict]:
             (f"experiment.name {name!r} is not an identifier (letters, digits, underscores): set [experiment] name"),
         )
     if name.lower() in RESERVED_NAMES:
-        yield (("experiment", "name"),), f"experiment.name {name!r} is taken by a folder of build/: set another name"
+        yield (
+            (("experiment", "name"),),
+            f"experiment.name {name!r} is reserved (a folder of build/): choose another name",
+        )
     yield from _data_conflicts(c)
     yield from _model_conflicts(c)
     yield from _method_conflicts(c)
@@ -499,7 +502,7 @@ def _data_conflicts(c: Config) -> Iterator[_Conflict]:
 
 
 def _table_conflicts(d: DataSection) -> Iterator[_Conflict]:
-    """Columns of a table."""
+    """Find conflicts between the columns of a table."""
     roles = {"label": d.label, "group": d.group, "recording": d.recording}
     for key in ("group", "recording"):
         if roles[key] == d.label:
@@ -513,7 +516,7 @@ def _table_conflicts(d: DataSection) -> Iterator[_Conflict]:
 
 
 def _series_conflicts(d: DataSection) -> Iterator[_Conflict]:
-    """Time series and their features."""
+    """Find conflicts between options of time series and their features."""
     features, own = d.features or (), d.set != "watch"
     for key in ("hop", "recording", "features"):
         # A sample of an npz or a function may be a window already.
@@ -567,7 +570,7 @@ def _task_conflicts(c: Config) -> Iterator[_Conflict]:
 
 
 def _group_conflicts(c: Config) -> Iterator[_Conflict]:
-    """What tasks by group cannot have."""
+    """Find options that tasks by group cannot have."""
     by = ("tasks", "by")
     if c.data.set not in ("watch", "npz", "csv", "function"):
         yield (by,), f'tasks.by = "group": data.set = "{c.data.set}" has no groups'
@@ -680,9 +683,9 @@ def load(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> 
 
 
 def read_toml(path: Path, missing: str) -> tuple[str, dict[str, Any]]:
-    """The text of a TOML file and what it says; ``missing``: what to say where there is none.
+    """Read a TOML file: its text and its values; ``missing``: the message if there is no file.
 
-    Raises ``UserError`` for anything that is no file, no UTF-8, no TOML, too large or nested too deeply.
+    Raises ``UserError`` unless it is a file of UTF-8 and TOML, not too large or nested too deeply.
     """
     try:
         text = files.read_text(path, LARGEST_EXPERIMENT)
@@ -701,12 +704,12 @@ def read_toml(path: Path, missing: str) -> tuple[str, dict[str, Any]]:
 
 _PIECES = re.compile(r"[=,{}\[\]\n]")
 _PART = re.compile(r"""\.[ \t]*[\w"'-]""")
-"""A key goes on: between what ends keys."""
+"""A dotted key continues: the parts between the characters that end keys."""
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """What TOML says; raises ``ValueError`` also for what TOML allows and no option needs."""
-    # tomllib takes time with the square of the parts of a key.
+    """Parse TOML; raises ``ValueError`` also for what TOML allows but no option needs."""
+    # tomllib's time grows with the square of a key's number of parts.
     if any(len(_PART.findall(piece)) > DEEPEST for piece in _PIECES.split(text)):
         raise ValueError("a key has too many parts")
     try:
@@ -736,7 +739,7 @@ def _check_values(tree: dict[str, Any]) -> None:
 
 
 def to_json(config: Config) -> str:
-    """What was set, with absolute paths: any process makes the same configuration of it."""
+    """The options that were set, with absolute paths; any process makes the same configuration from them."""
     return config.model_dump_json(by_alias=True, exclude_unset=True)
 
 
@@ -750,7 +753,7 @@ def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -
         return Config.model_validate(_tuples(tree))
     except ValidationError as error:
         details = error.errors(include_url=False)
-        # A list whose entries are wrong is too short as well, once they are left out.
+        # Leaving out wrong entries makes a list too short as well.
         blamed = {detail["loc"][:depth] for detail in details for depth in range(len(detail["loc"]))}
         real = [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in blamed]
         described = (_describe(detail, path, places) for detail in real[: 10 * MOST_MISTAKES])
@@ -760,7 +763,7 @@ def _validate(tree: Mapping[str, Any], path: Path, places: Mapping[_Key, str]) -
 
 
 def resolve(path: Path) -> Path:
-    """The path without links; ``UserError`` for what can be none."""
+    """Resolve symbolic links; raises ``UserError`` if the path is invalid."""
     try:
         path = path.resolve()
         str(path).encode("utf-8")
@@ -771,11 +774,11 @@ def resolve(path: Path) -> Path:
         raise UserError(f"{str(path)!a}: a name in it is not UTF-8: rename the file or folder") from None
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, links in a circle
         reason = error.strerror if isinstance(error, OSError) else str(error)[:200]
-        raise UserError(f"{shortened(str(path))!r} is no path: {reason}") from None
+        raise UserError(f"{shortened(str(path))!r} is not a valid path: {reason}") from None
 
 
 def shortened(text: str, most: int = 200) -> str:
-    """A text that comes from a file, for a message."""
+    """Shorten a text from a file for a message."""
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
@@ -808,7 +811,7 @@ def _resolve_model(model: ModelSection, path: Path) -> ModelSection:
 
 
 def _tuples(value: Any) -> Any:
-    """TOML arrays as tuples, the only sequence the strict, frozen models take."""
+    """Turn TOML arrays into tuples, the only sequence the strict, frozen models take."""
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
@@ -846,7 +849,7 @@ def _places(path: Path, text: str) -> dict[_Key, str]:
             section = [_unquote(part) for part in header[1].split(".")]
             places.setdefault((section[0], ""), f"{path}:{number}")
             if len(section) > 1:
-                # One more entry of [[section.key]].
+                # Another entry of [[section.key]].
                 entries = entries + 1 if section == keys[:-1] else 1
                 places.setdefault((section[0], section[1]), f"{path}:{number}")
                 places[section[0], f"{section[1]}.{entries}"] = f"{path}:{number}"
@@ -890,7 +893,7 @@ def _place(keys: Sequence[_Key], path: Path, places: Mapping[_Key, str]) -> str:
 
 
 def _describe(detail: ErrorDetails, path: Path, places: Mapping[_Key, str]) -> str:
-    """One of pydantic's errors as a line for the user."""
+    """One of pydantic's errors as a line of text for the user."""
     context = detail.get("ctx", {})
     if detail["type"] == "conflict":
         return f"{_place(context['keys'], path, places)}: {context['message']}"
@@ -923,7 +926,7 @@ def _unknown(section: str, key: str) -> str:
 
 
 def _entry_error(detail: ErrorDetails) -> str:
-    """What is wrong with an entry of ``model.layers``."""
+    """Describe a mistake in an entry of ``model.layers``."""
     types = {kind: entry for entry in LAYER_ENTRIES for kind in get_args(entry.model_fields["type"].annotation)}
     _, _, _, *inner = detail["loc"]
     if detail["type"] == "union_tag_not_found":
@@ -950,7 +953,7 @@ def _fields(section: str) -> dict[str, Any]:
 
 
 def _expected(detail: ErrorDetails, section: str, key: str) -> str:
-    """What the value should have been; pydantic's sentences with the value found."""
+    """Describe the expected value: pydantic's sentence, with the value found."""
     entry = f"entry {detail['loc'][2] + 1}: " if len(detail["loc"]) > 2 and isinstance(detail["loc"][2], int) else ""
     return f"{entry}{_sentence(detail)} ({_fields(section)[key].description})"
 
@@ -990,7 +993,7 @@ def options_table() -> str:
 
 
 def _entries_table() -> list[str]:
-    """What an entry of ``model.layers`` can be."""
+    """Table of the possible entries of ``model.layers``."""
     lines = ["Types of `layers`:", "", "| type | keys | meaning |", "|---|---|---|"]
     for entry in LAYER_ENTRIES:
         keys = [
@@ -1005,7 +1008,7 @@ def _entries_table() -> list[str]:
 
 
 def _toml(value: object) -> str:
-    """A default as one would write it in the file."""
+    """Write a default as in the file."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

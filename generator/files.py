@@ -39,7 +39,7 @@ class Refused(OSError):
 def check(path: Path, most: int) -> int:
     """The size of a regular file in bytes.
 
-    Raises ``Refused`` for anything that is no file or has more than ``most`` bytes, ``OSError`` where nothing is.
+    Raises ``Refused`` unless it is a file of at most ``most`` bytes, ``OSError`` if it does not exist.
     """
     try:
         return _size(path, os.stat(path), most)
@@ -51,7 +51,7 @@ def check(path: Path, most: int) -> int:
 def opened(path: Path, most: int) -> Iterator[BinaryIO]:
     """The file, opened for reading, after ``check``: nothing is opened that could wait for ever."""
     check(path, most)
-    # What has taken the file's place since must not keep us waiting either.
+    # Something that has replaced the file since must not block us either.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
         _size(path, os.fstat(file.fileno()), most)
@@ -78,7 +78,7 @@ def read_text(path: Path, most: int) -> str:
 
 
 def read_json(path: Path, most: int = LARGEST_RESULT) -> Any:
-    """What a JSON file holds; raises ``ValueError`` for what is no JSON, and as ``check`` does."""
+    """Read a JSON file; raises ``ValueError`` if it is not JSON, and as ``check`` does."""
     try:
         return json.loads(read(path, most))
     except RecursionError:

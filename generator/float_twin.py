@@ -59,7 +59,7 @@ PREFIX_BATCH = 128
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracies in percent: ``class_il[i][j]`` on task j after task i has been learnt, None for j > i.
+    """Accuracies in percent: ``class_il[i][j]`` on task j after task i has been learned, None for j > i.
 
     ``task_il`` likewise, where only the task's own classes compete.  ``removed``: samples DDR
     removed from each task.  ``seconds``: what learning and measuring took.
@@ -125,8 +125,8 @@ class Twin:
 
     ``weights``, ``biases``: of the layers that learn, (n_in, n_out) and (n_out,) each, as in
     ``FloatLayer``; ``masks``: of each of them, None where nothing is masked; ``table``: samples of
-    the task that are still learnt, as numbers into its training samples; ``first``: the first
-    task that is learnt here; ``removed``: by task, how many samples DDR removed; ``buffer``: the replay
+    the task that are still learned, as numbers into its training samples; ``first``: the first
+    task that is learned here; ``removed``: by task, how many samples DDR removed; ``buffer``: the replay
     buffer, and ``stored``: (slots + 1, classes) its logits, the last row being of no slot; ``choices``: the
     generator of docs/spec/numerics.md, "Random numbers".
     """
@@ -198,7 +198,7 @@ class Twin:
             scores = self._epoch(task, epoch, scores)
             if learning.ddr and epoch < learning.ddr_until:
                 scores = self._remove(number, epoch, len(task.y_train), scores)
-        if learning.takes_logits_anew:
+        if learning.recomputes_logits:
             self.take_logits()
 
     def _remove(self, number: int, epoch: int, n_start: int, scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -273,7 +273,7 @@ class Twin:
         return done
 
     def _plan(self, samples: Ints, applied: Sequence[bool], *, offered: bool) -> NDArray[np.int32]:
-        """What each step takes and where it puts its sample: nothing of this depends on what is learnt.
+        """Plan which samples each step takes and where it puts its own; independent of what is learned.
 
         (steps, 4 + 2 draws): sample; whether there is replay; slot the sample goes to; whether a batch
         ends here; then slot and sample of each draw: one for distillation and one for replay, or the shared ones.
@@ -417,7 +417,7 @@ class _Inputs:
         return self._test[task.name]
 
     def _tensor(self, x: NDArray[np.integer]) -> Floats:
-        """What the frozen layers make of samples as they are stored."""
+        """Output of the frozen layers for samples as they are stored."""
         prefix = self._float_model.layers[: self._float_model.frozen]
         parts = []
         for first in range(0, len(x), PREFIX_BATCH):
@@ -431,7 +431,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Node:
-    """What a layer that learns computes, without its weights; ``inputs``: 0 is the input of the first of them."""
+    """A learning layer without its weights; ``inputs``: tensor 0 is the input of the first such layer."""
 
     op: Op
     inputs: tuple[int, ...]
@@ -464,7 +464,7 @@ class _Draw:
 
 
 def _draws(learning: Learning) -> list[_Draw]:
-    """In the order they are drawn and learnt."""
+    """The draws of a step, in the order they are drawn and learned."""
     a, b, shared = learning.alpha, learning.beta, learning.shared_draws
     if shared:
         return [_Draw((a + b) / shared, a / (a + b), captured=k == 0) for k in range(shared)]
@@ -473,7 +473,7 @@ def _draws(learning: Learning) -> list[_Draw]:
 
 @dataclass(frozen=True)
 class _Rules:
-    """What a compiled training step knows of how a board learns; ``table``: as many steps at most."""
+    """The rules of learning that are compiled into a training step; ``table``: most steps of a call."""
 
     batch: int
     table: int
@@ -496,7 +496,7 @@ class _Engine:
     """The layers that learn, compiled: logits of many samples, and training steps one after another.
 
     ``sparse``: which of the layers with weights have masks.  Values are picked with ``gather``:
-    XLA compiles anew for every value an index of a slice has.
+    XLA recompiles for every value an index of a slice has.
     """
 
     def __init__(self, nodes: tuple[_Node, ...], sparse: tuple[int, ...], n_classes: int, rules: _Rules) -> None:
@@ -505,7 +505,7 @@ class _Engine:
         self._sparse = sparse
         self._n_classes = n_classes
         self._rules = rules
-        # No statement of Python's depends on a tensor: rewriting them all would take as long as tracing.
+        # No Python statement depends on a tensor; rewriting them (AutoGraph) would take as long as tracing.
         self._predict = self._tf.function(self._forward, autograph=False, jit_compile=True)
         self._train = self._tf.function(self._loop, autograph=False, jit_compile=True)
 
@@ -647,7 +647,7 @@ class _Engine:
     def _replay_loss(
         self, draw: _Draw, stored: Tensors, label: Tensors, everything: Tensors
     ) -> Callable[[Tensors], Tensors]:
-        """Of the logits of a replayed sample: the mean of its terms, weighted by their shares."""
+        """Loss of a replayed sample's logits: the mean of its terms, weighted by their shares."""
         tf, a, b = self._tf, draw.distil, 1.0 - draw.distil
 
         def loss(z: Tensors) -> Tensors:

@@ -75,14 +75,14 @@ CALIBRATION_CHUNK = 32
 
 @dataclass(frozen=True)
 class Range:
-    """Of one tensor, over the calibration data: the largest magnitude, the largest sum of magnitudes of a sample."""
+    """Range of one tensor over the calibration data: its largest magnitude and a sample's largest sum of magnitudes."""
 
     largest: float
     total: float
 
 
 def ranges(layers: Sequence[FloatLayer], x: NDArray[np.float64]) -> list[Range]:
-    """For each tensor; ``x``: (samples, channels, height, width)."""
+    """Range of each tensor; ``x``: (samples, channels, height, width)."""
     result = []
     for first in range(0, len(x), CALIBRATION_CHUNK):
         tensors = network.forward(layers, x[first : first + CALIBRATION_CHUNK])
@@ -160,7 +160,7 @@ class _Chooser:
         if source.weighted:
             return self._weighted(number, shell)
         if source.activation is Activation.RELU6 and 6 << shell.fa >= 1 << shell.out.bits:
-            # Nothing is cut off at 6 where no value reaches it.
+            # ReLU6 cuts nothing off if no value reaches 6.
             return replace(shell, activation=Activation.RELU)
         return shell
 
@@ -259,7 +259,7 @@ class _Chooser:
         return WEIGHT_LOG_LAST if number == len(self._net.layers) - 1 else WEIGHT_LOG_MIDDLE
 
     def _largest_weight(self, number: int, *, static: bool) -> float:
-        """What a layer's weights can grow to."""
+        """Largest magnitude a layer's weights can grow to."""
         largest = float(np.abs(self._net.layers[number].weight).max())
         if self._learning is None:
             return max(WEIGHT_LEAST_FROZEN, largest)

@@ -22,7 +22,7 @@ SPARE = 2
 
 @dataclass(frozen=True)
 class Records:
-    """So many of each kind."""
+    """Counts of records, by kind."""
 
     samples: int = 0
     logits: int = 0
@@ -42,7 +42,7 @@ class Sizes:
 
     @property
     def mixed(self) -> int:
-        """What records of both kinds, in any order, fill of a sector on average, except of the last, at least.
+        """Bytes of a sector that records of both kinds fill at least, on average, in any order; the last sector aside.
 
         A record goes to the next sector when it does not fit: so a sector is filled but for less than the larger of
         them, and a sector with the first record of the next one is more than full.
@@ -89,8 +89,9 @@ class Room:
 
 
 def room(model: Model, board: Board, head: int, snapshot_bytes: int) -> Room:
-    """Counts it; ``head``: bytes of a record in front of a sample; ``snapshot_bytes``: the largest snapshot.
+    """Compute the room the journal needs.
 
+    ``head``: bytes of a record in front of a sample; ``snapshot_bytes``: size of the largest snapshot.
     Raises ``UserError`` if a record does not fit a sector.
     """
     sizes = _sizes(model, board, head)
@@ -99,7 +100,7 @@ def room(model: Model, board: Board, head: int, snapshot_bytes: int) -> Room:
     replay = Records(learning.capacity, learning.capacity if learning.method is Method.DERPP else 0)
     alone, buffer, live = (sizes.sectors(r) for r in (task, replay, task + replay))
     resident, streamed = (sizes.sectors(_request(model, board, streamed=s)) for s in (False, True))
-    # A task whose samples are kept, before they come and while it is learnt; one whose samples are not.
+    # A task whose samples are kept, before they come and while it is learned; one whose samples are not.
     phases = [buffer + alone, live + max(1, 0 if learning.streamed else resident), buffer + streamed]
     rounds, free, moving = min(
         (_moving(live, _ceil(snapshot_bytes, sizes.sector), n) for n in range(1, 65)), key=lambda found: found[2]
@@ -150,7 +151,7 @@ def _sizes(model: Model, board: Board, head: int) -> Sizes:
 
 
 def _request(model: Model, board: Board, *, streamed: bool) -> Records:
-    """What a request to train appends at most; as ``scl_train_reserve`` in the engine.  Finetuning keeps nothing."""
+    """Records a request to train appends at most; as ``scl_train_reserve`` in the engine.  Finetuning keeps nothing."""
     learning = model.learning
     if learning.method is Method.FINETUNE:
         return Records()

@@ -94,7 +94,7 @@ def to_keras(keras: Any, input_shape: Shape, layers: Sequence[FloatLayer], fixed
 
 
 def keras_shape(shape: Shape) -> tuple[int, ...]:
-    """Of a sample in ``to_keras``'s model."""
+    """Shape of a sample in ``to_keras``'s model."""
     channels, height, width = shape
     return (width,) if channels == height == 1 else (height, width, channels)
 
@@ -214,7 +214,7 @@ def _from_kernel(layer: FloatLayer, shape: Shape, kernel: Floats) -> Floats:
 
 
 def load(keras: Any, config: Config) -> Any:
-    """The model of ``model.path`` or ``model.function``; raises ``UserError`` if it is none."""
+    """Load the model of ``model.path`` or ``model.function``; raises ``UserError`` if it is not a usable model."""
     section = config.model
     if section.path is not None:
         check(config)
@@ -242,16 +242,16 @@ def check(config: Config) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}) (model.path)") from None
     if not whole:
-        raise UserError(f"{path}: is damaged, or is no {path.suffix} file: write it with Keras's model.save()")
+        raise UserError(f"{path}: is corrupt or not a {path.suffix} file: write it with Keras's model.save()")
     _check_harmless(path)
     _check_declared(path)
 
 
 def _load_file(keras: Any, path: Path, seed: int) -> Any:
-    """Nothing in the file is run: what could be is refused before Keras sees it, and by Keras's safe mode again."""
+    """Load a file without running code from it: such code is refused here, and again by Keras's safe mode."""
     try:
         with _quiet():
-            # First without memory for the weights: what the description asks for is only known when it is built.
+            # Built first without memory for the weights: only then is it known what the description asks for.
             try:
                 with keras.StatelessScope(initialize_variables=False):
                     _check_weights(str(path), keras.models.load_model(path, compile=False, safe_mode=True))
@@ -309,11 +309,13 @@ def _description(path: Path) -> Any:
         if path.suffix == ".keras":
             with path.open("rb") as packed, archives.opened(packed) as archive:
                 if archive.getinfo("config.json").file_size > LARGEST_DESCRIPTION:
-                    raise UserError(f"{path}: its config.json is no network's: write it with Keras's model.save()")
+                    raise UserError(
+                        f"{path}: config.json does not describe a network: write it with Keras's model.save()"
+                    )
                 return json.loads(archives.contents(archive, "config.json", LARGEST_DESCRIPTION))
         with importlib.import_module("h5py").File(path, "r") as file:
             if file.attrs.get_id("model_config").get_storage_size() > LARGEST_DESCRIPTION:
-                raise UserError(f"{path}: its model_config is no network's: write it with Keras's model.save()")
+                raise UserError(f"{path}: model_config does not describe a network: write it with Keras's model.save()")
             return json.loads(file.attrs["model_config"])
     except (OSError, KeyError, ValueError, EOFError, RecursionError, zipfile.BadZipFile, zlib.error):
         return None
@@ -411,7 +413,7 @@ def _named_classes(tree: Any) -> Iterator[tuple[str, str]]:
 
 
 def _unreadable(error: Exception) -> str:
-    """What is wrong with a file that Keras refuses, and what to do."""
+    """Explain why Keras refuses a file, and what to do."""
     reason = " ".join(str(error).split())
     if "safe_mode" in reason or "unsafe" in reason or "Lambda" in reason:
         return "holds Python code (a Lambda layer), which the board cannot run: write it with other layers"
@@ -429,7 +431,7 @@ def _unreadable(error: Exception) -> str:
 
 
 def fingerprint(config: Config) -> bytes:
-    """Hash of the file an imported model comes from; of a function its module counts, not what it reads."""
+    """Hash of the file an imported model comes from; for a function, of its module but not of what that reads."""
     section = config.model
     file = section.path or Path((section.function or "").rpartition(":")[0])
     try:
@@ -439,7 +441,7 @@ def fingerprint(config: Config) -> bytes:
 
 
 def _call(reference: str, place: str) -> Any:
-    """What "module:function" returns; the module is the name of one, or a file."""
+    """Call "module:function"; the module is given by its name or its file."""
     user_module.require_consent(place)
     name, _, function = reference.rpartition(":")
     file = Path(name)
@@ -454,7 +456,7 @@ def _call(reference: str, place: str) -> Any:
 
 
 def sample_shape(model: Any) -> tuple[int, ...]:
-    """Of one sample of a model with one input of a fixed size; raises ``UserError`` for other models."""
+    """Shape of one sample; raises ``UserError`` unless the model has one input of a fixed size."""
     inputs = getattr(model, "inputs", None)
     if not inputs:
         raise UserError(
@@ -538,7 +540,7 @@ class _Step:
 
 
 def _flatten(model: Any) -> tuple[list[_Step], int]:
-    """All calls in an order in which inputs come before their use, models inside of it unfolded, and the output."""
+    """All calls, inputs before their use and nested models unfolded, and the output."""
     steps: list[_Step] = []
 
     def walk(part: Any, inputs: Sequence[int]) -> list[int]:
@@ -609,7 +611,7 @@ _HINTS = {
     "SpectralNormalization": "it is for training: build the model without it and copy the weights",
     "Permute": "turn the data instead",
 }
-"""What can be used in place of a layer."""
+"""Advice on what to use in place of a layer."""
 
 
 def _check_supported(model: Any, steps: Sequence[_Step]) -> None:
@@ -664,7 +666,7 @@ def _activation(layer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class _Value:
-    """What a Keras tensor is in the initial model.
+    """A Keras tensor in terms of the initial model.
 
     ``shape``: as Keras sees it, without the batch.  The tensor's values times ``scale`` plus ``offset``
     (both broadcast to ``shape``) surrounded by ``margin`` zeros (top, bottom, left, right) are Keras's.
@@ -980,7 +982,9 @@ class _Import:
     def addition(self, step: _Step, inputs: Sequence[_Value]) -> _Value:
         values = [self.exact(step, value) for value in inputs]
         if len(values) < 2 or any(value.shape != step.shape for value in values):
-            self._fail(step.layer, "adds tensors of different shapes, or a constant: its inputs have to be alike")
+            self._fail(
+                step.layer, "adds tensors of different shapes, or a constant: Add needs inputs of the same shape"
+            )
         tensors = tuple(value.tensor for value in values)
         shape = self.shape_of(tensors[0])
         if any(self.shape_of(t) != shape for t in tensors):

@@ -84,7 +84,7 @@ def lay_out(layers: Sequence[FloatLayer], shape: Shape, *, sample: bool) -> Netw
 
 
 class _Plan:
-    """Who reads which tensor with margins.
+    """Plans which layers read which tensor with margins.
 
     ``wanted``: margins of each tensor, wide enough for all convolutions that read it; ``flat``:
     whether a dense layer reads it, in the order it lies in.
@@ -102,7 +102,7 @@ class _Plan:
                 self.wanted[t] = _widest(self.wanted[t], _margins(layer, shapes[t]))
 
     def copy(self, layer: FloatLayer, tensor: int) -> bool | None:
-        """What ``layer`` reads: a copy with margins (True), without (False), or the tensor itself (None)."""
+        """Choose what ``layer`` reads: a copy with margins (True), without (False), or the tensor itself (None)."""
         if layer.op is Op.PAD:
             return None
         if tensor == 0 and self._turned:
@@ -113,7 +113,7 @@ class _Plan:
 
 
 def _margins(layer: FloatLayer, shape: Shape) -> Margins:
-    """What a convolution reads around an input of ``shape``; behind only as far as it really goes."""
+    """Margins a convolution reads around an input of ``shape``; at the end only as far as it really reaches."""
     if layer.op is not Op.CONV:
         return NO_MARGINS
     w = layer.window

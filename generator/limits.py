@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the firmware's integers have room for besides numbers: offsets, counts, sizes (firmware/engine)."""
+"""Limits of the firmware's integers besides numbers: offsets, counts, sizes (firmware/engine)."""
 
 from __future__ import annotations
 

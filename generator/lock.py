@@ -46,7 +46,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def in_turn(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """The same, but wait for the other one; ``say`` is told for whom."""
+    """Like `alone`, but wait for the other process; ``say`` is told which one."""
     lock = _lock(folder)
     try:
         lock.acquire(timeout=0)
@@ -58,7 +58,7 @@ def in_turn(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> FileLock:
-    # One object for each path in the process, whatever thread asks: so it may be acquired again.
+    # One object per path in the process, for all threads, so that it can be acquired again.
     return FileLock(folder.resolve() / FILE, is_singleton=True, thread_local=False)
 
 
@@ -74,13 +74,13 @@ def _held(lock: FileLock, folder: Path) -> Iterator[None]:
 
 
 def _command() -> str:
-    """The present command, as it was typed."""
+    """The running command, as it was typed."""
     name = Path(sys.argv[0]).name
     return shlex.join(["sparcl" if name in ("sparcl", "cli.py") else name, *sys.argv[1:]])
 
 
 def _holder(folder: Path) -> str:
-    """Who has the lock of ``folder``, in words."""
+    """The process that holds the lock of ``folder``, in words."""
     try:
         facts = files.read_json(folder / HOLDER)
         return f"process {int(facts['pid'])} (`{one_line(facts['command'])}`, since {one_line(facts['since'])})"

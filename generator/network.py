@@ -38,7 +38,7 @@ def forward(layers: Sequence[FloatLayer], x: Floats) -> list[Floats]:
 
 
 def output(layer: FloatLayer, inputs: Sequence[Floats]) -> Floats:
-    """What one layer makes of its inputs."""
+    """The output of one layer."""
     x = inputs[0]
     if layer.op is Op.DENSE:
         v = (x.reshape(len(x), -1) @ layer.weight + layer.bias)[:, :, np.newaxis, np.newaxis]
@@ -81,7 +81,7 @@ def _slope(activation: Activation, v: Floats) -> NDArray[np.bool_]:
 
 
 def _input_error(layer: FloatLayer, x: Floats, e: Floats) -> Floats:
-    """What the error ``e`` of a layer's output contributes to that of its input ``x``."""
+    """Contribution of the error ``e`` of a layer's output to the error of its input ``x``."""
     if layer.op in (Op.ADD, Op.PAD):
         return e
     if layer.op is Op.DENSE:
@@ -126,7 +126,7 @@ def _kernel_errors(layer: FloatLayer, window: Window, channels: int, e: Floats) 
 
 
 def columns(layer: FloatLayer, x: Floats) -> Floats:
-    """What each weight of a convolution multiplies.
+    """Inputs that each weight of a convolution multiplies.
 
     (samples, channels, height, width) -> (samples, positions of the output, channels, kernel
     positions of a channel).

@@ -196,7 +196,7 @@ class _Cache:
         path = self._folder / name
         mark = self._folder / f"{name}.inputs"
         if not self._force and mark.exists() and mark.read_bytes() == inputs.encode():
-            # What is lost or damaged is made anew.
+            # A lost or damaged artefact is rebuilt.
             with suppress(UserError):
                 return store.load(path, kind)
         announce()
@@ -235,7 +235,7 @@ def _plan_json(memory: Plan, model: Model) -> str:
 
 
 def write_sources(project: Project) -> None:
-    """Renders; files that come out the same are left alone, so that builds stay incremental."""
+    """Render the sources; files that do not change are left alone, so that builds stay incremental."""
     target = project.generated
     target.mkdir(parents=True, exist_ok=True)
     sources = render.render(project.model, project.board, shared_key.load(project.config.link.key))

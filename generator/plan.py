@@ -36,7 +36,7 @@ SEAL = 12
 """Bytes of a seal: a counter and a tag (docs/spec/protocol.md, "Shared key")."""
 
 SEAL_CODE = 3072
-"""What seals and tags take in flash besides, rounded up."""
+"""Bytes of flash for the code of seals and tags, rounded up."""
 
 RECORD_HEAD = 8
 """Bytes of a record before its sample or logits (docs/spec/flash-format.md)."""
@@ -51,7 +51,7 @@ CODE_PER_PASS = 1300
 """Code of one panel or dense layer over all passes, in bytes; kernels are specialised for each."""
 
 CODE_PER_CONV = 2300
-"""The same of a convolution without masks, ..."""
+"""Code of a convolution without masks over all passes, in bytes; ..."""
 
 CODE_PER_SPARSE_CONV = 4800
 """... of one with masks and one panel, ..."""
@@ -63,7 +63,7 @@ HOT_CODE = 4096
 """Functions in RAM besides the layers' own, in bytes, where a board has them there."""
 
 CODE_IN_RAM = "code in RAM"
-"""Name of that region."""
+"""Region of the functions in RAM."""
 
 
 LIFE_WIDTH = 24
@@ -89,7 +89,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the firmware needs.  Sizes in bytes; limits are the board's."""
+    """The firmware's memory.  Sizes in bytes; limits are the board's."""
 
     board: str
     ram: tuple[Row, ...]
@@ -100,7 +100,7 @@ class Plan:
     store_limit: int
     shared: bool
     placements: tuple[Placement, ...]
-    """Who lives where in the arena of activations and errors, and when."""
+    """What lies where in the arena of activations and errors, and when."""
     graph: bool
     """Whether there are other layers than dense ones."""
 
@@ -152,7 +152,7 @@ class MaskSpace:
     lines: int
 
     def size(self, model: Model) -> int:
-        """Bytes."""
+        """Size in bytes."""
         reach = self.places * (model.learning.growth is Growth.GRADIENT)
         return 2 * self.places + reach + max(256 * position_bytes(model), 2 * self.weights, 2 * self.lines)
 
@@ -347,12 +347,12 @@ def snapshot_bytes(model: Model, *, keyed: bool = False) -> int:
 
 
 def journal_room(model: Model, board: Board, *, keyed: bool = False) -> Room:
-    """What the journal needs; raises ``UserError`` if a record does not fit a sector."""
+    """Plan the journal; raises ``UserError`` if a record does not fit a sector."""
     return room(model, board, record_head(keyed=keyed), snapshot_bytes(model, keyed=keyed))
 
 
 def _store(model: Model, board: Board, *, keyed: bool) -> tuple[Row, ...]:
-    """The regions add up to ``least`` sectors."""
+    """Rows of the journal's regions, which add up to ``least`` sectors."""
     needs = journal_room(model, board, keyed=keyed)
     snapshots = needs.rounds * needs.snapshot
     moving = needs.rounds + needs.free
@@ -403,7 +403,7 @@ def table(p: Plan) -> RenderableType:
 
 
 def _arena(placements: Sequence[Placement]) -> Table:
-    """Who lives where, when: time runs to the right, through frozen layers, forward through the others and back."""
+    """Draw the arena: time runs to the right, through frozen layers, forward through the others and back."""
     title = "Activations and errors, forward and back"
     result = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("name", "shape"):

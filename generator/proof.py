@@ -67,7 +67,7 @@ def proof_text(lines: Sequence[ProofLine]) -> str:
 
 
 def half(shift: int) -> int:
-    """What ``shift(v, s)`` adds before it shifts."""
+    """The value ``shift(v, s)`` adds before it shifts."""
     return 1 << (shift - 1) if shift > 0 else 0
 
 
@@ -181,7 +181,7 @@ def _forward_proof(
         yield ProofLine(name, "forward: bias + sum w*x, rounded", worst, INT32_MAX, how)
     if layer.l1_in:
         yield ProofLine(name, "norm guard: sum |x|", layer.n_in * 32768, UINT32_MAX, "static")
-        # Halving rounds 1 to 1: with so many values it has to be little enough.
+        # Halving rounds 1 to 1: the sum of as many ones has to fit.
         yield ProofLine(name, "norm guard: sum |x|, all 1", layer.n_in, layer.l1_in, "static")
     if layer.op is Op.ADD:
         fractions = [layers[t - 1].fa if t else fraction for t in layer.inputs]

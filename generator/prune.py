@@ -61,7 +61,7 @@ def sparse_layers(config: Config, layers: Sequence[FloatLayer]) -> tuple[bool, .
 
 
 def input_norms(layer: FloatLayer, x: Floats) -> Floats:
-    """What a layer's weights multiply: its L2 norm over the samples, and over all positions of a convolution.
+    """L2 norms of the inputs of a layer's weights, over the samples and all positions of a convolution.
 
     ``x``: (samples, channels, height, width), the layer's input.  Result: (n_in, 1), or (n_in, n_out)
     if the convolution is depthwise.

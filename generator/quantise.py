@@ -81,7 +81,7 @@ def _without_layers(dataset: Dataset, float_model: FloatModel, learning: Learnin
 def _with_prefix(
     config: Config, model: Model, frozen: Sequence[FloatLayer], x: NDArray[np.float64]
 ) -> tuple[Model, NDArray[np.float64]]:
-    """The model with its frozen layers, and what they make of the calibration data."""
+    """Quantise the frozen layers: the model with them, and their output on the calibration data."""
     sample = model.sample
     net = layout.lay_out(frozen, (sample.channels, sample.height, sample.width), sample=True)
     shells = _blocked(config, formats.shells(net, x, sample, signed=model.signed, learning=None), net.layers)

@@ -33,7 +33,7 @@ class Source:
     """Whether it is a sample, which lies by row, column, channel."""
     error: str
     pooled: bool
-    """Whether the layer before takes its error from the layer's own, `arena.pooled_by`."""
+    """Whether the layer before takes its error from this layer's (`arena.pooled_by`)."""
     first: bool
     padding: int
     errors: int
@@ -70,7 +70,7 @@ class LayerView:
     out_values: int
     """Values of the output in memory."""
     ctype: str
-    """Type of one of them."""
+    """C type of one output value."""
     shape: str
     error: str
     """Empty if the layer is not visited in the backward pass."""
@@ -98,12 +98,12 @@ class LayerView:
 
     @property
     def op(self) -> str:
-        """What it computes."""
+        """What the layer computes."""
         return self.layer.op.value
 
     @property
     def source(self) -> Source:
-        """Its only input, where there is one."""
+        """The layer's only input, if it has just one."""
         return self.sources[0]
 
 
@@ -165,7 +165,7 @@ def _pooled(layers: Sequence[Layer], number: int) -> str:
 
 
 def _title(layer: Layer, layers: Sequence[Layer], number: int) -> str:
-    """What a comment says of a layer."""
+    """The comment above a layer's code."""
     window = layer.window
     parts = [layer.op.value]
     if layer.name:

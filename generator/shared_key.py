@@ -22,7 +22,7 @@ LARGEST = 1024
 """Bytes of a file with a key: 64 digits and some blanks."""
 
 FORM = r"(env:[A-Za-z_]\w*|file:.+)"
-"""Of the option: ``env:NAME`` or ``file:PATH``."""
+"""Form of the option: ``env:NAME`` or ``file:PATH``."""
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _ELSEWHERE = "set SPARCL_BUILD to a folder of yours where that works"
@@ -53,7 +53,7 @@ def keep_private(folder: Path) -> None:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # From the top: what others have open or stand in is closed to them after that.
+        # Top down, through everything: others may already have entered or opened a folder below.
         for path in (folder, *folder.rglob("*")):
             mode = path.lstat().st_mode
             if mode & _OTHERS and not stat.S_ISLNK(mode):

@@ -46,7 +46,7 @@ def digest(value: object, leave_out: Collection[str] = ()) -> bytes:
 
 
 def model_hash(model: Model) -> bytes:
-    """What a board and a host compare: 8 bytes over all of a model but the hash itself."""
+    """Hash that board and host compare: 8 bytes over all of a model but the hash itself."""
     return digest(model, ("model_hash",))[:8]
 
 
@@ -141,7 +141,7 @@ def _pack(arrays: list[NDArray[Any]]) -> bytes:
 
 
 class _Malformed(Exception):
-    """What is wrong and where, turned into a ``UserError`` by ``load``."""
+    """What is wrong with a file, and where; ``load`` turns it into a ``UserError``."""
 
 
 def load(path: Path, cls: type[T]) -> T:

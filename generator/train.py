@@ -51,7 +51,7 @@ def train(config: Config, dataset: Dataset) -> FloatModel:
     keeps = config.model.imported and config.initial_train == "none" and config.initial.rescale is None
     layers = _matched(layers, masked, samples) if keeps else masked
     if config.initial_train != "none":
-        # What an imported model brings is better than what the samples of one task would make of it.
+        # An imported model's own weights are better than what training on one task would make of them.
         fixed = frozen if config.model.imported else 0
         layers = _fit(config, dataset, known, input_shape, layers, fixed)
     layers = _with_saliency(layers, samples)
@@ -136,7 +136,7 @@ def _check_samples(name: str, shape: tuple[int, ...], dataset: Dataset) -> None:
 
 
 def _input_scale(config: Config, dataset: Dataset, model: Any) -> float:
-    """What the board's input is multiplied with to be the model's: pictures of 8 bit are x / 256 on the board."""
+    """Factor from the board's input to the model's; 8-bit pictures are x / 256 on the board."""
     if dataset.signed or dataset.fraction != 8:
         if config.model.input is not None:
             raise UserError(
@@ -171,7 +171,7 @@ def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: 
     """
     saliencies = _saliencies(config, layers, samples)
     if frozen:
-        # The layer sparsity.dense_input speaks of is frozen.
+        # The layer that sparsity.dense_input refers to is frozen.
         sparsity = config.sparsity.model_copy(update={"dense_input": False})
         config = config.model_copy(update={"sparsity": sparsity})
     learning = layers[frozen:]
@@ -187,9 +187,9 @@ def _masked(config: Config, layers: Sequence[FloatLayer], frozen: int, samples: 
 
 
 def _saliencies(config: Config, layers: Sequence[FloatLayer], samples: Floats) -> list[Floats]:
-    """What decides which weights exist at first (``initial.mask``)."""
+    """Scores that decide which weights exist at first (``initial.mask``)."""
     if config.initial.mask == "random":
-        # Not the stream that the weights were drawn from: the mask would follow them.
+        # Not the stream of the weights, or the mask would correlate with them.
         random = np.random.default_rng((config.experiment.seed, 1))
         return [random.random(layer.weight.shape) for layer in layers]
     data_aware = config.initial.mask == "data"
@@ -235,7 +235,7 @@ def _sums(layer: FloatLayer, tensors: Sequence[Floats]) -> Floats:
 
 
 def _means(z: Floats) -> Floats:
-    """Of each channel: (channels, 1, 1)."""
+    """Mean of each channel, (channels, 1, 1)."""
     return np.asarray(z.mean(axis=(0, 2, 3)))[:, np.newaxis, np.newaxis]
 
 

@@ -24,8 +24,7 @@ def require_consent(what: str) -> None:
     """Raise ``UserError`` unless the user allows that code runs; ``what`` names it."""
     if os.environ.get(CONSENT) != "1":
         raise UserError(
-            f"{what} runs Python code with all your rights. Read it; if you trust it, allow that with {CONSENT}=1 "
-            "before the command"
+            f"{what} runs Python code with all your rights. Review it, then allow it by setting {CONSENT}=1"
         )
 
 
@@ -52,7 +51,7 @@ def load(folder: Path | None, name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def importing(folder: Path | None) -> Iterator[None]:
-    """Modules in the folder can be imported."""
+    """Make the modules in the folder importable."""
     before = list(sys.path)
     if folder is not None:
         sys.path.insert(0, str(folder))

@@ -28,7 +28,7 @@ RETURNS_A_TASK = 10
 MOST_LAPS = 32
 """Times in a row that work may be taken up again with smaller requests: there are 16 halvings of the longest one."""
 STANDSTILL = 3600.0
-"""Seconds without a sample sent, learnt or tested; the answer to one request takes a quarter of that at most."""
+"""Seconds without a sample sent, learned or tested; the answer to one request takes a quarter of that at most."""
 
 
 class Traffic:
@@ -43,7 +43,7 @@ class Traffic:
         self._bytes = min(SPARE_BYTES, self._bytes + AS_MANY * longest)
 
     def came(self, replies: int, size: int) -> str | None:
-        """So many whole replies and bytes came; what is wrong when it is too much."""
+        """Count whole replies and bytes that came; returns what is wrong if there are too many."""
         self._replies -= replies
         self._bytes -= size
         if self._replies < 0:
@@ -54,7 +54,7 @@ class Traffic:
 
 
 class Advance:
-    """Whether a session gets ahead.  Each method raises BoardError when the board keeps it from that."""
+    """Whether a session makes progress.  Each method raises BoardError when the board keeps it from that."""
 
     def __init__(self, tasks: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -69,7 +69,7 @@ class Advance:
         self._saved, self._in_a_row = step, 1
 
     def reached(self, what: Hashable, place: int) -> None:
-        """A count of samples sent, learnt or tested; progress where it is higher than before."""
+        """A count of samples sent, learned or tested; progress where it is higher than before."""
         if place > self._reached.get(what, -1):
             self._reached[what] = place
             self._since = self._clock()
@@ -77,11 +77,11 @@ class Advance:
         self.check()
 
     def check(self) -> None:
-        """To be asked wherever the session asks the board."""
+        """Check for progress; called wherever the session asks the board where it stands."""
         seconds = self._clock() - self._since
         if seconds > STANDSTILL:
             raise BoardError(
-                f"the board answers, but nothing has been learnt, sent or tested for {seconds / 60:.0f} minutes: "
+                f"the board answers, but nothing has been learned, sent or tested for {seconds / 60:.0f} minutes: "
                 "power it off and on, then `sparcl stream --resume`"
             )
 

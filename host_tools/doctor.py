@@ -22,7 +22,7 @@ from . import ports as port_names
 
 MIN_PYTHON = (3, 11)
 FREE_BYTES = 1 << 30
-"""Of disk, for builds and recordings of a few experiments."""
+"""Disk space in bytes for builds and recordings of a few experiments."""
 
 _PACKAGES = {
     "gcc": {"apt-get": "gcc libc6-dev", "dnf": "gcc", "brew": "gcc"},
@@ -84,7 +84,7 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """Those that are declared: an environment that was changed by hand may lack some."""
+    """Check the declared packages: an environment that was changed by hand may lack some."""
     from packaging.requirements import Requirement
 
     wrong = []
@@ -149,7 +149,7 @@ def _disk(folder: Path) -> Check:
     found = f"{free / 1e9:.1f} GB free for {folder}"
     if not os.access(there, os.W_OK):
         remedy = "SPARCL_BUILD=FOLDER puts what is built elsewhere"
-        return Check("disk", State.MISSING, f"{there} may not be written", remedy)
+        return Check("disk", State.MISSING, f"{there} is not writable", remedy)
     if free < FREE_BYTES:
         return Check("disk", State.NOTE, found, "SPARCL_BUILD=FOLDER puts what is built elsewhere")
     return Check("disk", State.OK, found)
@@ -170,7 +170,7 @@ def _ports() -> Check:
 
 
 def _build_tool() -> Check:
-    """Without its registry PlatformIO builds all the same, but can fetch nothing."""
+    """Check PlatformIO; without its registry it still builds, but cannot fetch anything."""
     core = platformio.core_dir()
     if platformio.registry_answers():
         return Check("PlatformIO", State.OK, f"its registry answers; packages in {core}")
@@ -190,7 +190,7 @@ def _first_line(command: list[str]) -> str | None:
 
 
 def _output(command: list[str]) -> str | None:
-    """What a program prints; None where it is not there or does not work."""
+    """Output of a program; None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:

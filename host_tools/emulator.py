@@ -49,7 +49,7 @@ _START_SECONDS = 15.0
 _STOP_SECONDS = 5.0
 
 AVAILABLE = sys.platform != "win32"
-"""Whether this system has what emulated boards and the native one are made of: POSIX processes, signals, sockets."""
+"""Whether this system has what emulated boards and the native one need: POSIX processes, signals, sockets."""
 NEEDS_LINUX = "emulated boards and the board native need Linux; here, name the port of a real board with --port"
 
 
@@ -59,7 +59,7 @@ class EmulatorError(Exception):
 
 @dataclass(frozen=True)
 class _State:
-    """What state.json holds."""
+    """Content of state.json."""
 
     board: str
     url: str
@@ -143,7 +143,7 @@ class Emulator:
         self._plugin_api: str | None = None  # the version of QEMU's interface, where the plugins' own choice is too low
         emulation = self._facts.emulator
         if emulation is None or emulation.kind == "none":
-            raise EmulatorError(f"board {board!r} has no emulator: use the real board's port")
+            raise EmulatorError(f"board {board!r} has no emulator; connect a real one and use its port")
         self._emulation = emulation
 
     # -- what is recorded ---------------------------------------------------
@@ -160,7 +160,7 @@ class Emulator:
 
     @property
     def log_path(self) -> Path:
-        """What the emulator process printed."""
+        """Log of the emulator process."""
         return self.state_dir / "emulator.log"
 
     def state(self) -> Mapping[str, Any] | None:
@@ -205,7 +205,7 @@ class Emulator:
         """Records `image` and boots it; returns the URL of its serial line.
 
         Stops what ran in this folder.  The flash device keeps its content
-        (what was learnt survives a new image) unless `erase` is set.  Without
+        (what was learned survives a new image) unless `erase` is set.  Without
         `url` the recorded one is taken, else any free port.
 
         `counts` (QEMU only): a file to be made, in which the board counts its
@@ -214,7 +214,7 @@ class Emulator:
         """
         self.stop()
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        self.state_dir.chmod(0o700)  # an image may hold a key, and its flash what was learnt
+        self.state_dir.chmod(0o700)  # an image may hold a key, and its flash what was learned
         if not Path(image).is_file():
             raise EmulatorError(f"no image {image}: build it first (pio run -e {self.board})")
         if Path(image).resolve() != self.image_path:
@@ -232,7 +232,7 @@ class Emulator:
         return self._boot(state.url)
 
     def reset(self) -> None:
-        """The reset button; serial clients stay connected."""
+        """Press the reset button; serial clients stay connected."""
         state = self._running_state()
         if state.qmp is None:
             os.kill(state.pid, signal.SIGUSR1)
@@ -249,7 +249,7 @@ class Emulator:
             return str(qmp.execute("human-monitor-command", **{"command-line": command}))
 
     def kill(self, settle: bool = True) -> None:
-        """A power cut: the process is killed, nothing is said to the firmware.
+        """Cut the power: the process is killed without notice to the firmware.
 
         QEMU writes a flash image some milliseconds after the guest did.  With
         `settle`, the guest is first frozen between two instructions and the
@@ -435,7 +435,7 @@ class Emulator:
         self._wait_until_ready(state)
 
     def _wait_until_ready(self, state: _State) -> None:
-        """Both signs come after the serial port began to listen."""
+        """Wait until the board is ready; both signs come after the serial port began to listen."""
         for _ in _polls(_START_SECONDS):
             assert self._process is not None
             status = self._process.poll()
@@ -458,7 +458,7 @@ class Emulator:
         return self.log_path.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
 
     def _hint(self) -> str:
-        """What to do about QEMU's refusal of a plugin, which it says in the log."""
+        """Advice if the log says that QEMU refused a plugin."""
         if "plugin" not in self._log_tail():
             return ""
         version, _ = _machines(self._emulation.program)
@@ -590,7 +590,7 @@ def _arguments_of(pid: int) -> list[str]:
 
 
 def _is_ours(state: _State) -> bool:
-    """Process ids are reused: believe one only with our image in its arguments."""
+    """Whether the process is ours: ids are reused, so our image must be in its arguments."""
     return state.image in _arguments_of(state.pid)
 
 
@@ -630,7 +630,7 @@ def _reset(emulator: Emulator, options: argparse.Namespace) -> str:
 
 def _kill(emulator: Emulator, options: argparse.Namespace) -> str:
     emulator.kill()
-    return f"{emulator.board} has lost its power; `start` puts it back"
+    return f"{emulator.board} is powered off; `start` powers it on"
 
 
 def _status(emulator: Emulator, options: argparse.Namespace) -> str:

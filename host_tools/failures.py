@@ -23,18 +23,18 @@ from . import output
 
 
 class Log:
-    """Where an unexpected error is written."""
+    """Where unexpected errors are logged."""
 
     folder: Path | None = None
 
 
 log = Log()
 _claims = ExitStack()
-"""What the present command keeps others out of."""
+"""Folders the present command has locked."""
 
 
 def claim(folder: Path) -> None:
-    """Nobody else works in this folder until the command is done."""
+    """Lock this folder until the command is done."""
     from sparcl_mcu.generator import lock
 
     _claims.enter_context(lock.alone(folder))
@@ -53,7 +53,7 @@ def call(command: Callable[[], int]) -> int:
 
 
 def _settled(command: Callable[[], int]) -> int:
-    """The same, but what becomes of the output: all of it has arrived when this returns."""
+    """Run a command and flush its output, all of which has arrived when this returns."""
     status = _status(command)
     output.settle()
     return status
@@ -91,7 +91,7 @@ def _show_plan_of(error: SparclError) -> None:
 def _usage_error(error: Exception) -> int:
     """Show a mistake on the command line; its exit status, 0 when the error is another one.
 
-    Told by what it can do, because newer versions of Typer raise classes of their own copy of Click.
+    Detected by its attributes, because newer versions of Typer raise classes of their own copy of Click.
     """
     show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
     if not callable(show) or not isinstance(status, int):
@@ -104,7 +104,7 @@ _NOT_OURS = files.FULL | {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EBUSY, errno.EMFILE, errno.ENFILE),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL),
 }
-"""Errors of a file that are not a bug of ours."""
+"""Errors of a file that are not our bug."""
 
 
 def _unexpected(error: Exception) -> int:
@@ -131,7 +131,7 @@ def _unexpected(error: Exception) -> int:
 
 
 def _room() -> str:
-    """What is free where we write."""
+    """The free space where files are written."""
     places = {"the build folder": build_folder(), "the folder for temporary files": Path(tempfile.gettempdir())}
     free = {name: shutil.disk_usage(path).free for name, path in places.items() if path.is_dir()}
     return ", ".join(f"{name} ({places[name]}) has {shown(size)} free" for name, size in free.items())
@@ -148,7 +148,7 @@ def _logged(text: str, path: Path) -> Path | None:
 
 
 _LONGEST = 8000
-"""Characters of a message."""
+"""Most characters of a message."""
 
 
 def _say(text: str) -> None:

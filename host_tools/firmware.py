@@ -31,7 +31,7 @@ def build(project: Project, arguments: Sequence[str] = (), defines: Sequence[str
     folder = project.folder.resolve()
     environment = {
         "SCL_GENERATED": str(folder / "generated"),
-        # PlatformIO expands what it knows in a path, but not in what that refers to.
+        # PlatformIO expands variables in a path, but not in the value of a variable.
         "SCL_PROJECT": str(folder),
         "PLATFORMIO_BUILD_DIR": "${sysenv.SCL_PROJECT}/pio",
         "SCL_EMULATOR_DIR": str(folder / "emulator"),

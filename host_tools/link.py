@@ -32,7 +32,7 @@ TRIES = 3
 PATIENCE = 60
 """Times in a row that one request is sent again because frames come damaged, before the line is given up."""
 SHRINK_AFTER = 6
-"""As `PATIENCE`, where smaller requests are possible: they get through where large ones do not."""
+"""Like `PATIENCE`, before requests become smaller: small ones get through where large ones do not."""
 CLEAN = 32
 """Answers in a row at the first try after which requests may be twice as large again."""
 
@@ -44,7 +44,7 @@ PROD = 0.5
 QUESTION = b"\x01" + frame.DELIMITER
 """No frame.  A board that waits says so at once; one that works does after its reply."""
 _SAMPLE = 1024
-"""Bytes of what is no reply that are looked at, to tell what they are."""
+"""Bytes that are not a reply which are kept, to tell what they are."""
 _FRAME = 512
 """Bytes a frame has at most besides its payload: head, checksum, seal, and those of COBS."""
 BANNER = b"sparcl-mcu "
@@ -54,36 +54,38 @@ _ADVICE = {
     Status.BAD_FRAME: "the line damages frames: check the cable and the baud rate",
     Status.UNKNOWN_COMMAND: "firmware and host tools differ: run `sparcl flash` again",
     Status.BAD_LENGTH: "firmware and host tools differ: run `sparcl flash` again",
-    Status.BAD_STATE: "the board is in another phase: `sparcl stream --resume` or `--fresh`",
+    Status.BAD_STATE: "the command is not allowed in the board's current phase: `sparcl stream --resume` or `--fresh`",
     Status.RANGE: "a number is beyond a limit of the board; `sparcl boards` lists them",
     Status.BAD_LABEL: "a label is not one of the task's classes: check the data set",
     Status.WRONG_ORDER: "the board expects another sample: `sparcl stream --resume` asks it which",
     Status.STORE_FULL: (
-        "the journal has no room, also because sectors are worn out; what the board last saved is kept: "
-        "`sparcl stream --resume` tries again from there; else fewer replay records or samples per task, or a "
-        "larger board"
+        "the journal is full, perhaps because sectors are worn out; the board's last save is kept: "
+        "`sparcl stream --resume` tries again from there; otherwise use fewer replay records or samples per "
+        "task, or a larger board"
     ),
     Status.STORE: (
-        "the flash reported an error or lost a record; what the board last saved is kept: `sparcl stream "
-        "--resume` goes on from there. When it stops at the same place again, `--fresh` starts anew"
+        "the flash reported an error or lost a record; the board's last save is kept: `sparcl stream "
+        "--resume` continues from there. If it stops at the same place again, use `--fresh` to start over"
     ),
     Status.TOO_MANY: "more samples than the board's table or replay buffer holds: use fewer per task",
     Status.SELF_TEST: (
-        "the board computes other numbers than the reference and does not learn: power it off and on; if it "
-        "stays, flash it again or replace it"
+        "the board computes other numbers than the reference and does not learn: power it off and on; if that "
+        "does not help, flash it again or replace it"
     ),
     Status.DAMAGED: (
-        "a bit has flipped in the board's memory, it has gone back to its last snapshot: `sparcl stream "
-        "--resume` goes on"
+        "memory corruption detected (flipped bit); the board restored its last snapshot: continue with "
+        "`sparcl stream --resume`"
     ),
-    Status.OUT_OF_TURN: ("the board has restarted in the midst of its work: `sparcl stream --resume` goes on"),
+    Status.OUT_OF_TURN: "the board restarted during the session: continue with `sparcl stream --resume`",
     Status.OTHER_MODEL: "the board's firmware holds another model: run `sparcl flash` again",
     Status.WRONG_NONCE: ("the board has restarted, or something else uses its line: type the command again"),
     Status.TOO_LONG: "the board takes shorter requests: run `sparcl flash` again",
     Status.NOT_SEALED: ("the board's firmware has another shared key: set link.key to it, or run `sparcl flash`"),
-    Status.REPLAYED: ("something else uses the line and the key: close it, then `sparcl stream --resume` goes on"),
+    Status.REPLAYED: (
+        "something else uses the line and the key: close it, then continue with `sparcl stream --resume`"
+    ),
 }
-"""What to do about each."""
+"""Advice by status."""
 
 ERRORS: dict[int, tuple[str, str]] = {int(status): (status.title, advice) for status, advice in _ADVICE.items()}
 """Name and advice by status code."""
@@ -94,15 +96,15 @@ STORE_ERRORS = frozenset((Status.STORE_FULL, Status.STORE))
 
 
 class LinkError(BoardError):
-    """No answer, or no line at all."""
+    """The board does not answer, or there is no line at all."""
 
 
 class StrangerError(LinkError):
-    """Whatever is at the port, it is no board with our firmware."""
+    """The device at the port is not a board with our firmware."""
 
 
 class NoisyLineError(LinkError):
-    """A request does not get through, a smaller one may: ask the board where it stands, and go on from there."""
+    """A request does not get through, a smaller one may: ask the board where it stands, and continue from there."""
 
 
 class DeviceError(BoardError):
@@ -121,12 +123,12 @@ class _Pending:
 
     request: Frame
     sealed: Frame
-    """As it goes over the line: the board knows it again by every byte."""
+    """The request as it goes over the line; the board recognises a repetition by every byte."""
     room: int
     """`Link.room` when it was made; 0 when it cannot be smaller."""
     answer: Frame | None = None
     repeated: bool = False
-    """Sent more than once."""
+    """Whether it was sent more than once."""
 
 
 class _Flight:
@@ -342,7 +344,7 @@ class Link:
             yield reply.payload
 
     def _first_answer(self, flight: _Flight, command: int, timeout: float) -> Frame:
-        """The answer to the oldest request under way, which is no longer so."""
+        """Remove the oldest request under way and return its answer."""
         oldest = flight.waiting[0]
         first = timeout
         if command in self._slowest:
@@ -381,12 +383,12 @@ class Link:
             self.room = min(self._most, 2 * self.room)
 
     def _text(self) -> str:
-        """What the device at the port prints, if that is text and not ours."""
+        """The text the device at the port prints, if it is not our firmware's."""
         strange = self._strange or b""
         return "" if BANNER in strange else ports.text_in(bytes(strange))
 
     def _stranger(self) -> LinkError | None:
-        """Who is at the port, when it is not a board with our firmware."""
+        """An error that says what is at the port, if it is not a board with our firmware."""
         if self._strange is None:
             return None
         if self._echoes:
@@ -402,44 +404,44 @@ class Link:
             )
         if self._strange:
             return LinkError(
-                f"{self.url}: what comes from there is no reply ({bytes(self._strange[:16]).hex(' ')} ...): is it the "
+                f"{self.url}: what it sends is not a valid reply ({bytes(self._strange[:16]).hex(' ')} ...): is it the "
                 f"board's port, is the firmware on it (`sparcl flash` writes it), is its baud rate {self._baud}?"
             )
         return None
 
     def _also_open(self) -> str:
-        """A word on other programs at the same port, which get a part of what comes."""
+        """A hint about other programs at the same port, which take some of the bytes."""
         found = ports.others(self.url)
         return f". It is also open in {found}: close that" if found else ""
 
     def _check_patience(self, oldest: _Pending, setbacks: int) -> None:
-        """Give up a request that does not get through."""
+        """Give up on a request that does not get through."""
         if setbacks >= SHRINK_AFTER and oldest.room >= 2 * self.room:
             raise NoisyLineError(
                 f"{self.url}: requests of {oldest.room} bytes do not get through, the line damages them; "
-                "`sparcl stream --resume` goes on with smaller ones"
+                "`sparcl stream --resume` continues with smaller ones"
             )
         if setbacks < PATIENCE:
             return
         if self._forged:
-            raise LinkError(f"{self.url}: the replies are not sealed with this key: is it the one of the firmware?")
+            raise LinkError(f"{self.url}: the replies are not sealed with this key: is it the firmware's?")
         raise self._stranger() or LinkError(
             f"{self.url}: a request was sent {setbacks} times and never came through whole ({self.damaged} frames "
             "were damaged so far): check the cable, its ground, the baud rate, and what disturbs the line; "
-            f"then `sparcl stream --resume` goes on{self._also_open()}"
+            f"then continue with `sparcl stream --resume`{self._also_open()}"
         )
 
     def _check_time(self, command: int, seconds: float, longest: float) -> None:
-        """Give up a board that says something ever again, but never answers."""
+        """Give up on a board that keeps sending but never answers."""
         if seconds > longest:
             raise LinkError(
-                f"{self.url}: something comes all the time, but for {seconds:.0f} s no answer to command "
-                f"0x{command:02x}: check the cable and the baud rate, or power the board off and on; then "
-                "`sparcl stream --resume` goes on"
+                f"{self.url}: something keeps coming, but no answer to command 0x{command:02x} for "
+                f"{seconds:.0f} s: check the cable and the baud rate, or power the board off and on; then "
+                "continue with `sparcl stream --resume`"
             )
 
     def _check_tries(self, command: int, tries: int) -> None:
-        """Give up a board that is silent."""
+        """Give up on a board that is silent."""
         if tries == TRIES:
             raise self._stranger() or LinkError(
                 f"{self.url}: no answer to command 0x{command:02x} after {TRIES} tries. "
@@ -490,12 +492,13 @@ class Link:
         return heard
 
     def _count(self, replies: int, size: int) -> None:
-        """Note what has come; BoardError when that is more than was asked for."""
+        """Count what has come; raises BoardError if that is more than was asked for."""
         too_much = self._traffic.came(replies, size)
         if too_much is not None:
             raise self._stranger() or BoardError(
-                f"{self.url}: the board sends {too_much}. Does something else use its line, or is it no sparcl-mcu "
-                "board? Power it off and on, then `sparcl stream --resume`; if that does not help, `sparcl flash`"
+                f"{self.url}: the board sends {too_much}. Does something else use its line, or is it not a "
+                "sparcl-mcu board? Power it off and on, then `sparcl stream --resume`; if that does not help, "
+                "`sparcl flash`"
             )
 
     def _opened(self, got: Frame) -> Frame | None:
@@ -507,7 +510,7 @@ class Link:
         return opened
 
     def _note_damage(self, chunk: bytes, flight: _Flight) -> bool:
-        """A chunk that is no reply; whether it may have been one."""
+        """Note a chunk that is not a reply; returns whether it may have been one."""
         self._record(NOISE, chunk)
         if BANNER in chunk or self._text():
             return False
@@ -536,7 +539,7 @@ class Link:
             raise self._lost(error) from error
 
     def _receive(self, timeout: float) -> bytes:
-        """What has come, after waiting up to ``timeout`` seconds for the first byte."""
+        """Read what has come, after waiting up to ``timeout`` seconds for the first byte."""
         try:
             if self._descriptor is not None:
                 ready, _, _ = select.select([self._descriptor], [], [], timeout)
@@ -549,5 +552,5 @@ class Link:
     def _lost(self, error: Exception) -> LinkError:
         self.close()
         return LinkError(
-            f"the line to {self.url} broke ({error}). Connect the board again, then `sparcl stream --resume` goes on"
+            f"the line to {self.url} broke ({error}). Reconnect the board, then continue with `sparcl stream --resume`"
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures of continual learning from the accuracy matrix.
 
-``matrix[i][j]``: accuracy in percent on task j after task i has been learnt,
+``matrix[i][j]``: accuracy in percent on task j after task i has been learned,
 None where it was not measured (j > i).  Definitions as in Mammoth and in
 Lopez-Paz and Ranzato, "Gradient Episodic Memory", NeurIPS 2017.
 """

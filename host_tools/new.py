@@ -29,7 +29,7 @@ SCRIPT = "make_data.py"
 
 @dataclass(frozen=True)
 class Choices:
-    """What a new project is made of."""
+    """The choices for a new project."""
 
     name: str
     data: Data
@@ -109,7 +109,7 @@ def create(folder: Path, choices: Choices) -> list[Path]:
 
 
 def _run_in(folder: Path, script: Path) -> None:
-    """The stand-in's script writes beside itself."""
+    """Run the stand-in's script in its folder: it writes beside itself."""
     before = Path.cwd()
     os.chdir(folder)
     try:

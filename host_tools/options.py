@@ -28,8 +28,8 @@ Port = Annotated[
     str | None,
     typer.Option("--port", "-p", help="Serial port or URL of the board; default: its emulator."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a board that has learnt something.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Make the board forget what it has learnt first.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue with a board that has learned something.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make the board forget what it has learned first.")]
 
 
 def _without_controls(plain: bool) -> bool:
@@ -48,7 +48,7 @@ Plain = Annotated[
 
 @dataclass(frozen=True)
 class Options:
-    """What every command that works on an experiment takes."""
+    """The options of every command that works on an experiment."""
 
     experiment: Path
     board: str
@@ -85,5 +85,5 @@ class Options:
 
 
 def chosen(experiment: Path, board: str, overrides: list[str] | None, seed: int | None) -> Options:
-    """As a command got them."""
+    """The options as the command got them."""
     return Options(experiment, board, tuple(overrides or ()), seed)

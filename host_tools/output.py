@@ -17,7 +17,7 @@ PIPE_STATUS = 141
 
 
 class OutputLost(Exception):
-    """What was printed did not arrive.
+    """Raised when printed output did not arrive.
 
     Not an ``OSError``: those of lines and files are caught in many places, and this one is about neither.
     """
@@ -28,7 +28,7 @@ class OutputLost(Exception):
 
 
 class _Raw(io.RawIOBase):
-    """The file below a stream, with a say in what happens to its errors."""
+    """The file below a stream, whose errors are handled here."""
 
     def __init__(self, raw: io.RawIOBase, failed: Callable[[OSError], None]) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def discard() -> None:
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """What a live view draws is lost like all else: the main thread says so when it writes next."""
+    """Ignore lost output of the live view: the main thread reports it at its next write."""
     if not isinstance(args.exc_value, OutputLost):
         threading.__excepthook__(args)
 

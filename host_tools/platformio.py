@@ -175,7 +175,7 @@ def run_pio(
     environ = {**os.environ, **(env or {})}
     core = core_dir(environ)
     environ.update(
-        # PlatformIO expands what it knows in a path, but not in what that refers to.
+        # PlatformIO expands variables in a path, but not in the value of a variable.
         SCL_CORE_DIR=str(core),
         PLATFORMIO_CORE_DIR="${sysenv.SCL_CORE_DIR}",
         PLATFORMIO_NO_ANSI="true",
@@ -241,7 +241,7 @@ def _failure(shown: str, done: subprocess.CompletedProcess[str]) -> PioError:
     if lines:
         message = f"`{shown}` failed with exit status {done.returncode}:"
     else:
-        # Offline, PlatformIO gives up on a download without a word.
+        # Offline, PlatformIO gives up on a download silently.
         message = (
             f"`{shown}` failed with exit status {done.returncode} and named no error "
             "(if it wanted to download a package: is the network up?); its last lines:"

@@ -65,18 +65,18 @@ def mistake(url: str, error: Exception) -> SparclError | None:
         return None
     number, windows = getattr(error, "errno", None), os.name == "nt"
     if number in _BUSY or (windows and "PermissionError" in str(error)):
-        return UserError(f"another program has {url}: {others(url) or 'which one cannot be seen'}; close it")
+        return UserError(f"another program uses {url}: {others(url) or 'which one cannot be seen'}; close it")
     if number in (errno.EACCES, errno.EPERM):
         return UserError(not_allowed(url))
     if number == errno.ENOENT or (windows and "FileNotFoundError" in str(error)):
         return UserError(f"there is no port {url}: {known()}; name one with --port")
     if not windows and (not Path(url).is_char_device() or type(error.__context__).__module__ == "termios"):
-        return UserError(f"{url} is no serial port: {known()}; name one with --port")
+        return UserError(f"{url} is not a serial port: {known()}; name one with --port")
     return None
 
 
 def not_allowed(url: str) -> str:
-    """What gives the user the right to open a port."""
+    """Tell the user how to get the right to open a port."""
     group = ""
     with suppress(ImportError, KeyError, OSError):
         import grp

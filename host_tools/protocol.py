@@ -32,7 +32,7 @@ RESTART, FACTORY = 0, 1
 WATCHDOG = 4
 """Reset reason: the board hung."""
 RESET_REASONS = ("unknown", "power-on", "reset pin", "software", "watchdog")
-"""By the code in hello."""
+"""Reset reasons by their code in hello."""
 SELF_TEST_FAILED, RESTORED, LOST_SAVE = 1, 2, 4
 """Bits of the health in hello."""
 DIGEST_FLAG = 1
@@ -62,9 +62,9 @@ _SECONDS: dict[int, float] = {
 }
 
 _HELLO_SECONDS = 1.0
-"""Until a board that is there answers; three times as long at most."""
+"""Seconds to wait for a board's answer; three times as long at most."""
 _BOOT_SECONDS = 4.0
-"""Until what a device sends is taken for its last word: with two tries below 8 s."""
+"""Seconds after which a device is taken not to answer any more; two tries stay below 8 s."""
 
 _U32 = struct.Struct("<I")
 
@@ -77,7 +77,7 @@ _IDENTITY = (
 
 @dataclass(frozen=True)
 class Hello:
-    """What a board says of itself; the names are those of docs/spec/protocol.md."""
+    """A board's description of itself; the names are those of docs/spec/protocol.md."""
 
     protocol: int
     version: str
@@ -118,7 +118,7 @@ class Hello:
 
     @property
     def fresh(self) -> bool:
-        """Whether the board has learnt and received nothing yet."""
+        """Whether the board has learned and received nothing yet."""
         return not (self.step or self.task or self.phase or self.filled)
 
     @property
@@ -127,12 +127,12 @@ class Hello:
         return self.nonce[:4]
 
     def identity(self) -> tuple[object, ...]:
-        """What does not change while a firmware runs."""
+        """The values that do not change while a firmware runs."""
         values = (getattr(self, name) for name in _IDENTITY)
         return tuple(value.hex() if isinstance(value, bytes) else value for value in values)
 
     def require_possible(self) -> None:
-        """Raise BoardError for what no firmware says: loops and buffers here are as long as these numbers."""
+        """Raise BoardError for values no firmware sends: loops and buffers here are as long as these numbers."""
         limits = {
             "phase": max(Phase),
             "mode": 1,
@@ -150,7 +150,7 @@ class Hello:
                 raise _impossible(f"{name} is {getattr(self, name)}, it has to be {least} at least")
 
     def require_same(self, before: tuple[object, ...]) -> None:
-        """Raise BoardError where this is not the board of an earlier `identity`."""
+        """Raise BoardError if this is not the board of an earlier `identity`."""
         changed = [
             f"{name} is {now!r}, it was {then!r}"
             for name, now, then in zip(_IDENTITY, self.identity(), before, strict=True)
@@ -158,8 +158,8 @@ class Hello:
         ]
         if changed:
             raise BoardError(
-                f"the board calls itself another one than a moment ago ({', '.join(changed)}): "
-                "does something else use its line, or was it flashed meanwhile?"
+                f"the board's identity has changed ({', '.join(changed)}): "
+                "does something else use its line, or was it flashed in the meantime?"
             )
 
     def position(self) -> tuple[int, ...]:
@@ -365,7 +365,7 @@ def _training_bytes(steps: int) -> int:
 
 
 def hello(link: Link, timeout: float | None = None) -> Hello:
-    """Who is there, and where in the stream it stands; from here on the line is used as this board needs it.
+    """Ask the board for its identity and position; from here on the line is used as this board needs it.
 
     Raises BoardError when it says what cannot be, or is another one than at the hello before.
     """
@@ -570,7 +570,7 @@ def reset(link: Link, kind: int, patience: float = 20.0) -> Hello:
     try:
         _ask(link, Command.RESET, reset_request(before, kind))
     except DeviceError as refused:
-        # The reply may have been lost, and the board has restarted when the request came again.
+        # The reply may have been lost, and the board had restarted when the request was sent again.
         restarted = kind == RESTART and refused.status == Status.WRONG_NONCE
         if not restarted or hello(link).start == before.start:
             raise
@@ -592,7 +592,7 @@ def wait_for_hello(link: Link, patience: float = 20.0) -> Hello:
         try:
             return hello(link, _HELLO_SECONDS)
         except (LinkError, DeviceError) as error:
-            # A board that finds a flipped bit just now starts again.
+            # A board that finds a flipped bit right now restarts.
             most = min(patience, _BOOT_SECONDS) if isinstance(error, StrangerError) else patience
             late = time.monotonic() - started > most
             if late or (isinstance(error, DeviceError) and error.status != Status.DAMAGED):
@@ -623,7 +623,7 @@ def _fields(record: Record, data: bytes) -> dict[str, Any]:
 
 def _impossible(what: str) -> BoardError:
     return BoardError(
-        f"the board says what cannot be: {what}. Firmware and host tools differ, the board is defective, "
+        f"the board reports an impossible value: {what}. Firmware and host tools differ, the board is defective, "
         "or something else uses its line: `sparcl flash`, then `sparcl stream --fresh`"
     )
 

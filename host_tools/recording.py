@@ -34,9 +34,9 @@ SENT, RECEIVED, NOISE, SESSION, END = ">", "<", "~", "S", "E"
 
 
 _LARGEST = Splitter.LIMIT
-"""Bytes that the data of an entry have at most."""
+"""Most bytes of an entry's data."""
 _MOST_WAITING = 255
-"""Requests that are under way at once at most: a board's window is a byte."""
+"""Most requests under way at once: a board's window is a byte."""
 
 
 class Entry(NamedTuple):
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a recording is of."""
+    """What a recording belongs to."""
 
     experiment: str
     board: str
@@ -122,17 +122,17 @@ class Recorder:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error.strerror}): make room, then `sparcl stream --resume` goes on"
+                f"{self.path} cannot be written ({error.strerror}): free some space, then run `sparcl stream --resume`"
             ) from error
 
 
 def read_header(path: Path) -> Header:
-    """The header of a recording.  Raises UserError when the file is none."""
+    """The header of a recording.  Raises UserError if the file is not a recording."""
     return _Reader(path).header
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """All entries in order.  Raises UserError where the file is damaged, with the position."""
+    """All entries in order.  Raises UserError with the position if the file is corrupt."""
     return iter(_Reader(path))
 
 
@@ -145,7 +145,7 @@ def is_complete(path: Path) -> bool:
 
 
 def transactions(path: Path) -> Iterator[Transaction]:
-    """What the board executed, in order: retries merged, damaged and repeated frames left out."""
+    """The requests the board executed, in order: retries merged, damaged and repeated frames left out."""
     waiting = _Waiting(path)
     for entry in entries(path):
         if entry.kind == SENT:
@@ -165,7 +165,7 @@ class _Waiting:
         self._requests: list[tuple[frame.Frame, frame.Frame | None]] = []
 
     def sent(self, request: frame.Frame) -> Iterator[Transaction]:
-        """A request; one that starts anew ends the wait for those before it."""
+        """A request; one that starts over ends the wait for those before it."""
         if any(request == known for known, _ in self._requests):
             return
         if request.kind != frame.NEXT:
@@ -178,7 +178,7 @@ class _Waiting:
         self._requests.append((request, None))
 
     def received(self, reply: frame.Frame) -> Iterator[Transaction]:
-        """A reply, and with it all whose turn has come."""
+        """Take a reply; yields the transactions that are now complete, in order."""
         if reply.status == Status.OUT_OF_TURN:
             return  # not executed, and sent again
         for place, (request, answer) in enumerate(self._requests):
@@ -191,7 +191,7 @@ class _Waiting:
             yield _transaction(*self._requests.pop(0))
 
     def given_up(self) -> Iterator[Transaction]:
-        """All that is left."""
+        """Every transaction that is left, with the replies that came."""
         left, self._requests = self._requests, []
         yield from (_transaction(*item) for item in left)
 
@@ -226,7 +226,7 @@ class _Reader:
 
     def _objects(self) -> Iterator[Any]:
         with self.path.open("rb") as file:
-            # Limits, so that a damaged length is an error and never a reason to allocate.
+            # Limits, so that a corrupt length is an error and never allocates memory.
             unpacker = msgpack.Unpacker(
                 file,
                 read_size=1 << 16,
@@ -250,7 +250,7 @@ class _Reader:
                 yield value
 
     def _check_torn(self, file: BinaryIO) -> None:
-        """What is left at the end has to be the beginning of an entry, not damage that swallows the rest."""
+        """Check that the end is the beginning of an entry, not damage that swallows the rest."""
         file.seek(self.end)
         rest = file.read(8)
         kinds = "".join((SENT, RECEIVED, NOISE, SESSION, END)).encode()
@@ -293,7 +293,7 @@ class _Reader:
 
     def _damaged(self, what: str) -> UserError:
         return UserError(
-            f"{self.path} is damaged near byte {self.end}: {what}. Record again with `sparcl stream --fresh`"
+            f"{self.path} is corrupt near byte {self.end}: {what}. Record again with `sparcl stream --fresh`"
         )
 
 
@@ -303,7 +303,7 @@ def _drop_torn_entry(path: Path, header: Header) -> None:
     found = reader.header
     if (found.model_hash, found.board) != (header.model_hash, header.board):
         raise UserError(
-            f"{path} records another model or board: start anew with `sparcl stream --fresh` instead of --resume"
+            f"{path} records another model or board: start over with `sparcl stream --fresh` instead of --resume"
         )
     for _ in reader:
         pass

@@ -44,7 +44,7 @@ class Seal:
         """Counter of the last sealed request of each sequence number."""
 
     def go_on_from(self, before: Seal | None) -> None:
-        """Use no counter again that was used since the same start, also of a request that was lost.
+        """Skip every counter used since the same start, including those of lost requests.
 
         Where this session used none yet, it begins with a counter that nobody knows before:
         the sealed replies of an earlier session, behind its hello, do not fit it.
@@ -55,7 +55,7 @@ class Seal:
             self._counter += secrets.randbelow(_JUMP)
 
     def close(self, request: Frame) -> Frame:
-        """The request as it goes over the line; each call uses another counter."""
+        """Seal a request for the line; each call uses another counter."""
         if request.command not in self._commands:
             return request
         if self._counter >= _LARGEST:
@@ -66,7 +66,7 @@ class Seal:
         return replace(body, payload=body.payload + self._tag(body))
 
     def open(self, reply: Frame) -> Frame | None:
-        """The reply without its seal; None when it has to have one and has none that is right."""
+        """Remove the seal of a reply; None if it lacks a valid seal that it needs."""
         if reply.command not in self._commands or reply.status:
             return reply
         body, tag = replace(reply, payload=reply.payload[:-TAG]), reply.payload[-TAG:]

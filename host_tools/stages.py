@@ -50,8 +50,8 @@ def upload(project: Project, port: str | None) -> str:
         if emulator is None:
             require_emulators()
             raise UserError(
-                f"the board {project.board.name} has no emulator: name the port of a real one with --port "
-                "(`pio device list` shows them)"
+                f"the board {project.board.name} has no emulator; connect a real one and pass its serial port with "
+                "--port (`pio device list` shows them)"
             )
         from .emulator import free_url
 
@@ -65,7 +65,7 @@ def stream(project: Project, url: str, *, resume: bool, fresh: bool, plain: bool
     from . import view
 
     if resume and fresh:
-        raise UserError("--resume and --fresh exclude each other: go on, or start anew?")
+        raise UserError("--resume and --fresh cannot be used together")
     observer = view.observer(plain=plain)
     try:
         result = streaming.stream(
@@ -78,10 +78,10 @@ def stream(project: Project, url: str, *, resume: bool, fresh: bool, plain: bool
             flash=f"sparcl flash {options.arguments}",
         )
     except KeyboardInterrupt:
-        view.warn(f"interrupted; what was recorded is kept. Go on with: sparcl stream {options.arguments} --resume")
+        view.warn(f"Interrupted. The recording is saved; continue with `sparcl stream {options.arguments} --resume`.")
         raise
     view.say(
-        f"the board has learnt all tasks: {result.steps} steps in {result.wall_seconds:.1f} s, "
+        f"the board has learned all tasks: {result.steps} steps in {result.wall_seconds:.1f} s, "
         f"state digest {result.state_digest:08x}"
     )
 
@@ -127,7 +127,7 @@ def _bisect(project: Project, url: str, suspects: Suspects, result: ValidationRe
     try:
         result.divergence, result.differing = bisect(project, url, suspects, baud=project.board.link.baud)
     except SparclError as error:
-        view.warn(f"that did not find it: {error}")
+        view.warn(f"could not locate the first wrong step: {error}")
 
 
 def require_exact(result: ValidationResult, options: Options) -> None:
@@ -190,7 +190,7 @@ def url(project: Project, port: str | None, options: Options) -> str:
         return url
     emulator = emulator_of(project)
     if emulator is not None and emulator.image_path.is_file():
-        # Stopped or killed since: the same image and the same flash, as when power comes back.
+        # Stopped or killed in the meantime: restart with the same image and flash, as after a power failure.
         return emulator.restart()
     require_emulators()
     raise UserError(

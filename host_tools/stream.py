@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session with a board: the tasks go over the line, the board learns, the host measures.
 
-The order of work is `Session.run`.  Where it goes on after an interruption is
+The order of work is `Session.run`.  Where it resumes after an interruption is
 decided by the board alone, from its hello; measurements taken so far are kept
 in `stream.json`, everything that crossed the line in `recording.sclr`.
 """
@@ -78,7 +78,7 @@ class Epoch:
 
 @dataclass
 class StreamResult:
-    """What a session measured.  ``scores[i][j]``: after task i, on task j; None where not measured.
+    """Measurements of a session.  ``scores[i][j]``: after task i, on task j; None where not measured.
 
     ``initial``: scores of the model as it was shipped, by task name.  ``base``:
     on the base classes after each task.  ``statistics``: counters of the board,
@@ -108,7 +108,7 @@ class StreamResult:
     wall_seconds: float = 0.0
     complete: bool = False
     data_hash: str = ""
-    """Of the data set, as `data_hash` makes it."""
+    """Hash of the data set (`data_hash`)."""
 
     def matrix(self, measure: str = "class_il") -> list[list[float | None]]:
         """Accuracies in percent; ``measure``: class_il or task_il."""
@@ -129,7 +129,7 @@ class StreamResult:
 
     @classmethod
     def load(cls, path: Path) -> StreamResult:
-        """Read what `save` wrote.  Raises UserError when there is none or it is damaged."""
+        """Read what `save` wrote.  Raises UserError if it is missing or corrupt."""
         try:
             data = files.read_json(path)
             data["scores"] = [[_score(item) for item in row] for row in data["scores"]]
@@ -140,7 +140,7 @@ class StreamResult:
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: run `sparcl stream` first") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}): run `sparcl stream --fresh` again") from error
+            raise UserError(f"{path} is corrupt ({error}): run `sparcl stream --fresh` again") from error
 
 
 def _score(item: Any) -> Score | None:
@@ -154,7 +154,7 @@ def data_hash(dataset: Dataset) -> str:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a session is going to do.  ``train``, ``test``: samples of each task; ``base_test``: of the base classes."""
+    """Outline of a session.  ``train``, ``test``: samples of each task; ``base_test``: of the base classes."""
 
     train: tuple[int, ...]
     test: tuple[int, ...]
@@ -163,17 +163,17 @@ class Outline:
     ddr: bool
     streamed: bool
     ticks_per_instruction: float
-    """Of the board's counter; 0 where it cannot tell."""
+    """Ticks of the board's counter per instruction; 0 where they mean nothing."""
 
 
 class Observer:
-    """Is told how a session goes; `view` shows it, the base class says nothing."""
+    """Receives the events of a session; `view` shows them, the base class ignores them."""
 
     def begins(self, outline: Outline, result: StreamResult) -> None:
-        """The session begins or goes on; ``result`` holds its measurements, at every event the latest ones."""
+        """The session begins or resumes; ``result`` holds its measurements, at every event the latest ones."""
 
     def message(self, text: str) -> None:
-        """Something worth a line."""
+        """Called with a message worth a line."""
 
     def uploading(self, task: str, sent: int, total: int) -> None:
         """``sent`` of ``total`` samples or replay records of a task are on the board."""
@@ -188,7 +188,7 @@ class Observer:
         """``done`` of ``total`` test samples of a task are classified."""
 
     def evaluated(self, task: str, row: list[tuple[str, Score]]) -> None:
-        """Accuracies after ``task`` has been learnt."""
+        """Accuracies after ``task`` has been learned."""
 
     def close(self) -> None:
         """The session is over, well or not."""
@@ -219,7 +219,7 @@ def make_plan(dataset: Dataset, model: Model, *, first_on_host: bool) -> Plan:
 
 
 def replay_records(task: Task, number: int, learning: Learning) -> list[ReplayRecord]:
-    """What fills the replay buffer from a task that the board knows by ``number``."""
+    """Records that fill the replay buffer from a task that the board knows by ``number``."""
     total = len(task.y_train)
     seen, ids = learning.offered(total), learning.shipped(total).tolist()
     return [ReplayRecord(seen, i, number, int(task.y_train[i]), task.x_train[i]) for i in ids]
@@ -237,7 +237,7 @@ def stream(
 ) -> StreamResult:
     """Stream all tasks to the board at ``url``; the measurements, also saved in the project's folder.
 
-    ``resume``: go on with a board that has learnt something.  ``fresh``: make
+    ``resume``: continue with a board that has learned something.  ``fresh``: make
     the board forget first.  ``flash``: the command that writes the project's
     firmware, for messages.  Raises UserError when the board is not the one the
     project was made for, BoardError when it fails.
@@ -249,7 +249,7 @@ def stream(
             check_board(project, state, flash)
             _tell_health(state, observer)
             if fresh:
-                observer.message("The board forgets what it has learnt (factory reset)")
+                observer.message("The board forgets what it has learned (factory reset)")
                 state = protocol.reset(link, protocol.FACTORY)
             result = _open_result(project, state, resume=resume)
             (project.folder / "validation.json").unlink(missing_ok=True)
@@ -270,7 +270,7 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
     flash = flash or f"sparcl flash {project.config.experiment.name}.toml --board {name}"
     fix = f"write the right one with `{flash}`"
     if state.board != name[:16]:
-        raise UserError(f"this is the board {state.board!r}, not {name!r}: name it with --board, or {fix}")
+        raise UserError(f"the connected board is {state.board!r}, not {name!r}: name it with --board, or {fix}")
     if state.model_hash != model.model_hash:
         raise UserError(
             f"the firmware on the board holds model {state.model_hash.hex()}, "
@@ -279,7 +279,7 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
     told, expected = (state.n_in, state.n_classes), (model.n_in, model.n_classes)
     if told != expected:
         raise BoardError(
-            f"the board says it has this experiment's model, but with {told[0]} inputs and {told[1]} classes in place "
+            f"the board says it has this experiment's model, but with {told[0]} inputs and {told[1]} classes instead "
             f"of {expected[0]} and {expected[1]}: {fix}"
         )
     plan = make_plan(project.dataset, model, first_on_host=project.config.tasks.first == "host")
@@ -292,21 +292,21 @@ def check_board(project: Project, state: Hello, flash: str | None = None) -> Non
 
 
 def _tell_health(state: Hello, observer: Observer) -> None:
-    """What the board says of faults it has found; BoardError when it cannot learn."""
+    """Report the faults the board has found; raises BoardError if it cannot learn."""
     if state.health & protocol.SELF_TEST_FAILED:
         name, advice = ERRORS[Status.SELF_TEST]
         raise BoardError(f"the board's {name}: {advice}")
     if state.faults:
         observer.message(f"The board has found {state.faults} flipped bit(s) in its memory since power-on")
     if state.reset_reason == protocol.WATCHDOG:
-        observer.message("The board's last reset was by its watchdog: it had hung")
+        observer.message("The board's last reset came from its watchdog: it had hung")
     if state.health & protocol.LOST_SAVE:
-        left = f"went back to an older one, step {state.step}" if state.restored else "is as new: no save was left"
-        observer.message(f"What the board last saved is damaged, or not what it wrote: it {left}")
+        left = f"went back to an older one, step {state.step}" if state.restored else "started over: no save was left"
+        observer.message(f"The board's last save is corrupt, or not what it wrote: it {left}")
 
 
 def _go_through(project: Project, link: Link, observer: Observer, result: StreamResult) -> None:
-    """Stream to the end; after a fault that the board found itself, go on from the snapshot it went back to."""
+    """Stream to the end; after a fault the board found itself, continue from the snapshot it restored."""
     advance = Advance(len(project.dataset.tasks))
     session = _Session(project, link, observer, result, advance)
     advance.begins(session.state.step)
@@ -324,7 +324,7 @@ def _go_through(project: Project, link: Link, observer: Observer, result: Stream
                 raise
             result.resets.append(cause)
             advance.returned(session.state.step, cause)
-            observer.message(f"{cause}: the board went back to step {session.state.step}, streaming goes on from there")
+            observer.message(f"{cause}; the board rolled back to step {session.state.step}. Continuing from there.")
 
 
 class _Restarted(BoardError):
@@ -340,20 +340,20 @@ WATCHDOG = "the board hung and was reset by its watchdog"
 
 
 def _fault(state: Hello) -> str | None:
-    """Why a board came back in an older state; None when it does not say so itself (power, reset button)."""
+    """Why a board came back in an older state; None if it does not report a fault (power, reset button)."""
     if state.reset_reason == protocol.WATCHDOG:
         return WATCHDOG
     return STATE_DAMAGED if state.health & protocol.RESTORED else None
 
 
 def _open_result(project: Project, state: Hello, *, resume: bool) -> StreamResult:
-    """The measurements to go on with, or empty ones; UserError when the board is not as it has to be."""
+    """The measurements to continue with, or empty ones; raises UserError if the board cannot be used as it is."""
     path = project.folder / RESULT
     if not resume:
         if not state.fresh:
             raise UserError(
-                f"the board has already learnt something (step {state.step}, task {state.task}): "
-                "`--resume` goes on there, `--fresh` makes it forget and starts anew"
+                f"the board has already learned something (step {state.step}, task {state.task}): "
+                "use --resume to continue, or --fresh to erase it and start over"
             )
         return _new_result(project)
     recorded = (project.folder / RECORDING).exists() and path.exists()
@@ -361,16 +361,16 @@ def _open_result(project: Project, state: Hello, *, resume: bool) -> StreamResul
         if state.fresh:
             return _new_result(project)
         raise UserError(
-            f"the board stands at step {state.step}, but {project.folder} holds no recording of how it "
-            "got there: nothing could be validated. `sparcl stream --fresh` starts anew"
+            f"the board is at step {state.step}, but {project.folder} has no recording of those steps, "
+            "so the run could not be validated: start over with `sparcl stream --fresh`"
         )
     result = StreamResult.load(path)
     if (result.model_hash, result.board) != (project.model.model_hash.hex(), project.board.name):
-        raise UserError(f"{path} is of another model or board: start anew with `sparcl stream --fresh`")
+        raise UserError(f"{path} belongs to another model or board: start over with `sparcl stream --fresh`")
     if result.data_hash != data_hash(project.dataset):
         raise UserError(
             "the data have changed since the session began (or their options, --set): "
-            "put them back, or start anew with `sparcl stream --fresh`"
+            "restore them, or start over with `sparcl stream --fresh`"
         )
     result.complete = False
     return result
@@ -433,13 +433,13 @@ class _Session:
         self.statistics_before = dict(result.statistics)
         self.state = protocol.wait_for_hello(link)
         self._require_place()
-        # `validate` finds by this digest which of its states a resumed board came back in.
+        # From this digest `validate` finds the state in which a resumed board came back.
         protocol.digest(link)
         self.baseline = self.counted = protocol.statistics(link)
         self._count(self.baseline)
 
     def _look(self) -> None:
-        """Ask where the board stands; _Restarted when it has started anew since it was asked before."""
+        """Ask where the board stands; raises _Restarted if it has restarted since it was last asked."""
         before, self.state = self.state, protocol.hello(self.link)
         if self.state.start != before.start:
             raise _Restarted
@@ -457,23 +457,23 @@ class _Session:
         for name, end in ends.items():
             if getattr(self.state, name) > end:
                 raise BoardError(
-                    f"the board says it stands at {name} {getattr(self.state, name)}, this session ends at {end}: "
+                    f"the board reports {name} {getattr(self.state, name)}, but this session ends at {end}: "
                     "`sparcl stream --fresh` starts from the beginning"
                 )
 
     def run(self) -> None:
-        """Everything, in order."""
+        """Run the session from where the board stands to the end."""
         self.result.sessions += 1
         self._forget_undone()
         try:
             self._work_on_any_line()
         except BaseException:
-            # Also Ctrl-C: what was measured is there for --resume.
+            # After Ctrl-C too, so that --resume finds what was measured.
             self.result.save(self.folder / RESULT)
             raise
 
     def _work_on_any_line(self) -> None:
-        """Work; where requests do not get through, ask the board where it stands and go on with smaller ones."""
+        """Work; where requests do not get through, ask the board where it stands and continue with smaller ones."""
         lost = False
         while True:
             try:
@@ -481,7 +481,7 @@ class _Session:
                     self._look()
                     protocol.digest(self.link)  # for `validate`, as at the beginning
                     self._forget_undone()
-                    self.observer.message(f"the line damages frames: going on with {self.link.room} bytes at a time")
+                    self.observer.message(f"the line damages frames: continuing with {self.link.room} bytes at a time")
                 return self._work()
             except NoisyLineError:
                 self.advance.lap()
@@ -500,7 +500,7 @@ class _Session:
         self._finish()
 
     def _next_task(self) -> int:
-        """Index of the task to learn or to go on with."""
+        """Index of the task to start or to continue."""
         return max(self.plan.first, self.state.task - self.plan.offset)
 
     def _forget_undone(self) -> None:
@@ -514,10 +514,10 @@ class _Session:
         here = (done, self.state.epoch + (self.state.phase == Phase.TRAINED) if trains else -1)
         self.result.epochs = [e for e in self.result.epochs if (e.task, e.epoch) <= here]
 
-    # -- what the host learnt -------------------------------------------------------------------
+    # -- what the host learned ------------------------------------------------------------------
 
     def _upload(self) -> None:
-        """Send the replay records of what the host trained; goes on after those the board has."""
+        """Send the replay records of what the host trained; continues after those the board has."""
         for number, task in self.plan.uploads:
             records = replay_records(task, number, self.model.learning)
             for filled in protocol.replays(self.link, self.state, records[self.state.filled :]):
@@ -544,8 +544,8 @@ class _Session:
             self._begin(index, task)
         elif self.state.n_start != len(task.y_train):
             raise UserError(
-                f"the board is in the midst of a task of {self.state.n_start} samples, this one has "
-                f"{len(task.y_train)}: the data have changed, start anew with `sparcl stream --fresh`"
+                f"the board is partway through a task with {self.state.n_start} samples, but this task has "
+                f"{len(task.y_train)}: the data changed; start over with `sparcl stream --fresh`"
             )
         else:
             self._catch_up(index, len(task.y_train))
@@ -560,7 +560,7 @@ class _Session:
         expected = index + self.plan.offset
         if self.state.task != expected:
             raise BoardError(
-                f"the board is at task {self.state.task}, expected {expected}: `sparcl stream --fresh` starts anew"
+                f"the board is at task {self.state.task}, expected {expected}: start over with `sparcl stream --fresh`"
             )
         streamed = self.model.learning.streamed
         protocol.task_begin(
@@ -581,7 +581,7 @@ class _Session:
         started, done = time.monotonic(), 0
         for reply in self._requests(task):
             if reply.done == 0:
-                raise BoardError("the board does not train any further; `sparcl stream --resume` asks it again")
+                raise BoardError("the board stopped making progress; try `sparcl stream --resume`")
             record.steps += reply.done
             record.wrong += reply.wrong
             record.loss += reply.loss
@@ -592,7 +592,7 @@ class _Session:
         self._look()
         if (self.state.phase, self.state.epoch) <= (Phase.TRAINING, record.epoch):
             raise BoardError(
-                f"the board has trained epoch {record.epoch + 1} to its end and still stands in it, at sample "
+                f"the board finished epoch {record.epoch + 1} but still reports being in it, at sample "
                 f"{self.state.pos} of {self.state.n}: `sparcl stream --fresh` starts from the beginning"
             )
         record.samples_left = self.state.n
@@ -605,9 +605,9 @@ class _Session:
         """The record of this epoch: the one begun before an interruption, or a new one."""
         old = [e for e in self.result.epochs if (e.task, e.epoch) == (task, epoch)]
         self.result.epochs = [e for e in self.result.epochs if (e.task, e.epoch) < (task, epoch)]
-        # After a return to an older snapshot the steps of this epoch count anew.
-        goes_on = bool(old) and (epoch < self.state.epoch or old[0].steps <= self.state.pos)
-        record = old[0] if goes_on else Epoch(task, epoch)
+        # After a return to an older snapshot the steps of this epoch are counted from 0.
+        continues = bool(old) and (epoch < self.state.epoch or old[0].steps <= self.state.pos)
+        record = old[0] if continues else Epoch(task, epoch)
         self.result.epochs.append(record)
         return record
 
@@ -705,7 +705,7 @@ class _Session:
             if getattr(now, name) < getattr(self.counted, name):
                 raise BoardError(
                     f"the board's counter {name} runs backwards ({getattr(now, name)} after "
-                    f"{getattr(self.counted, name)}), which it does only after a start it does not tell of"
+                    f"{getattr(self.counted, name)}), which only happens after a restart it did not report"
                 )
         self.counted = now
         self.result.statistics = _sum_statistics(self.statistics_before, self.baseline, now)

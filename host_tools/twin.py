@@ -24,7 +24,7 @@ RESULT = "twin.json"
 
 @dataclass(frozen=True)
 class Pair:
-    """Class-IL accuracy in percent of one seed."""
+    """Class-IL accuracy in percent of one seed, in fixed point and in float32."""
 
     seed: int
     fixed: float

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proves that the board learnt what the NumPy reference learns, bit for bit.
+"""Proves that the board learned what the NumPy reference learns, bit for bit.
 
 `validate` replays a recording on the reference and compares every byte of
 every reply.  When a state differs, `bisect` repeats the session on a board up
-to the last state that agreed and goes on one step at a time, so that the first
+to the last state that agreed and continues one step at a time, so that the first
 wrong step, tensor and element are known by name.
 """
 
@@ -26,7 +26,7 @@ from sparcl_mcu.spec.errors import BoardError, UserError, ValidationFailed
 from sparcl_mcu.spec.types import Model, regions
 from sparcl_mcu.spec.wire import Command, Status
 
-from . import lessons, protocol
+from . import histories, protocol
 from .link import ERRORS, STORE_ERRORS, Link
 from .protocol import STATE_CHANGING
 from .recording import Transaction, is_complete, read_header, transactions
@@ -63,7 +63,7 @@ class Mismatch:
 
 @dataclass
 class ValidationResult:
-    """What was compared and what differed.
+    """Result of a validation: what was compared and what differed.
 
     ``interval``: the steps between the last agreeing state and the first that
     differs; ``divergence``: the first wrong step as `bisect` found it.
@@ -95,7 +95,7 @@ class ValidationResult:
 
     @classmethod
     def load(cls, path: Path) -> ValidationResult:
-        """Read what `save` wrote; UserError when it is not there or damaged."""
+        """Read what `save` wrote; raises UserError if it is missing or corrupt."""
         try:
             data = files.read_json(path)
             del data["bit_exact"]
@@ -106,7 +106,7 @@ class ValidationResult:
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: run `sparcl validate` first") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({error}): run `sparcl validate` again") from error
+            raise UserError(f"{path} is corrupt ({error}): run `sparcl validate` again") from error
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ _Key = tuple[int, ...]
 
 
 def _position(device: Device) -> _Key:
-    """As `Hello.position`, of the reference."""
+    """Position of the reference, comparable with `Hello.position`."""
     return (
         device.step,
         device.task,
@@ -202,7 +202,7 @@ class Replay:
                     self._move(count, self._state(count))
                     self.apply(command, part)
                     return
-        raise LookupError("the board is in a state this session never was in")
+        raise LookupError("the board is in a state this session was never in")
 
     def _state(self, count: int) -> Device:
         """The reference after the first ``count`` requests."""
@@ -213,7 +213,7 @@ class Replay:
         return device
 
     def _move(self, count: int, device: Device) -> None:
-        """Go on from an earlier state; what came after it has not happened."""
+        """Continue from an earlier state; what came after it is undone."""
         self.device = device
         del self.requests[count:]
         del self._trace[count + 1 :]
@@ -224,31 +224,33 @@ def validate(project: Project, progress: Progress | None = None) -> tuple[Valida
     """Compare the project's recording with the reference.
 
     Returns the result and, when a state differs, the requests to bisect.  What the reference says of masks and
-    samples is kept in the project's folder if the board learnt the same.
+    samples is kept in the project's folder if the board learned the same.
     Raises UserError when there is no recording of this model.
     """
     path = project.folder / RECORDING
     if read_header(path).model_hash != project.model.model_hash:
-        raise UserError(f"{path} records another model than this experiment now has: run `sparcl stream --fresh` again")
+        raise UserError(
+            f"{path} was recorded with another model than this experiment has now: run `sparcl stream --fresh` again"
+        )
     comparison = _Comparison(project.model, ValidationResult(complete=is_complete(path)))
     for item, following in pairwise(chain(transactions(path), [None])):
         if item is not None:
             comparison.transaction(item, following)
         if progress is not None:
             progress(comparison.result.steps_compared)
-    kept = project.folder / lessons.RESULT
+    kept = project.folder / histories.RESULT
     kept.unlink(missing_ok=True)
     if comparison.result.bit_exact:
-        lessons.save(comparison.replay.device.state.lessons, kept)
+        histories.save(comparison.replay.device.state.histories, kept)
     return comparison.result, comparison.suspects
 
 
 def explain(result: ValidationResult, arguments: str) -> str:
-    """What went wrong, for the user, and what to do next; ``arguments``: of this command."""
+    """Tell the user what went wrong and what to do next; ``arguments``: of this command."""
     if result.mismatches == 0:
         return (
             f"the {result.steps_compared} steps recorded so far agree, but the session was not finished: "
-            f"`sparcl stream {arguments} --resume` goes on"
+            f"continue with `sparcl stream {arguments} --resume`"
         )
     lines = [f"the board and the reference disagree ({result.mismatches} differences)"]
     if result.first is not None:
@@ -260,7 +262,7 @@ def explain(result: ValidationResult, arguments: str) -> str:
         low, high = result.interval
         lines.append(f"the state was right at step {low} and wrong by step {high}")
         lines.append(
-            "to find the exact step and weight, let a board repeat the session (it forgets what it learnt): "
+            "to find the exact step and weight, let a board repeat the session (it forgets what it learned): "
             f"`sparcl flash {arguments}`, then `sparcl validate {arguments}`; both with --port for a real one"
         )
     return "\n".join(lines)
@@ -284,7 +286,7 @@ class _Comparison:
         """Replay one transaction and compare its reply; ``following`` it comes another."""
         command, request, status, board = item
         if status is None or status == Status.DAMAGED or status in STORE_ERRORS:
-            # Not known to be executed, to how far, or undone: the hello that follows tells.
+            # Whether it was executed, how far, or undone is not known here; the next hello tells.
             if command in STATE_CHANGING:
                 self.replay.apply(command, request)
             return
@@ -338,7 +340,7 @@ class _Comparison:
 
     def _reply(self, command: int, request: bytes, board: bytes, expected: Reply) -> None:
         before = self.result.mismatches
-        # A reply of another form is an error here, and shown as it is below.
+        # A reply of another form is an error here, and is shown raw below.
         with suppress(BoardError):
             self._compare(command, request, board, expected)
         if self.result.mismatches == before and not expected.matches(0, board):
@@ -434,7 +436,7 @@ def bisect(
 ) -> tuple[Mismatch, list[str]]:
     """Repeat a session on a board and stop at the first state that differs.
 
-    The board forgets what it has learnt.  Returns the first difference by
+    The board forgets what it has learned.  Returns the first difference by
     tensor and element, and the names of all regions that differ there.
     Raises ValidationFailed when the board agrees this time.
     """
@@ -494,7 +496,7 @@ def _name_difference(model: Model, link: Link, device: Device) -> tuple[Mismatch
     theirs, ours = protocol.dump_regions(link, model, state), device.dump()
     found: list[tuple[str, Mismatch]] = []
     for region in sorted(regions(model), key=lambda r: (r.number < _FIRST_LAYER, r.number)):
-        # The regions `start` and `index` say which weight an entry is.
+        # The regions `start` and `index` tell which weight an entry is.
         one = {**ours, region.number: theirs[region.number]}
         difference = first_difference(model, one, ours)
         if difference is not None:

@@ -37,12 +37,12 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """The same on stderr."""
+    """Print a line of plain text on stderr, never broken."""
     errors.print(text, markup=False, soft_wrap=True)
 
 
 def without_controls() -> None:
-    """Nothing but text from here on, whatever the output goes to."""
+    """Print plain text only from here on, whatever the output goes to."""
     global console
     console = Console(highlight=False, color_system=None)
 
@@ -105,7 +105,7 @@ def boards_table(boards: Sequence[Board]) -> Table:
 
 
 def show_check(check: Check) -> None:
-    """What `sparcl doctor` looked at, and below it what to type where something is missing."""
+    """Print a check of `sparcl doctor`, and below it the remedy if something is missing."""
     style = {"ok": "green", "note": "yellow", "missing": "red"}[check.state.value]
     lines = Table.grid(padding=(0, 1))
     lines.add_column(min_width=7, style=style)

@@ -112,7 +112,7 @@ class ConvLayer(WeightedLayer):
         self._set_updated(self._chosen[self._chosen < self.layer.n_out * self.layer.n_in])
 
     def _set_updated(self, positions: Positions) -> None:
-        """What is updated, in order, and the output channel of each."""
+        """Set the weights to update, in order, and the output channel of each."""
         self._updated = positions
         self._channels = positions // self.layer.n_in
 

@@ -43,7 +43,7 @@ class Reply:
 
 
 class _Refused(Exception):
-    """The request is answered with an error code."""
+    """Raised to answer the request with an error code."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.name)
@@ -325,7 +325,7 @@ class Device:
         return Reply(Status.OK)
 
     def _run(self, steps: int, fetch: Callable[[int], Sample]) -> list[train.Step]:
-        """Up to ``steps`` training steps, not beyond the end of the epoch."""
+        """Run up to ``steps`` training steps, not beyond the end of the epoch."""
         done: list[train.Step] = []
         epoch = self.state.epoch
         while len(done) < steps and self.state.epoch == epoch:

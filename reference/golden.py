@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the board's self-test has to find: one sample through forward, backward and the PRNG."""
+"""Expected result of the board's self-test: one sample through forward, backward and the PRNG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sample(model: Model) -> NDArray[np.integer]:
 
 
 def digest(model: Model) -> int:
-    """State digest after the initial model has learnt the golden sample, as `scl_train_golden` does it.
+    """State digest after the initial model has learned the golden sample, as `scl_train_golden` does it.
 
     Label 0 of task 0, to which all classes belong; one pass for each term of the loss, or for both terms of
     the replay where draws are shared; distillation towards logits of 0; a number below 255 drawn from the PRNG

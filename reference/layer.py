@@ -106,7 +106,7 @@ class WeightedLayer(Node):
             self.weight[tuple(map(slice, layer.weight.shape))] = layer.weight
 
     def _learns(self, rules: Rules) -> None:
-        """Constants of learning and empty accumulators."""
+        """Set the constants of learning and empty accumulators."""
         layer = self.layer
         fg = rules.fg - layer.kg
         self.stochastic = rules.stochastic
@@ -138,7 +138,7 @@ class WeightedLayer(Node):
 
     @abstractmethod
     def error(self, kept: Any, e: Ints) -> Ints:
-        """What the input's error gets before it is saturated, (values of the input,) int64."""
+        """The contribution to the input's error before saturation, (values of the input,) int64."""
 
     def step(self, e: Ints, rate: LearningRate) -> Ints:
         """g: the error times the learning rate, clamped."""
@@ -170,7 +170,7 @@ class WeightedLayer(Node):
 
     @abstractmethod
     def captured(self, kept: Any, e: Ints) -> Gradient:
-        """The gradient masks are updated by."""
+        """The gradient that masks are updated by."""
 
     # ------------------------------------------------------------ weights and masks
 
@@ -187,7 +187,7 @@ class WeightedLayer(Node):
         return self.positions(panel.lines, panel.constants.first + panel.index)
 
     def places(self, constants: Panel) -> Positions:
-        """The same of every place of a panel, (lines, places, block)."""
+        """Where the weights of every place of a panel lie in the flat matrix, (lines, places, block)."""
         places = constants.first + np.arange(constants.places)
         return self.positions(np.arange(constants.split.size)[:, None], places)
 
@@ -210,7 +210,7 @@ class WeightedLayer(Node):
 
     @abstractmethod
     def _update_weights(self, kept: Any, e: Ints, g: Ints, prng: Prng) -> None:
-        """Backward, the step that draws."""
+        """Update the weights: the step of the backward pass that draws random numbers."""
 
     @abstractmethod
     def _accumulate_weights(self, kept: Any, g: Ints) -> None:
@@ -218,7 +218,7 @@ class WeightedLayer(Node):
 
     @abstractmethod
     def _bias_gradient(self, g: Ints) -> Ints:
-        """What the biases step by, (n_pad,)."""
+        """Gradient of the biases, (n_pad,)."""
 
     def _applied(self) -> Positions | None:
         """Flat positions a batch may change, in storage order; None: all."""

@@ -67,7 +67,7 @@ class Scores:
 
     @classmethod
     def of(cls, state: State, number: int) -> Scores:
-        """Those of layer ``number``."""
+        """Scores of layer ``number``."""
         captured = state.captured
         return cls(
             state.model.learning,

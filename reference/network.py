@@ -19,7 +19,7 @@ from sparcl_mcu.spec.prng import Prng
 from sparcl_mcu.spec.types import Activation, Layer, LearningRate, Model, Op, Tensor, needs_error
 
 Gradients = tuple[Gradient | None, ...]
-"""What one captured step says of the weights of each layer, None for those without masks."""
+"""Gradients of each layer from one captured step, None for layers without masks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Network:
         self._visit(trace, e, counters, learn)
 
     def gradients(self, trace: Trace, e: Ints) -> Gradients:
-        """What a mask update needs of this pass; changes and counts nothing."""
+        """The gradients a mask update needs of this pass; changes and counts nothing."""
         result: list[Gradient | None] = [None] * len(self.layers)
 
         def capture(number: int, layer: WeightedLayer, error: Ints) -> None:
@@ -139,7 +139,7 @@ class Network:
                         errors[t] = self._visible(trace, t, node.spread(trace.kept[number], e, errors.get(t), size))
 
     def _share(self, trace: Trace, t: int, v: Ints, counters: Counters | None) -> Ints:
-        """What sums contribute to the error of tensor ``t``: only where its value is visible, saturated."""
+        """The contribution of sums to the error of tensor ``t``: saturated, 0 where its value is not visible."""
         v = self._visible(trace, t, v)
         inside = sat16(v)
         if counters is not None:

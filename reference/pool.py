@@ -58,13 +58,13 @@ class MaxPool(Spreading):
         self._outputs = np.arange(len(self._under))
 
     def forward(self, inputs: Sequence[Input]) -> tuple[Ints, Positions]:
-        """The first of equals counts."""
+        """Take the greatest value under the window; the first one on ties."""
         values = inputs[0].extended(BELOW_ALL).take(self._under)
         first = values.argmax(axis=1)
         return values[self._outputs, first], self._under[self._outputs, first]
 
     def spread(self, kept: Positions | None, e: Ints, before: Ints | None, size: int) -> Ints:
-        """To the greatest."""
+        """Pass each error on to the greatest value under its window."""
         assert kept is not None
         return add_saturating(_started(before, size), kept, e)
 
@@ -86,7 +86,7 @@ class AveragePool(Spreading):
         return self._mean(inputs[0].extended(0).take(self._under).sum(axis=1)), None
 
     def spread(self, kept: Positions | None, e: Ints, before: Ints | None, size: int) -> Ints:
-        """The same to each."""
+        """Spread each error evenly over the values under its window."""
         return add_saturating(_started(before, size), self._targets, self._mean(e).take(self._origin))
 
     def _mean(self, total: Ints) -> Ints:
@@ -101,14 +101,14 @@ class Add(Spreading):
         self._shifts = [fraction - layer.fa for fraction in fractions]
 
     def forward(self, inputs: Sequence[Input]) -> tuple[Ints, None]:
-        """Each rounded on its own."""
+        """Add the inputs, each rounded on its own."""
         v = np.zeros(inputs[0].values.size, dtype=np.int64)
         for x, s in zip(inputs, self._shifts, strict=True):
             v += shift(x.values, s)
         return v, None
 
     def spread(self, kept: Positions | None, e: Ints, before: Ints | None, size: int) -> Ints:
-        """As it is."""
+        """Pass the error on unchanged."""
         return e if before is None else sat16(before + e)
 
 
@@ -123,12 +123,12 @@ class Pad(Spreading):
             self._order = order.transpose(2, 0, 1).reshape(-1)
 
     def forward(self, inputs: Sequence[Input]) -> tuple[Ints, None]:
-        """Channel first."""
+        """Copy the values, channel first."""
         values = inputs[0].values
         return (values if self._order is None else values.take(self._order)), None
 
     def spread(self, kept: Positions | None, e: Ints, before: Ints | None, size: int) -> Ints:
-        """As it is: a sample has no error."""
+        """Pass the error on unchanged; a sample has none."""
         return e if before is None else sat16(before + e)
 
 

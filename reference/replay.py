@@ -75,7 +75,7 @@ class Replay:
         return Replay(self.capacity, list(self.slots), self.seen)
 
     def pick(self, prng: Prng) -> Slot:
-        """A slot at random."""
+        """Draw a slot at random."""
         return self.slots[prng.below(self.filled)]
 
     def offer(self, slot: Slot, prng: Prng) -> None:

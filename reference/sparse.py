@@ -37,7 +37,7 @@ class PanelMask:
 
     @classmethod
     def of(cls, panel: Panel) -> Self:
-        """The mask of an initial panel."""
+        """Make the mask of an initial panel."""
         lines = np.repeat(np.arange(panel.split.size), np.diff(panel.start))
         chosen = np.arange(panel.index.size) < panel.split[lines]
         return cls(panel, lines.astype(np.int64), panel.index.astype(np.int64), chosen)
@@ -69,37 +69,37 @@ class PanelMask:
         return result
 
     def ordered(self) -> Self:
-        """The same entries in storage order: line, gradient mask first, place."""
+        """Sort the entries into storage order: line, gradient mask first, place."""
         order = np.lexsort((self.index, ~self.chosen, self.lines))
         return replace(self, lines=self.lines[order], index=self.index[order], chosen=self.chosen[order])
 
 
 def pruned(panel: PanelMask, score: Ints, count: int) -> PanelMask:
-    """Without the ``count`` entries of least score, (entries,); ties: earlier first."""
+    """The mask without the ``count`` entries of least score, (entries,); ties: earlier first."""
     keep = np.ones(panel.entries, dtype=np.bool_)
     keep[np.argsort(score, kind="stable")[: max(count, 0)]] = False
     return replace(panel, lines=panel.lines[keep], index=panel.index[keep], chosen=panel.chosen[keep])
 
 
 def selected(panel: PanelMask, score: Ints, count: int) -> PanelMask:
-    """With the ``count`` entries of highest score as gradient mask; ties: earlier first."""
+    """The mask with the ``count`` entries of highest score as gradient mask; ties: earlier first."""
     chosen = np.zeros(panel.entries, dtype=np.bool_)
     chosen[np.argsort(-score, kind="stable")[:count]] = True
     return replace(panel, chosen=chosen).ordered()
 
 
 def all_selected(panel: PanelMask) -> PanelMask:
-    """With every entry in the gradient mask."""
+    """The mask with every entry in the gradient mask."""
     return replace(panel, chosen=np.ones(panel.entries, dtype=np.bool_)).ordered()
 
 
 def grown_random(panel: PanelMask, count: int, prng: Prng) -> PanelMask:
-    """With ``count`` new entries at random free places, in the gradient mask."""
+    """The mask with ``count`` new entries at random free places, in the gradient mask."""
     return _with(panel, *free_places(panel.used(), count, prng))
 
 
 def grown_best(panel: PanelMask, count: int, score: Ints) -> PanelMask:
-    """With the ``count`` free places of highest score, (lines, places); ties: lower line, then place."""
+    """The mask grown by the ``count`` free places of highest score, (lines, places); ties: lower line, then place."""
     ranked = np.where(panel.used(), -1, score).reshape(-1)
     best = np.argsort(-ranked, kind="stable")[:count]
     best = best[ranked[best] >= 0]

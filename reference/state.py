@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparcl_mcu.reference import network as networks
+from sparcl_mcu.reference.history import Bits, History
 from sparcl_mcu.reference.layer import Node
-from sparcl_mcu.reference.lesson import Bits, Lesson
 from sparcl_mcu.reference.network import Gradients
 from sparcl_mcu.reference.replay import Replay, Sample
 from sparcl_mcu.spec import wire
@@ -39,7 +39,7 @@ class Table:
         return Table(list(self.ids), list(self.scores))
 
     def shuffle(self, prng: Prng) -> None:
-        """Into a random order."""
+        """Shuffle the table."""
         chosen = shuffled(len(self.ids), prng)
         self.ids = [self.ids[i] for i in chosen]
         self.scores = [self.scores[i] for i in chosen]
@@ -74,7 +74,7 @@ class Captured:
 
 @dataclass
 class State:
-    """Everything the device knows.  ``class_task``: (n_classes,) uint8; names as in docs/spec/algorithm.md."""
+    """The complete state of the device.  ``class_task``: (n_classes,) uint8; names as in docs/spec/algorithm.md."""
 
     model: Model
     choices: Prng
@@ -82,7 +82,7 @@ class State:
     network: networks.Network
     """The layers that learn."""
     prefix: networks.Prefix | None
-    """The frozen ones, if there are any."""
+    """The frozen layers, if there are any."""
     class_task: NDArray[np.uint8]
     replay: Replay
     step: int = 0
@@ -103,8 +103,8 @@ class State:
     """Samples of a resident task by id."""
     removed: dict[int, list[int]] = field(default_factory=dict)
     """Ids DDR removed, by task, in the order of removal."""
-    lessons: dict[int, Lesson] = field(default_factory=dict)
-    """What learning each task showed, by task (not part of the digest)."""
+    histories: dict[int, History] = field(default_factory=dict)
+    """Histories of learning, by task (not part of the digest)."""
     passes: int = 0
     """Forward passes in training (not part of the digest)."""
 
@@ -135,8 +135,8 @@ class State:
             table=self.table.copy(),
             samples=list(self.samples),
             removed={task: list(ids) for task, ids in self.removed.items()},
-            # Those of tasks that have ended do not change any more.
-            lessons={task: x.copy() if task == self.task else x for task, x in self.lessons.items()},
+            # Histories of tasks that have ended no longer change.
+            histories={task: x.copy() if task == self.task else x for task, x in self.histories.items()},
         )
 
     @property
@@ -156,7 +156,7 @@ class State:
         return (learning.tdm or learning.dgm) and any(layer.sparse for layer in self.model.layers)
 
     def masks(self) -> dict[int, Bits]:
-        """The entries of sparse layers that exist, as ``Lesson`` keeps them."""
+        """The entries of sparse layers that exist, as ``History`` keeps them."""
         return {
             number: np.packbits(np.concatenate([panel.used().reshape(-1) for panel in layer.panels]))
             for number, layer in self.network.weighted

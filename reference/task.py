@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparcl_mcu.reference.lesson import Lesson
+from sparcl_mcu.reference.history import History
 from sparcl_mcu.reference.state import State, Table
 from sparcl_mcu.spec.types import DdrScore, Learning
 from sparcl_mcu.spec.wire import RESIDENT, Phase
@@ -27,7 +27,7 @@ def begin(state: State, classes: Sequence[int], n_samples: int, mode: int) -> No
     state.captured.clear()
     state.table = Table(list(range(n_samples)), [0] * n_samples)
     state.samples = []
-    state.lessons[state.task] = Lesson.of(n_samples)
+    state.histories[state.task] = History.of(n_samples)
     state.mode = mode
     state.phase = Phase.FILLING if mode == RESIDENT else Phase.TRAINING
 
@@ -54,7 +54,7 @@ def end_epoch(state: State) -> None:
         count = removal_count(learning, state.epoch, state.n_start, state.n)
         gone = state.table.remove_least(count)
         state.removed.setdefault(state.task, []).extend(gone)
-        state.lessons[state.task].left[gone] = state.epoch + 1
+        state.histories[state.task].left[gone] = state.epoch + 1
         if learning.ddr_score is DdrScore.MISCLASSIFICATION:
             state.table.scores = [0] * state.n
     state.epoch += 1
@@ -66,7 +66,7 @@ def end_epoch(state: State) -> None:
 
 def end(state: State) -> None:
     """Task end."""
-    state.lessons[state.task].masks = state.masks()
+    state.histories[state.task].masks = state.masks()
     state.task += 1
     state.phase = Phase.IDLE
     state.mode = RESIDENT

@@ -19,7 +19,7 @@ from sparcl_mcu.spec.wire import Phase
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step reports: ``loss`` with 8 fractional bits, ``rolling`` after the step."""
+    """Report of one step: ``loss`` with 8 fractional bits, ``rolling`` after the step."""
 
     wrong: bool
     loss: int
@@ -34,7 +34,7 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
     trace = forward(state, sample)  # 2
     e, cost = _cross_entropy(state, trace, sample, SingleHead.LOSS)
     wrong = trace.prediction != sample.label
-    state.lessons[state.task].note(sample.id, wrong, cost)
+    state.histories[state.task].note(sample.id, wrong, cost)
     if learning.ddr:  # 3
         _score(state, wrong, -int(e[sample.label]))
     if mask.in_window(state):  # 4
@@ -58,13 +58,13 @@ def step(state: State, fetch: Callable[[int], Sample]) -> Step:
         mask.update(state)
     if state.pos == state.n:  # 12
         task.end_epoch(state)
-        if learning.takes_logits_anew and state.phase is Phase.TRAINED:
+        if learning.recomputes_logits and state.phase is Phase.TRAINED:
             _refresh(state)  # 13
     return Step(wrong, cost, state.rolling)
 
 
 def _refresh(state: State) -> None:
-    """Step 13: the logits of the whole buffer anew."""
+    """Step 13: recompute the logits of the whole buffer."""
     for k, slot in enumerate(state.replay.slots):
         z = forward(state, slot.sample).z
         state.replay.slots[k] = Slot(slot.sample, z)

@@ -21,7 +21,7 @@ from .paths import ROOT
 BOARDS = ROOT / "firmware" / "boards"
 
 Verified = Literal["emulated", "silicon", "not yet"]
-"""The most that anybody has seen."""
+"""How a board was verified."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Board:
 
     @property
     def on_host(self) -> bool:
-        """Whether it is a process of this computer."""
+        """Whether the board is a process on this computer."""
         return self.core == "host"
 
 

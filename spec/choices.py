@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is chosen at random, in fixed and floating point alike (docs/spec/algorithm.md: training step, mask update)."""
+"""Random choices, the same in fixed and floating point (docs/spec/algorithm.md: training step, mask update)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparcl_mcu.spec.prng import Prng
 
 
 def shuffled(n: int, choices: Prng) -> list[int]:
-    """0..n-1 shuffled: entry i = n-1..1 is swapped with entry below(i+1)."""
+    """Return 0..n-1 shuffled: entry i = n-1..1 is swapped with entry below(i+1)."""
     result = list(range(n))
     for i, j in zip(range(n - 1, 0, -1), choices.draw_below(np.arange(n, 1, -1)).tolist(), strict=True):
         result[i], result[j] = result[j], result[i]

@@ -27,7 +27,7 @@ class BoardError(SparclError):
 
 
 def one_line(text: object, most: int = 200) -> str:
-    """What a stranger says (a file, a board), to be shown in a message: no line breaks, no control characters."""
+    """Text from a file or a board, made safe to show in a message: no line breaks, no control characters."""
     line = "".join(c if c.isprintable() else " " for c in str(text)[: 4 * most])
     line = " ".join(line.split())
     return line if len(line) <= most else f"{line[:most]}..."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of the generator hand to each other and to the host tools.
+"""Types that the stages of the generator hand to each other and to the host tools.
 
 Frozen dataclasses of plain numbers and NumPy arrays; arrays are never written
 to after construction.  Number formats are those of docs/spec/numerics.md, the
@@ -38,7 +38,7 @@ class Op(StrEnum):
 
 
 class Activation(StrEnum):
-    """What follows the sums of a layer."""
+    """Activation function after a layer's sums."""
 
     NONE = "none"
     RELU = "relu"
@@ -69,7 +69,7 @@ class Growth(StrEnum):
 
 
 class DdrScore(StrEnum):
-    """What DDR ranks samples by."""
+    """Score by which DDR ranks samples."""
 
     MISCLASSIFICATION = "misclassification"
     LOSS = "loss"
@@ -180,7 +180,7 @@ class FloatLayer:
     window: Window | None = None
     multiplier: int = 0
     name: str = ""
-    """As the experiment or the imported model calls it."""
+    """The layer's name in the experiment or the imported model."""
 
     @property
     def weighted(self) -> bool:
@@ -388,7 +388,7 @@ class Learning:
     shared_draws: int = 0
     """Samples drawn from the buffer in a step, each for both terms at once; 0: one for each term."""
     refresh: bool = False
-    """Samples are offered to the buffer in the last epoch, and all its logits taken anew at the end of the task."""
+    """Offer samples to the buffer in the last epoch only, and recompute all its logits at the end of the task."""
 
     @property
     def passes(self) -> int:
@@ -400,12 +400,12 @@ class Learning:
         return self.method is not Method.FINETUNE and (not self.refresh or epoch + 1 == self.epochs)
 
     @property
-    def takes_logits_anew(self) -> bool:
+    def recomputes_logits(self) -> bool:
         """Whether the end of a task changes logits in the buffer; only DER++ keeps any."""
         return self.refresh and self.method is Method.DERPP
 
     def shipped(self, samples: int) -> NDArray[np.int64]:
-        """Numbers of the samples that fill the buffer from a task the host has learnt: uniformly, in any order."""
+        """Indices of the samples that pre-fill the replay buffer, drawn uniformly without replacement."""
         return np.random.default_rng(self.seed).choice(samples, min(self.capacity, samples), replace=False)
 
     def offered(self, samples: int) -> int:
@@ -466,7 +466,7 @@ class Model:
 
     @property
     def input_signed(self) -> bool:
-        """Whether that input is int8, else uint8."""
+        """Whether the input is int8; otherwise it is uint8."""
         return self.latent_signed if self.latent else self.signed
 
     @property

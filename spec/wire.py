@@ -28,7 +28,7 @@ _MODES: dict[str, int] = _TABLE["mode"]
 _FORMATS = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 
 VERSION: int = _TABLE["version"]
-"""Of the protocol."""
+"""Version of the protocol."""
 RESIDENT, STREAMED = _MODES["resident"], _MODES["streamed"]
 """Modes of a task."""
 
@@ -53,12 +53,12 @@ class Command(IntEnum):
 
     @property
     def changes(self) -> bool:
-        """Whether it may change the state."""
+        """Whether the command may change the state."""
         return bool(_COMMANDS[self.name.lower()].get("changes", False))
 
 
 class Status(IntEnum):
-    """What a board says of a request."""
+    """Status of a request, as a board reports it."""
 
     OK = _STATUS["ok"]["code"]
     BAD_FRAME = _STATUS["bad_frame"]["code"]
@@ -106,7 +106,7 @@ class Field:
 
     @property
     def is_array(self) -> bool:
-        """Whether it is bytes rather than a number."""
+        """Whether the field holds bytes rather than a number."""
         return self.count > 1
 
 
@@ -125,14 +125,14 @@ class Record:
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The same for arrays."""
+        """The layout as a NumPy type, for arrays of records."""
         return np.dtype(
             [(f.name, f"<u{struct.calcsize(_FORMATS[f.kind])}", (f.count,) * f.is_array) for f in self.fields]
         )
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of one record in bytes."""
         return self.layout.size
 
     def pack(self, **values: int | bytes) -> bytes:
@@ -143,7 +143,7 @@ class Record:
         return self.layout.pack(*(values[name] for name in names))
 
     def unpack_from(self, data: bytes, offset: int = 0) -> dict[str, Any]:
-        """Values by name."""
+        """Values of one record by field name."""
         return dict(zip((f.name for f in self.fields), self.layout.unpack_from(data, offset), strict=True))
 
 
@@ -166,7 +166,7 @@ SCALARS, REPLAY_SLOT = _RECORDS["scalars"], _RECORDS["replay_slot"]
 
 
 def header() -> str:
-    """scl_wire.h."""
+    """The text of scl_wire.h."""
     lines = ["#ifndef SCL_WIRE_H", "#define SCL_WIRE_H", "", f"#define SCL_WIRE_VERSION {VERSION}u", ""]
     lines += _enum("scl_command_t", {f"SCL_COMMAND_{c.name}": f"{c.value:#04x}" for c in Command})
     lines += ["/* Negated, these are the codes on the line. */"]

@@ -26,7 +26,7 @@ _IMPORTED = (
     *("numpy", "rich.live", "rich.progress", "rich.table", "typer.rich_utils"),
     *("sparcl_mcu.host_tools.cli", "sparcl_mcu.generator.pipeline", "sparcl_mcu.host_tools.platformio"),
     *("sparcl_mcu.host_tools.firmware", "sparcl_mcu.host_tools.emulator", "sparcl_mcu.host_tools.stream"),
-    *("sparcl_mcu.host_tools.validate", "sparcl_mcu.host_tools.image", "sparcl_mcu.host_tools.lessons"),
+    *("sparcl_mcu.host_tools.validate", "sparcl_mcu.host_tools.image", "sparcl_mcu.host_tools.histories"),
 )
 """Not host_tools/view.py, which looks at its terminal when it is imported; not TensorFlow, which starts threads."""
 

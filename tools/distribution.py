@@ -90,7 +90,7 @@ def why_not(folder: Path) -> str | None:
     if shutil.disk_usage(folder).free < FREE_BYTES:
         return f"{folder} has less than {FREE_BYTES // 10**9} GB free (TMPDIR names another folder)"
     if not (ROOT / ".git").exists():
-        return "this is no git checkout, so there is nothing to clone"
+        return "this is not a git checkout, so there is nothing to clone"
     return None
 
 
@@ -184,7 +184,7 @@ def tail(text: str) -> str:
 
 
 def copy(path: Path, root: Path) -> None:
-    """To the same place in the root; links are followed."""
+    """Copy to the same place in the root; links are followed."""
     there = root / path.relative_to("/")
     there.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
@@ -245,7 +245,7 @@ def mount(root: Path) -> None:
 
 
 def outermost(paths: Iterable[Path]) -> list[Path]:
-    """Those that exist, without the ones inside another."""
+    """The folders that exist, without those inside another."""
     there = sorted({path for path in paths if path.exists()})
     return [path for path in there if not any(other in path.parents for other in there)]
 

@@ -29,7 +29,7 @@ def _normal(name: str) -> str:
 
 
 class PipProgress:
-    """Of `pip install`, in the words of pip 22 to 25.
+    """Progress of `pip install`, in the words of pip 22 to 25.
 
     Where an index offers metadata by itself, pip first looks all packages up and then
     fetches them, so that their number is known; else it fetches each to look it up.
@@ -82,7 +82,7 @@ class PipProgress:
 
 
 class AptProgress:
-    """Of `apt-get install`, which speaks English when LC_ALL is C."""
+    """Progress of `apt-get install`, which speaks English when LC_ALL is C."""
 
     _COUNT = re.compile(r"^\d+ upgraded, (\d+) newly installed")
     _STEPS = (

@@ -60,7 +60,7 @@ NO_NETWORK = re.compile(
 
 
 class SetupError(Exception):
-    """Setup cannot go on; the message says what to do."""
+    """Setup cannot continue; the message says what to do."""
 
 
 def say(text: str) -> None:
@@ -93,7 +93,7 @@ def missing_packages(wanted: Sequence[str] = HOST_PACKAGES + ARM_PACKAGES + EMUL
     """Debian names of what is not there; looks for the programs, however they were installed."""
     present = {
         "gcc": shutil.which("gcc") is not None,
-        # Only Linux has a C library that comes apart from the compiler.
+        # Only Linux packages the C library separately from the compiler.
         "libc6-dev": sys.platform != "linux" or finds_file("gcc", "crt1.o"),
         "gcc-arm-none-eabi": shutil.which("arm-none-eabi-gcc") is not None,
         "libnewlib-arm-none-eabi": finds_file("arm-none-eabi-gcc", "libc.a"),
@@ -312,18 +312,18 @@ def inputs_digest() -> str:
 
 
 def venv_problem(stamp: Stamp) -> str | None:
-    """Why .venv has to be made (anew), or None if it can stay. One made by hand is adopted."""
+    """Why .venv has to be (re)built, or None if it can stay. One made by hand is adopted."""
     if not VENV_PYTHON.exists():  # also when it points to a Python that was removed
         return "making"
     if stamp.root and stamp.root != str(ROOT):
-        return "the checkout was moved; making anew"
+        return "the checkout was moved; rebuilding"
     try:
         config = (VENV / "pyvenv.cfg").read_text(encoding="utf-8")
     except OSError:
-        return "its pyvenv.cfg is gone; making anew"
+        return "its pyvenv.cfg is gone; rebuilding"
     found = re.search(r"^version(?:_info)?\s*=\s*(\d+)\.(\d+)", config, re.MULTILINE)
     if found and tuple(map(int, found.groups())) != sys.version_info[:2]:
-        return f"it holds Python {found[1]}.{found[2]}; making anew"
+        return f"it holds Python {found[1]}.{found[2]}; rebuilding"
     return None
 
 
@@ -358,10 +358,10 @@ def require_venv_module() -> None:
 
 
 def make_venv(why: str) -> None:
-    """Make .venv anew with the Python that runs this."""
+    """Rebuild .venv with the Python that runs this."""
     require_venv_module()
     say(f".venv: {why} (Python {sys.version_info[0]}.{sys.version_info[1]})")
-    # When this runs in the old .venv, that one's Python is about to go.
+    # When this runs in the old .venv, its Python is about to be removed.
     python = getattr(sys, "_base_executable", None) or sys.executable
     command = [python, "-m", "venv", "--clear", str(VENV)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -430,7 +430,7 @@ def set_up(explicit: bool) -> None:
         # In case apt is interrupted below: the Python side is done.
         Stamp(digest, str(ROOT), stamp.apt_failed).write()
     missing = install_system_packages(list(stamp.apt_failed), explicit)
-    # Where apt may not run nothing was tried, and what failed earlier stays known.
+    # If apt may not run, nothing was tried, and earlier failures stay recorded.
     failed = missing if not missing or apt_prefix() is not None else stamp.apt_failed
     Stamp(digest, str(ROOT), tuple(failed)).write()
     if problem or not installed:
@@ -460,7 +460,7 @@ def main() -> int:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        say("interrupted; the next `make setup` goes on")
+        say("interrupted; run `make setup` again to continue")
         return 130
     return 0
 

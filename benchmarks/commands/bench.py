@@ -65,7 +65,7 @@ def bench(
             view.say(f"\n{found.save(project.folder)}: `sparcl report` shows it")
         return
     if overrides:
-        raise UserError("--set needs an experiment: the cases of the bench have settings of their own")
+        raise UserError("--set needs an experiment file; the built-in benchmark cases are fixed")
     done = benches.run(tuple(board or ()), quick=quick, seed=seed or 0, say=view.say)
     path = benches.save(done)
     bench_view.show(done)

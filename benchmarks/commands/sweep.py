@@ -36,9 +36,9 @@ def sweep(
 ) -> None:
     """Compare methods over seeds, in fixed point and in float32.
 
-    Whatever is done is kept until a setting or the code it depends on changes: after Ctrl-C the same command goes on,
-    and more seeds or methods only do what is new. The table has means over the seeds and, counted on an emulated board,
-    instructions, multiply-accumulates and memory. docs/evidence/results.md is made by this command.
+    Finished runs are kept until a setting or the code they depend on changes: after Ctrl-C the same command
+    continues, and more seeds or methods only run what is new. The table has means over the seeds and, counted on
+    an emulated board, instructions, multiply-accumulates and memory. This command writes docs/evidence/results.md.
 
     \b
       sparcl sweep examples/sweeps/split_mnist.toml          everything
@@ -55,14 +55,14 @@ def sweep(
     from sparcl_mcu.host_tools import view
 
     if scheduler is not None and jobs is not None:
-        raise UserError("--jobs is for this computer: a cluster does as many at a time as it has workers")
+        raise UserError("--jobs only applies to local runs; a cluster runs one job per worker")
     if scheduler is not None:
         cluster.require_trust(scheduler, network=trust_network)
     wanted = plan.load(file, tuple(overrides or ()), seeds, tuple(only or ()))
     try:
         outcome = sweeps.run(wanted, scheduler, jobs, plain=plain)
     except KeyboardInterrupt:
-        view.warn("interrupted; what is done is kept. The same command goes on")
+        view.warn("Interrupted. Finished runs are kept; run the same command again to continue.")
         raise
     sweeps.show(outcome)
     view.say("\n".join(str(path) for path in outcome.save()))

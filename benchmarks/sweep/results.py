@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What jobs showed: kept one file a job, so that nothing is done twice; as a tidy table; summed up by method."""
+"""Results of jobs: one file a job, so that nothing runs twice; a tidy table; a summary by method."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Part(BaseModel):
 
 
 class Wear(_Part):
-    """What all tasks of a run did to the native board's flash, in sectors of ``sector_bytes``."""
+    """Wear of the native board's flash by all tasks of a run, in sectors of ``sector_bytes``."""
 
     erases: int
     bytes_written: int
@@ -35,7 +35,7 @@ class Wear(_Part):
 
 
 class Costs(_Part):
-    """What a method takes on an emulated board; bytes, instructions, multiply-accumulates.
+    """Costs of a method on an emulated board: bytes, instructions, multiply-accumulates.
 
     ``why``: it does not fit; then there is nothing else.  ``step``: one training
     step, replay included, mask updates left out; ``macs``: of its forward passes.
@@ -82,7 +82,7 @@ class Kept:
         self.folder = folder
 
     def get(self, job: Job) -> Result | None:
-        """The job's result under the job's name; None if it has to be done (a damaged file is no result)."""
+        """The job's result under the job's name; None if it has to be done (a corrupt file is not a result)."""
         try:
             found = Result.model_validate_json(files.read(self._path(job.key), LARGEST_RESULT))
         except (OSError, ValidationError):
@@ -99,7 +99,7 @@ class Kept:
             aside.replace(path)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written ({error.strerror}); the runs before it are kept: the same command goes on"
+                f"{path} cannot be written ({error.strerror}); earlier runs are kept: run the command again to continue"
             ) from None
 
     def _path(self, key: str) -> Path:
@@ -134,7 +134,7 @@ COSTS: Mapping[str, Callable[[Costs], Any]] = {
     "flash_bytes": lambda c: c.flash,
     "journal_bytes": lambda c: c.journal,
 }
-"""What its method takes on the sweep's board: the same for all runs of a method, empty where it was not counted."""
+"""Columns of costs on the sweep's board: the same for all runs of a method, empty where it was not counted."""
 
 
 def _number(value: float | None) -> str | None:
@@ -168,7 +168,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean | None:
-        """None of nothing."""
+        """Mean of the values; None if there are none."""
         if not values:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
@@ -203,7 +203,7 @@ class Row:
         return " / ".join(str(count) for count in dict.fromkeys(counts)) or "–"
 
     def cells(self) -> list[str]:
-        """As ``HEADINGS``."""
+        """The row as text, in the order of ``HEADINGS``."""
         costs = self.costs or Costs(board="")
         return [
             self.method,
@@ -248,7 +248,7 @@ def _shown(value: object, form: str = "") -> str:
 
 
 def rows(sweep: Sweep, results: Iterable[Result]) -> list[Row]:
-    """One for each method, in the order of the sweep file."""
+    """One row for each method, in the order of the sweep file."""
     by_method: dict[str, list[Result]] = {name: [] for name in sweep.methods}
     for result in results:
         by_method[result.method].append(result)
@@ -257,7 +257,7 @@ def rows(sweep: Sweep, results: Iterable[Result]) -> list[Row]:
 
 def _row(name: str, found: Sequence[Result]) -> Row:
     fixed = [r for r in found if r.kind is Kind.FIXED]
-    learnt = fixed or [r for r in found if r.kind is Kind.FLOAT]
+    learned = fixed or [r for r in found if r.kind is Kind.FLOAT]
     worn = [r.wear for r in fixed if r.wear is not None]
     steps = [r.steps for r in fixed if r.steps is not None]
     return Row(
@@ -265,8 +265,8 @@ def _row(name: str, found: Sequence[Result]) -> Row:
         fixed=_mean(fixed, "class_il"),
         float32=_mean([r for r in found if r.kind is Kind.FLOAT], "class_il"),
         difference=_difference(found),
-        task_il=_mean(learnt, "task_il"),
-        forgetting=_mean(learnt, "forgetting"),
+        task_il=_mean(learned, "task_il"),
+        forgetting=_mean(learned, "forgetting"),
         steps=statistics.fmean(steps) if steps else None,
         erases_per_task=statistics.fmean([w.erases / w.tasks for w in worn]) if worn else None,
         costs=next((r.costs for r in found if r.costs is not None), None),

@@ -33,7 +33,7 @@ class Outcome:
     failed: dict[str, SparclError] = field(default_factory=dict)
 
     def todo(self) -> list[Job]:
-        """What is not done yet; methods that are the same are done once."""
+        """Jobs that are not done yet; identical methods run once."""
         jobs: dict[str, Job] = {}
         for job in self.sweep.jobs:
             if job.key not in self.done:
@@ -41,7 +41,7 @@ class Outcome:
         return list(jobs.values())
 
     def results(self) -> list[Result]:
-        """One for each job that is done, under the name of the job's method; by method, seed and kind."""
+        """One result for each finished job, under the name of its method; sorted by method, seed and kind."""
         found = [
             self.done[job.key].model_copy(update={"method": job.method, "seed": job.seed})
             for job in self.sweep.jobs
@@ -69,7 +69,7 @@ def folder(sweep: Sweep) -> Path:
 
 
 def so_far(sweep: Sweep) -> Outcome:
-    """What has been done of the sweep before."""
+    """Results kept from earlier runs of the sweep."""
     outcome = Outcome(sweep, folder(sweep))
     kept = _kept(outcome)
     for job in outcome.todo():
@@ -83,9 +83,9 @@ def _kept(outcome: Outcome) -> Kept:
 
 
 def run(sweep: Sweep, scheduler: str | None, processes: int | None, *, plain: bool) -> Outcome:
-    """Do what is not done yet.
+    """Run the jobs that are not done yet.
 
-    Results are kept as they come: what Ctrl-C interrupts goes on where it was.  A job that
+    Results are kept as they come: after Ctrl-C the next run continues where it was.  A job that
     fails does not stop the others.  Raises ``UserError`` while another process does the same sweep.
     """
     place = folder(sweep)
@@ -181,7 +181,7 @@ def show(outcome: Outcome) -> None:
 
 
 def failure(outcome: Outcome) -> SparclError:
-    """What failed, for the last lines; the user's mistake if nothing else went wrong."""
+    """The error to end with; a UserError if only mistakes of the user went wrong."""
     names = {job.key: job.name for job in outcome.sweep.jobs}
     lines = [f"{names[key]}: {error}" for key, error in outcome.failed.items()]
     mistakes = all(isinstance(error, UserError) for error in outcome.failed.values())

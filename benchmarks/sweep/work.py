@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One job of a sweep, in any process: everything it needs is in the job, and all it leaves behind is its result.
 
-A process that is killed in the midst leaves a folder, and perhaps a board or a build that runs; whoever works
+A process that is killed partway leaves a folder, and perhaps a board or a build that runs; whoever works
 next on this computer finds that nobody holds the folder's lock, and clears all of it away.
 """
 
@@ -48,7 +48,7 @@ _one_at_a_time = threading.Lock()
 
 
 def execute(job: Job) -> Result:
-    """What the job showed.
+    """Run the job and return what it showed.
 
     Raises ``UserError`` for settings that do not work and for code or data that are not those of the sweep,
     ``BoardError`` when the board or this computer fails; no subclasses: not all survive the way to another process.
@@ -79,33 +79,33 @@ def _fixed(job: Job) -> Result:
     project = pipeline.make(settings(job), boards.load_board(job.board))
     _prepare(job.board)
     firmware.build(project)
-    learnt = session.learn(project)
+    learned = session.learn(project)
     return _empty(job).model_copy(
         update={
-            **_accuracies(learnt.matrix(), learnt.matrix("task_il")),
-            "steps": learnt.steps,
-            "removed": sum(len(epoch.removed) for epoch in learnt.epochs),
-            "state_digest": f"{learnt.state_digest:08x}",
-            "wear": _wear(project, learnt),
+            **_accuracies(learned.matrix(), learned.matrix("task_il")),
+            "steps": learned.steps,
+            "removed": sum(len(epoch.removed) for epoch in learned.epochs),
+            "state_digest": f"{learned.state_digest:08x}",
+            "wear": _wear(project, learned),
         }
     )
 
 
-def _wear(project: Project, learnt: StreamResult) -> Wear:
-    counts = learnt.statistics
+def _wear(project: Project, learned: StreamResult) -> Wear:
+    counts = learned.statistics
     return Wear(
         erases=counts["erases"],
         bytes_written=counts["bytes_written"],
-        tasks=len(learnt.task_names) - learnt.first_task,
+        tasks=len(learned.task_names) - learned.first_task,
         sector_bytes=project.board.store.sector,
     )
 
 
 def _float(job: Job) -> Result:
     project = pipeline.make(settings(job), boards.load_board(job.board))
-    learnt = float_twin.run(project.config, project.dataset, project.float_model, project.model)
+    learned = float_twin.run(project.config, project.dataset, project.float_model, project.model)
     return _empty(job).model_copy(
-        update={**_accuracies(learnt.class_il, learnt.task_il), "removed": sum(learnt.removed)}
+        update={**_accuracies(learned.class_il, learned.task_il), "removed": sum(learned.removed)}
     )
 
 
@@ -152,7 +152,7 @@ def _costs(job: Job) -> Result:
 
 
 def _to_count(config: Config) -> Config:
-    """The same network and method where the second of three epochs is as any other: no sample is removed."""
+    """The same network and method, but no sample is removed: the second of three epochs is like any other."""
     return config.model_copy(
         update={
             "ddr": config.ddr.model_copy(update={"enabled": False}),
@@ -233,7 +233,7 @@ def _remove(path: Path) -> None:
 
 
 def _end_builds(path: Path) -> None:
-    """End whatever was started with the folder to build in (Linux): it would go on, and make the folder anew."""
+    """End whatever was started with this build folder (Linux): it would keep running and recreate the folder."""
     mark = f"SPARCL_BUILD={(path / 'build').resolve()}".encode()
     for _ in range(100):  # a build starts processes while one looks, and the system shows late with what
         found = [process for process in Path("/proc").glob("[0-9]*") if mark in _environment(process)]
@@ -246,7 +246,7 @@ def _end_builds(path: Path) -> None:
 
 
 def _environment(process: Path) -> list[bytes]:
-    """Of a folder in /proc: the variables the process began with; none of other users'."""
+    """The environment the process of a /proc folder began with; empty for other users' processes."""
     try:
         return (process / "environ").read_bytes().split(b"\0")
     except OSError:

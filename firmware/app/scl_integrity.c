@@ -39,7 +39,7 @@ static struct {
   uint32_t part, done, sum;
 } cursor;
 
-/* The room of a list, not its present size: that is in RAM, too, and may be what is damaged. */
+/* The capacity of a list, not its present size: that is in RAM too, and may itself be damaged. */
 static part_t region_part(const scl_region_t *r, uint32_t kind) {
   return (part_t){r->data, r->entries == NULL ? r->size : r->most * r->size, kind};
 }
@@ -92,7 +92,7 @@ READS_ANYTHING static uint32_t sum_bytes(uint32_t sum, const uint8_t *byte, uint
   return sum;
 }
 
-/* What the background pass has summed of these parts does not count; in others it goes on. */
+/* Discards what the background pass has summed of these parts; in others it continues. */
 static void begin_part_again(uint32_t parts) {
   if ((part_at(cursor.part).kind & parts) != 0) {
     cursor.done = cursor.sum = 0;
@@ -160,7 +160,7 @@ static scl_status_t slice(uint32_t parts, uint32_t words) {
   part_t p = part_at(cursor.part);
   for (uint32_t k = 0; (p.kind & parts) == 0 || p.size == 0; k++) {
     if (k == N_PARTS) {
-      return SCL_OK; /* there is none, as of masks in a dense network */
+      return SCL_OK; /* an empty part, such as the masks of a dense network */
     }
     next_part();
     p = part_at(cursor.part);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Finds flipped bits in RAM: what the board has learnt, its books and its
+ * Finds flipped bits in RAM: the learned state, the bookkeeping and the
  * constants carry sums that are taken where they change and compared before
  * they are used, and in the background.  docs/evidence/reliability.md "Integrity while running".
  *
@@ -26,17 +26,17 @@ extern scl_health_t scl_health;
 
 /* How often a part changes, hence when its sum is taken. */
 typedef enum {
-  SCL_PARTS_BOOKS = 1,  /* learner, journal: in each request that changes anything */
+  SCL_PARTS_BOOKS = 1,  /* learner, journal: change in each request that changes anything */
   SCL_PARTS_TABLES = 2, /* the task's samples, the replay buffer */
-  SCL_PARTS_LEARNT = 4, /* weights, biases, what is captured: in each training step */
-  SCL_PARTS_MASKS = 8,  /* in mask updates */
-  SCL_PARTS_IMAGE = 16, /* constants, code: never */
+  SCL_PARTS_LEARNT = 4, /* weights, biases, what is captured: change in each training step */
+  SCL_PARTS_MASKS = 8,  /* change in mask updates */
+  SCL_PARTS_IMAGE = 16, /* constants, code: never change */
   SCL_PARTS_STEP = SCL_PARTS_BOOKS | SCL_PARTS_TABLES | SCL_PARTS_LEARNT,
   SCL_PARTS_STATE = SCL_PARTS_STEP | SCL_PARTS_MASKS,
   SCL_PARTS_ALL = SCL_PARTS_STATE | SCL_PARTS_IMAGE
 } scl_parts_t;
 
-/* At start: why the board started, and all sums. */
+/* At start: notes why the board started, and takes all sums. */
 void scl_integrity_start(void);
 
 /*
@@ -46,17 +46,17 @@ void scl_integrity_start(void);
 scl_status_t scl_integrity_begin(uint32_t parts);
 void scl_integrity_end(uint32_t parts);
 
-/* In each training step: compares a few words of what does not change in it. */
+/* In each training step: compares a few words that the step does not change. */
 scl_status_t scl_integrity_step(void);
 
-/* Before a snapshot: what the request under way does not change. */
+/* Before a snapshot: compares what the request under way does not change. */
 scl_status_t scl_integrity_check_state(void);
 
-/* Around a mask update. */
+/* Around a mask update: compares before it, takes the sums after it. */
 scl_status_t scl_integrity_check_masks(void);
 void scl_integrity_masks_changed(void);
 
-/* While no byte comes: goes on comparing, a bounded amount of work. */
+/* While no byte comes: continues comparing, a bounded amount of work at a time. */
 scl_status_t scl_integrity_idle(void);
 
 /* Starts the board again with its last good state; does not return. */

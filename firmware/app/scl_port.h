@@ -28,7 +28,7 @@ void scl_port_init(void);
 
 /*
  * Serial line.  read_byte waits about 20 ms (bounded, never more than 100 ms)
- * and returns -1 when nothing came, so that the engine never hangs on half a
+ * and returns -1 when nothing came, so that the engine never hangs on a partial
  * frame; otherwise the byte (0..255).  write returns when all bytes are in the
  * transmitter.
  */
@@ -72,7 +72,7 @@ uint32_t scl_port_kept(void);
  * Starts the watchdog, then keeps it from resetting the board for another
  * period (board.toml [watchdog]).  The engine calls it before each pass through
  * the network and each flash operation, and while it waits for bytes; never
- * from an interrupt, which would go on when the engine hangs.  A program that
+ * from an interrupt, which would keep running when the engine hangs.  A program that
  * never calls it is never reset.  After the reset scl_port_reset_reason tells.
  */
 void scl_port_watchdog_feed(void);

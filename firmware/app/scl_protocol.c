@@ -184,7 +184,7 @@ static scl_status_t do_samples(in_t in, out_t *o) {
   return status;
 }
 
-/* A request to train that the flash did not let finish is done in part: back to the last save, as after a power cut. */
+/* A training request that the flash cut short is done in part: return to the last save, as after a power cut. */
 static scl_status_t all_or_recover(scl_status_t status) {
   if (status != SCL_OK) {
     restored_state = (uint8_t)scl_checkpoint_recover();
@@ -454,7 +454,7 @@ static scl_status_t do_reset(in_t in, out_t *o) {
     return SCL_OK;
   }
   if (scl_integrity_begin(0) != SCL_OK) {
-    (void)scl_journal_mount(SCL_ANY_SNAPSHOT); /* the journal's books may be what is damaged: they come from the flash */
+    (void)scl_journal_mount(SCL_ANY_SNAPSHOT); /* its bookkeeping may be damaged: read it back from the flash */
   }
   const scl_status_t status = scl_journal_format();
   restored_state = (uint8_t)scl_checkpoint_recover(); /* of a journal that could not be written, its last save */
@@ -470,7 +470,7 @@ typedef struct {
 
 #define LEARNS 1u
 #define FIRST 2u /* may come before the host knows where the board stands */
-#define ANYHOW 4u /* executed although a bit has flipped: it forgets the state, and takes the sums when it has */
+#define ANYHOW 4u /* executed although a bit has flipped: it resets the state, then takes the sums */
 
 /* By command code, docs/spec/protocol.md "Commands". */
 static const command_t commands[] = {

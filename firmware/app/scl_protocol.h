@@ -5,7 +5,7 @@
 
 #include "scl_types.h"
 
-/* restored: the state came from the journal. */
+/* Starts the protocol; restored: whether the state came from the journal. */
 void scl_protocol_init(int restored);
 
 /* Takes one byte of the line and, when it completes a request, executes and answers it. */

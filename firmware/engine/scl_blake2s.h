@@ -15,7 +15,7 @@ typedef struct {
   uint8_t block[SCL_BLAKE2S_BLOCK];
 } scl_blake2s_t;
 
-/* key_size: 0 (no key) to 32; size: bytes of the result. */
+/* Starts a code; key_size: 0 (no key) to 32; size: bytes of the result. */
 void scl_blake2s_begin(scl_blake2s_t *s, const uint8_t *key, uint32_t key_size, uint32_t size);
 void scl_blake2s_add(scl_blake2s_t *s, const void *data, uint32_t size);
 void scl_blake2s_end(scl_blake2s_t *s, uint8_t *result);

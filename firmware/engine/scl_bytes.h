@@ -26,7 +26,7 @@ static inline uint32_t scl_get_u32(const uint8_t *p) {
   return (uint32_t)scl_get_u16(p) | ((uint32_t)scl_get_u16(p + 2) << 16);
 }
 
-/* Takes as long wherever the first difference is: nobody learns by it how much of a tag is right. */
+/* Constant time: the duration does not reveal how much of a tag is right. */
 static inline int scl_equal(const uint8_t *a, const uint8_t *b, uint32_t size) {
   uint8_t wrong = 0;
   for (uint32_t k = 0; k < size; k++) {

@@ -153,7 +153,7 @@ scl_status_t scl_checkpoint_save(scl_records_t need) {
     const uint32_t before = scl_journal.tail_sequence;
     status = checkpoint_once(need);
     if (status != SCL_OK) {
-      return round > 0 ? SCL_OK : status; /* saved it is, without more room */
+      return round > 0 ? SCL_OK : status; /* the state is saved, but no more room was made */
     }
     if (enough(scl_journal.used, need) || scl_journal.tail_sequence == before) {
       break;
@@ -173,7 +173,7 @@ scl_status_t scl_checkpoint_reserve(scl_records_t need) {
   return enough(scl_journal.used, need) ? SCL_OK : SCL_ERR_STORE_FULL;
 }
 
-/* A state that ends otherwise than its snapshot says was never saved: its parts, or its records, are not one board's. */
+/* A state whose end differs from its snapshot's was never saved: its parts or records come from different states. */
 static scl_status_t load(void) {
   scl_state_end_t saved, loaded;
   scl_status_t status = scl_state_load(&saved);

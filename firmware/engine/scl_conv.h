@@ -200,7 +200,7 @@ SCL_INLINE uint32_t scl_conv_row_inputs(const scl_conv_t c, uint32_t columns) {
   return (columns - 1u) * c.stride_w + c.kernel_w;
 }
 
-/* The same for any number of columns, stride and core: each input is loaded once. */
+/* One row of the kernel for any number of columns, stride and core: each input is loaded once. */
 SCL_INLINE void scl_conv_row(const scl_conv_t c, scl_conv_sums_t *acc, uint32_t first, uint32_t columns,
                              const int16_t *weight, const void *x, scl_kind_t kind, uint32_t lanes) {
   int32_t input[SCL_CONV_INPUTS];
@@ -231,7 +231,7 @@ SCL_INLINE int scl_conv_by_rows(const scl_conv_t c, const scl_conv_tile_t tile) 
   return c.n_panels == 0 && c.kernel_w > 1 && scl_conv_row_inputs(c, tile.columns) <= SCL_CONV_INPUTS;
 }
 
-/* The same along the rows of the kernel. */
+/* Adds the products of all weights, along the rows of the kernel. */
 SCL_INLINE void scl_conv_add_rows(const scl_conv_t c, scl_conv_sums_t *acc, const int16_t *weight, const void *x,
                                   scl_kind_t kind, uint32_t lanes, const scl_conv_tile_t tile) {
   const uint32_t by_three = SCL_PAIRS && SCL_UNALIGNED && c.stride_w == 1 && c.kernel_w >= 3 ? tile.columns & ~1u : 0;

@@ -11,8 +11,8 @@
 #include "scl_mve.h"
 
 /*
- * The benchmark's other baseline: every weight is touched in every step, as trainers do that know no sparsity.  Its
- * random numbers are others, as each weight draws one.
+ * The benchmark's other baseline: every step touches every weight, like trainers without sparsity.  Its random numbers
+ * differ, because each weight draws one.
  */
 #ifdef SCL_BENCH_EVERY_INPUT
 #define SCL_FOR_DENSE(i, xi, x, kind, n) \

@@ -14,7 +14,7 @@ SCL_INLINE int32_t scl_asr(int32_t v, uint32_t s) { return v >> s; }
 /* Round half up.  floor(v / 2^s + 1/2) is the floor plus the bit below the cut, which cannot overflow as v + 2^(s-1) could. */
 SCL_INLINE int32_t scl_shift_right(int32_t v, uint32_t s) { return scl_asr(v, s) + (scl_asr(v, s - 1u) & 1); }
 
-/* The same, s at most 0 as well. */
+/* Like scl_shift_right, but s may be 0 or negative as well. */
 SCL_INLINE int32_t scl_shift(int32_t v, int32_t s) {
   if (s > 0) {
     return scl_shift_right(v, (uint32_t)s);

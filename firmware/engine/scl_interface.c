@@ -47,7 +47,7 @@ int sparcl_add(uint8_t label, const void *sample) {
   return status != SCL_OK ? (int)status : (int)scl_train_fill(l->received, label, sample);
 }
 
-/* What the flash did not let finish is half done: back to the last save. */
+/* A call that the flash cut short is half done: return to the last save. */
 static int settled(scl_status_t status) {
   if (status != SCL_OK) {
     (void)scl_checkpoint_recover();

@@ -182,7 +182,7 @@ static int out_of_numbers(void) {
 
 static uint16_t next_sector(uint32_t sector) { return (uint16_t)(sector + 1u < SCL_SECTORS ? sector + 1u : 0u); }
 
-/* Gives back the sectors that were taken in vain: where all fail, it is not they that are worn. */
+/* Returns sectors taken by a failed write.  If every sector fails, the fault is not wear. */
 static void give_back(const scl_journal_t *before) {
   const scl_journal_t now = scl_journal;
   scl_journal = *before;
@@ -196,7 +196,7 @@ static void retire(void) {
   scl_journal.worn++;
 }
 
-/* What was counted in a lap that began before the board did is not all. */
+/* The count of a lap that began before the board started is incomplete. */
 static void begin_lap(void) {
   if (scl_journal.lapped || scl_journal.worn > scl_journal.worn_before) {
     scl_journal.worn_before = scl_journal.worn;
@@ -624,14 +624,14 @@ scl_status_t scl_journal_mount(uint32_t limit) {
     uint16_t last = 0;
     header_t h;
     if (complete(number, &last, &h) && tail_is_there(&h)) {
-      scl_journal.snapshot = h.parts == 1u && h.size == 0 ? 0u : number; /* an empty one: all was forgotten */
+      scl_journal.snapshot = h.parts == 1u && h.size == 0 ? 0u : number; /* an empty snapshot: the state was reset */
       scl_journal.head = last;
       scl_journal.tail = h.tail_sector;
       scl_journal.tail_sequence = h.tail_sequence;
       scl_journal.used = span_to(last);
       return SCL_OK;
     }
-    if (was_complete(number)) { /* else the power failed before it was */
+    if (was_complete(number)) { /* otherwise the power failed before it was complete */
       scl_journal.counts.lost_saves++;
     }
     limit = number;

@@ -24,8 +24,8 @@ typedef struct {
   uint32_t programs, erases, relocated, checkpoints;
   uint64_t bytes_written;
   uint16_t retired;
-  uint16_t lost_records; /* not whole, or another than meant, when they were needed */
-  uint16_t lost_saves;   /* newer than the one that is restored, complete once, and not to be used any more */
+  uint16_t lost_records; /* found incomplete or not the ones meant when they were needed */
+  uint16_t lost_saves;   /* newer than the restored one and once complete, but unusable now */
 } scl_journal_counts_t;
 
 typedef struct {
@@ -49,13 +49,13 @@ extern scl_journal_t scl_journal;
 scl_status_t scl_journal_mount(uint32_t limit);
 
 /*
- * After mount: goes on behind the newest sector there is, if `keep` are free then and a third of all besides, and not
+ * After mount: appends behind the newest sector, if that leaves `keep` and a third of all sectors free, rather than
  * behind the snapshot.  What was written after it is forgotten, but its sectors have been erased once more: wear stays
  * even though power often fails.
  */
 void scl_journal_pass_over(uint32_t keep);
 
-/* Forgets everything: a snapshot without content is the newest then.  Mount afterwards, also when it fails. */
+/* Forgets everything by writing a snapshot without content.  Mount afterwards, also when it fails. */
 scl_status_t scl_journal_format(void);
 
 static inline uint32_t scl_journal_free(void) { return SCL_SECTORS - scl_journal.used; }
@@ -67,8 +67,8 @@ static inline uint32_t scl_journal_worn(void) {
 }
 
 /*
- * Those of them that may be among the free ones, by their headers: where many fail in a row and were just passed, they
- * are in use, and to hold back room for them once more would leave none to work.
+ * How many of them may be among the free sectors, by their headers: where many failed in a row and were just passed,
+ * they are in use, and holding back room for them again would leave none to work.
  */
 uint32_t scl_journal_worn_ahead(void);
 
@@ -76,11 +76,11 @@ uint32_t scl_journal_worn_ahead(void);
 scl_status_t scl_journal_append(const void *head, uint32_t head_size, const void *body, uint32_t body_size,
                                 scl_address_t *address);
 
-/* The first `size` bytes of a record. */
+/* Reads the first `size` bytes of a record. */
 scl_status_t scl_journal_read(scl_address_t address, void *data, uint32_t size);
 
 #if SCL_FLASH_MAPPED
-/* Where a record can be read in place. */
+/* Address at which a record can be read in place. */
 static inline const uint8_t *scl_journal_map(scl_address_t address) {
   return (const uint8_t *)(uintptr_t)(SCL_FLASH_MAPPED_BASE + (uint32_t)address * SCL_GRANULE);
 }
@@ -103,7 +103,7 @@ scl_tail_t scl_journal_after(scl_tail_t tail);
  * oldest sector still needed; NULL if none is but the snapshot's own.
  *
  * When one of them returns SCL_ERR_STORE, a sector did not read back: after again, write the same from the beginning,
- * then end.  What is in sound sectors already is passed over.  When one returns another error, or again does, abandon
+ * then end.  What is already in sound sectors is skipped.  When one returns another error, or again does, abandon
  * gives the sectors back that the snapshot took; the one before it still counts.
  */
 scl_status_t scl_journal_snapshot_begin(uint32_t size, const scl_tail_t *tail);
@@ -116,11 +116,11 @@ static inline uint32_t scl_journal_snapshot_sectors(uint32_t size) {
   return (size + SCL_SECTOR_ROOM - 1u) / SCL_SECTOR_ROOM;
 }
 
-/* Reading the newest snapshot from its beginning. */
+/* Starts reading the newest snapshot from its beginning. */
 scl_status_t scl_journal_restore_begin(void);
 scl_status_t scl_journal_restore_read(void *data, uint32_t size);
 
-/* Whether all of it was read. */
+/* Whether the whole snapshot was read. */
 scl_status_t scl_journal_restore_end(void);
 
 /* Smallest and largest erase count of all sectors ever taken. */

@@ -192,7 +192,7 @@ SCL_INLINE uint32_t scl_contribute_sum(int16_t *e, int32_t sum, int32_t shift, i
   return kept != v;
 }
 
-/* The same for all values of a layer's input; returns how many saturated. */
+/* What the error sums contribute to the errors of all values of a layer's input; returns how many saturated. */
 SCL_INLINE uint32_t scl_errors(const int32_t *sums, int16_t *e, uint32_t n, int32_t fw, int first) {
   uint32_t saturated = 0;
   for (uint32_t i = 0; i < n; i++) {
@@ -201,7 +201,10 @@ SCL_INLINE uint32_t scl_errors(const int32_t *sums, int16_t *e, uint32_t n, int3
   return saturated;
 }
 
-/* The same of an input x; what is not alive, a rectified value that is 0, has no error.  Many sums are 0 as well. */
+/*
+ * What the error sums contribute to the errors of an input x; what is not alive, a rectified value that is 0, has no
+ * error.  Many sums are 0 as well.
+ */
 SCL_INLINE uint32_t scl_errors_alive(const int32_t *sums, const void *x, scl_kind_t kind, int rectified, int16_t *e,
                                      uint32_t n, int32_t fw, int first) {
   uint32_t saturated = 0;

@@ -9,7 +9,10 @@
 
 #define MASKS (SCL_N_MASKED > 0 && (SCL_TDM || SCL_DGM))
 
-/* Position behind `pos` of the next mask update in this epoch, 0 for none.  A division by a constant is none. */
+/*
+ * Position behind `pos` of the next mask update in this epoch, 0 for none.  The compiler turns division by a constant
+ * into a multiplication.
+ */
 static uint32_t next_update(uint32_t pos) {
   const scl_learner_t *l = &scl_learner;
   if (!MASKS || (l->epoch + 1u) % SCL_UPDATE_EVERY_EPOCHS != 0u) {
@@ -345,7 +348,7 @@ static void regroup_line(scl_at_t at, scl_line_t *line, uint32_t i, int scored, 
   p->split[i] = (scl_pos_t)(begin + chosen);
 }
 
-/* Chooses the gradient mask anew and restores the storage order. */
+/* Chooses a new gradient mask and restores the storage order. */
 static void regroup(scl_at_t at) {
   const scl_panel_t *p = at.panel;
   const uint32_t entries = p->start[at.layer->lines];

@@ -75,7 +75,7 @@ typedef struct {
   int8_t unit_shift;       /* fx + 6 - fw + log2(SCL_CAPTURE) */
 } scl_masked_t;
 
-extern const scl_masked_t scl_masked[SCL_N_MASKED + 1]; /* the last is empty: C has no arrays of none */
+extern const scl_masked_t scl_masked[SCL_N_MASKED + 1]; /* the last is empty: C has no empty arrays */
 
 /*
  * The parameters as ranges of memory, in the order of the state digest.  size

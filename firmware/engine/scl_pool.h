@@ -51,7 +51,7 @@ SCL_INLINE uint32_t scl_greatest_of_quad(const int16_t *x, uint32_t row) {
   return (int32_t)left > (int32_t)right ? left : right;
 }
 
-/* The same of any window inside of the input. */
+/* The greatest value of any window inside the input, with its position. */
 SCL_INLINE int32_t scl_greatest(const scl_pool_t p, const scl_window_t w, const void *x, scl_kind_t kind, uint32_t from,
                                 uint32_t *place) {
   int32_t greatest = -32769;
@@ -105,7 +105,7 @@ typedef struct {
   uint32_t y, x;
 } scl_place_t;
 
-/* That of position `arg` of the window of output (y, x). */
+/* Row and column in the input of position `arg` of the window of output (y, x). */
 SCL_INLINE scl_place_t scl_pool_place(const scl_pool_t p, uint32_t y, uint32_t x, uint32_t arg) {
   return (scl_place_t){y * p.stride_h + arg / p.kernel_w - p.top, x * p.stride_w + arg % p.kernel_w - p.left};
 }

@@ -121,7 +121,7 @@ static int read_sample(scl_address_t address, scl_sample_t *sample) {
   sample->task = raw[6];
   sample->label = raw[7];
   sample->x = (const scl_stored_t *)(raw + SCL_RECORD_HEAD);
-  return sample->label < SCL_N_CLASSES; /* a checksum can be right by intent */
+  return sample->label < SCL_N_CLASSES; /* a forged record can have a valid checksum */
 }
 
 static int read_logits(scl_address_t address, const scl_sample_t *sample, int16_t *logits) {

@@ -21,7 +21,7 @@ scl_status_t scl_replay_offer(const scl_sample_t *sample, scl_address_t address,
 /* Puts a sample into the next empty slot. */
 scl_status_t scl_replay_add(const scl_sample_t *sample, const int16_t *logits);
 
-/* Other logits for the sample of a slot. */
+/* Replaces the logits of a slot's sample. */
 scl_status_t scl_replay_refresh(uint32_t slot, const scl_sample_t *sample, const int16_t *logits);
 
 #endif

@@ -49,7 +49,7 @@ static inline uint32_t scl_bin_of(const scl_search_t *s, uint32_t score) {
   return s->coarse ? scl_log_bin(score) : (score - s->low) >> s->shift;
 }
 
-/* Those in low .. high go to the histogram. */
+/* Adds scores in low .. high to the histogram. */
 static inline void scl_count_scores(scl_search_t *s, const uint16_t *score, uint32_t n) {
   scl_pos_t *histogram = scl_scratch.mask.histogram;
   const uint32_t low = s->low, span = s->high - s->low, shift = s->shift;
@@ -71,7 +71,7 @@ static inline void scl_count_scores(scl_search_t *s, const uint16_t *score, uint
   }
 }
 
-/* The same for n scores of 0. */
+/* Adds n scores of 0 to the histogram. */
 static inline void scl_count_zeros(scl_search_t *s, uint32_t n) {
   if (s->low == 0) {
     scl_scratch.mask.histogram[0] = (scl_pos_t)(scl_scratch.mask.histogram[0] + n);

@@ -118,7 +118,7 @@ SCL_INLINE int32_t scl_mac_high(int32_t sum, uint32_t pair, int32_t x) {
 #endif
 }
 
-/* The same with the upper half of a pair of weights. */
+/* Multiplies and adds with the upper half of a pair of weights. */
 SCL_INLINE int32_t scl_mac_low_by_high(int32_t sum, uint32_t pair, uint32_t w) {
 #if SCL_DSP
   return __smlabt((int32_t)pair, (int32_t)w, sum);

@@ -83,7 +83,7 @@ SCL_INLINE void scl_sparse_axpy_some(int32_t *acc, const int16_t *w, const uint8
   }
 }
 
-/* Of one line. */
+/* Adds x times the weights of one line. */
 SCL_INLINE void scl_sparse_axpy(int32_t *acc, const int16_t *w, const uint8_t *index, uint32_t n, const uint32_t block,
                                 int32_t x) {
 #if SCL_MVE
@@ -110,7 +110,7 @@ SCL_INLINE int32_t scl_sparse_dot_some(int32_t sum, const int16_t *e, const int1
   return sum;
 }
 
-/* Of one line. */
+/* The scalar product of one line. */
 SCL_INLINE int32_t scl_sparse_dot(const int16_t *e, const int16_t *w, const uint8_t *index, uint32_t n,
                                   const uint32_t block) {
 #if SCL_MVE
@@ -137,7 +137,7 @@ SCL_INLINE void scl_sparse_step_some(int16_t *w, const int16_t *g, const uint8_t
   }
 }
 
-/* Of the part of one line that is in the gradient mask. */
+/* Steps of the part of one line that is in the gradient mask. */
 SCL_INLINE void scl_sparse_step(int16_t *w, const int16_t *g, const uint8_t *index, uint32_t n, const uint32_t block,
                                 int32_t x, const scl_stepping_t s) {
 #if SCL_MVE && SCL_STOCHASTIC
@@ -182,7 +182,7 @@ SCL_INLINE void scl_sparse_error(const scl_panel_t *panel, const void *x, scl_ki
   }
 }
 
-/* Of a layer with one panel, as scl_dense_error: contributes to the error of the input, returns how many saturated. */
+/* Like scl_dense_error, for one panel: contributes to the error of the input, returns how many saturated. */
 SCL_INLINE uint32_t scl_sparse_error_alone(const scl_panel_t *panel, const void *x, scl_kind_t kind, int rectified,
                                            uint32_t n_in, uint32_t block, const int16_t *e, int32_t fw, int16_t *error,
                                            int first) {

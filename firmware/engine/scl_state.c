@@ -29,7 +29,7 @@ static void pack(uint8_t p[SCALARS]) {
   SCL_WIRE_SCALARS(PUT_U8, PUT_U16, PUT_U32, PUT_ZERO)
 }
 
-/* Returns whether all that says nothing is 0. */
+/* Returns whether all padding is 0. */
 static int unpack(const uint8_t p[SCALARS]) {
   scl_learner_t *l = &scl_learner;
   int good = 1;

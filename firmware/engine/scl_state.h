@@ -19,7 +19,7 @@ typedef struct {
   uint8_t bytes[4u + SCL_TAG_BYTES];
 } scl_state_end_t;
 
-/* What the present state ends with in the snapshot of this number.  Reads the heads of all records. */
+/* Computes what the present state ends with in the snapshot of this number.  Reads the heads of all records. */
 scl_status_t scl_state_end(uint32_t number, scl_state_end_t *end);
 
 /*

@@ -7,7 +7,7 @@
 #include "scl_prng.h"
 #include "scl_simd.h"
 
-/* The benchmark's baseline that knows no sparsity passes over nothing. */
+/* The benchmark's baseline without sparsity skips nothing. */
 #ifdef SCL_BENCH_EVERY_INPUT
 #define SCL_SKIP_ERRORS 0
 #else
@@ -102,7 +102,7 @@ SCL_INLINE void scl_step_pairs(int16_t *w, const int16_t *g, const uint32_t coun
   }
 }
 
-/* The same for any count, one by one. */
+/* Steps of any number of neighbours, one by one. */
 SCL_INLINE void scl_step_each(int16_t *w, const int16_t *g, const uint32_t count, int32_t x, const scl_stepping_t s) {
   SCL_UNROLL
   for (uint32_t o = 0; o < count; o++) {

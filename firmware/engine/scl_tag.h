@@ -13,7 +13,7 @@
 
 #define SCL_TAG_BYTES (SCL_KEYED ? 8u : 0u)
 
-/* What it is a tag of; a record of one kind is never taken for one of another. */
+/* What a tag covers; a record of one kind is never taken for one of another. */
 typedef enum { SCL_TAG_SAMPLE = 1, SCL_TAG_LOGITS = 2, SCL_TAG_SNAPSHOT = 3 } scl_tag_kind_t;
 
 #if SCL_KEYED
@@ -22,7 +22,7 @@ typedef enum { SCL_TAG_SAMPLE = 1, SCL_TAG_LOGITS = 2, SCL_TAG_SNAPSHOT = 3 } sc
 /* What is added from here on, up to scl_blake2s_end, which gives the tag. */
 void scl_tag_begin(scl_blake2s_t *s, scl_tag_kind_t kind);
 
-/* Of a record: the first 8 bytes of its head, and its body. */
+/* Tag of a record: over the first 8 bytes of its head, and its body. */
 void scl_tag_record(scl_tag_kind_t kind, const uint8_t *head, const void *body, uint32_t size, uint8_t *tag);
 int scl_tag_is_of_record(scl_tag_kind_t kind, const uint8_t *head, const void *body, uint32_t size, const uint8_t *tag);
 #endif

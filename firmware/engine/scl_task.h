@@ -5,10 +5,10 @@
 
 #include "scl_types.h"
 
-/* Shuffles the table for this epoch unless that was done. */
+/* Shuffles the table for this epoch unless it is shuffled already. */
 void scl_task_shuffle(void);
 
-/* Notes how hard the sample at the current position was; error: 1 - p of its class, 14 fractional bits. */
+/* Scores how hard the sample at the current position was; error: 1 - p of its class, 14 fractional bits. */
 void scl_task_score(int wrong, uint32_t error);
 
 /* End of an epoch: removes the easiest samples. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What happens to whole tensors: copies with other margins, sums, errors, and
+ * Operations on whole tensors: copies with other margins, sums, errors, and
  * the input of the network.  docs/spec/numerics.md "Other layers".
  */
 #ifndef SCL_TENSOR_H
@@ -79,7 +79,7 @@ SCL_INLINE void scl_copy_error(const scl_tensor_t from, const int16_t *e_out, co
 }
 
 /*
- * What the error sums of a convolution, laid out as its input, contribute to the input's error.  value: the input if it
+ * Adds the error sums of a convolution, laid out as its input, to the input's error.  value: the input if it
  * is rectified, else NULL.  Returns how many saturated.
  */
 SCL_INLINE uint32_t scl_contribute_sums(const scl_tensor_t t, const int32_t *sums, int16_t *e, const int16_t *value,

@@ -171,7 +171,7 @@ static scl_status_t refresh(uint32_t slot) {
   return status;
 }
 
-/* The next tasks are held to what the network makes of the buffer now, not to what it made of a sample half learnt. */
+/* Later tasks distil from the network's present logits of the buffer, not from those of a sample learned halfway. */
 static scl_status_t refresh_all(void) {
   scl_status_t status = SCL_OK;
   for (uint32_t slot = 0; status == SCL_OK && slot < scl_learner.filled; slot++) {
@@ -416,7 +416,7 @@ scl_status_t scl_train_end(void) {
   const scl_status_t status = scl_checkpoint_save(SCL_NO_RECORDS);
   clock_stop(SCL_TICKS_JOURNAL, start);
   if (status != SCL_OK) {
-    *l = before; /* not saved: not ended */
+    *l = before; /* the save failed, so the task has not ended */
   }
   return status;
 }

@@ -17,7 +17,7 @@ typedef enum {
   SCL_TICKS_COUNT
 } scl_ticks_t;
 
-/* Since the board started. */
+/* Counters since the board started. */
 typedef struct {
   uint64_t ticks[SCL_TICKS_COUNT];
   uint32_t steps, passes;
@@ -35,10 +35,10 @@ scl_status_t scl_train_begin(uint32_t mode, uint32_t n_samples, const uint8_t *c
 /* Whether a label belongs to a class of the current task. */
 scl_status_t scl_train_check_label(uint32_t label);
 
-/* The next sample of a resident task; number and label have been checked. */
+/* Adds the next sample of a resident task; number and label have been checked. */
 scl_status_t scl_train_fill(uint32_t id, uint32_t label, const scl_input_t *x);
 
-/* Room in the journal for the records of `steps` training steps. */
+/* Reserves room in the journal for the records of `steps` training steps. */
 scl_status_t scl_train_reserve(uint32_t steps);
 
 /* One step on the next sample of the table (resident). */
@@ -47,7 +47,7 @@ scl_status_t scl_train_step(scl_progress_t *progress);
 /* One step on a sample the host sent: the next of the table, with a label of this task (streamed). */
 scl_status_t scl_train_step_streamed(uint32_t id, uint32_t label, const scl_input_t *x, scl_progress_t *progress);
 
-/* A record of a class the model knew before its first task; sample: all but the x of the record. */
+/* Adds a record of a class the model knew before its first task; sample: all but the x of the record. */
 scl_status_t scl_train_replay(uint32_t seen, scl_sample_t sample, const scl_input_t *x);
 
 scl_status_t scl_train_end(void);

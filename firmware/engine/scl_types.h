@@ -51,12 +51,12 @@ typedef uint16_t scl_address_t;
 #define SCL_UNROLL_ALL _Pragma("GCC unroll 8")
 
 /*
- * From here on the value is a register of its own, of which gcc knows nothing more: else it adds the offset that an array
- * has in a larger one to every index, or computes an address or a factor anew instead of keeping it.
+ * Hides the value from gcc's optimiser and keeps it in its own register; without this gcc folds an array's offset in a
+ * larger one into every index, or recomputes an address or a factor instead of keeping it.
  */
 #define SCL_KEEP(value) __asm__("" : "+r"(value))
 
-/* The same in one of the registers that Thumb compares with 0 and branches on in one instruction. */
+/* Like SCL_KEEP, but in one of the registers that Thumb compares with 0 and branches on in one instruction. */
 #ifdef __thumb__
 #define SCL_KEEP_LOW(value) __asm__("" : "+l"(value))
 #else

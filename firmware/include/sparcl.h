@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * sparcl.h: a sparse network that goes on learning, in integers.
+ * sparcl.h: a sparse network that keeps learning, in integers.
  *
  * There is one learner.  It has no heap; its RAM and flash are those of the
  * generated memory plan.  Functions return 0 or more, or one of the negative
@@ -20,7 +20,7 @@ typedef enum {
   SPARCL_OK = 0,
   SPARCL_ERR_STATE = -4,      /* not in this phase of a task */
   SPARCL_ERR_RANGE = -5,      /* a number that the generated firmware has no room for */
-  SPARCL_ERR_LABEL = -6,      /* no class of this task */
+  SPARCL_ERR_LABEL = -6,      /* the label is not a class of this task */
   SPARCL_ERR_FULL = -8,       /* the flash partition has no room */
   SPARCL_ERR_FLASH = -9,      /* the flash failed: the learner is the one last saved */
   SPARCL_ERR_TOO_MANY = -10,  /* more samples than were announced */

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-/* Facts of the part that are no geometry (geometry is in scl_board.h). */
+/* Facts of the part besides its geometry, which is in scl_board.h. */
 typedef struct {
   uint8_t erase_opcode; /* erases SCL_FLASH_SECTOR bytes */
   uint8_t error_bits;   /* of the status register; 0 where the part has none */

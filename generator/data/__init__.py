@@ -54,7 +54,7 @@ def load(config: Config) -> Dataset:
 
 
 def _validates_itself(config: Config) -> bool:
-    """Whether the set holds out people, not samples."""
+    """Whether the set holds out people instead of samples."""
     return config.data.set == "watch" and config.tasks.by == "class"
 
 
@@ -76,7 +76,7 @@ def fingerprint(config: Config) -> bytes:
 
 
 def _user_files(config: Config) -> list[Path]:
-    """The files of the user's own data, as far as they exist; of what is no file the readers say so."""
+    """The files of the user's own data, as far as they exist; what is not a file the readers report."""
     data = config.data
     if data.set == "images" and data.path is not None:
         return images.files(data.path) if data.path.is_dir() else []

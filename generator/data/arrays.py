@@ -43,7 +43,7 @@ def npz(config: Config) -> Raw:
 
 
 def _stored(config: Config, path: Path, file: BinaryIO) -> dict[str, NDArray[Any]]:
-    """The arrays that are needed: others may be anything."""
+    """Read the arrays that are needed; others may be anything."""
     if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
         raise UserError(f"{path}: is a single array; save it with numpy.savez(path, x_train=..., ...)")
     try:
@@ -59,7 +59,7 @@ def _stored(config: Config, path: Path, file: BinaryIO) -> dict[str, NDArray[Any
 
 
 def _check_declared(path: Path, archive: zipfile.ZipFile, wanted: Mapping[str, str]) -> None:
-    """What the arrays say they take, before any of them is loaded."""
+    """Check the declared sizes of the arrays before any of them is loaded."""
     total = 0
     for key, member in wanted.items():
         try:
@@ -74,7 +74,7 @@ def _check_declared(path: Path, archive: zipfile.ZipFile, wanted: Mapping[str, s
 
 
 def _array_of(path: Path, archive: zipfile.ZipFile, key: str, member: str) -> NDArray[Any]:
-    """One array of an archive."""
+    """Read one array of an archive."""
     try:
         return archives.array(archive, member)
     except Exception as error:
@@ -82,7 +82,7 @@ def _array_of(path: Path, archive: zipfile.ZipFile, key: str, member: str) -> ND
 
 
 def _unusable(path: Path, key: str, error: Exception) -> UserError:
-    """Why an array cannot be had; zlib, zipfile and NumPy have many errors for a broken file."""
+    """Why an array cannot be read; zlib, zipfile and NumPy raise many errors for a corrupt file."""
     if "allow_pickle" in str(error):
         return UserError(
             f"{path}: {key} holds Python objects; save plain numbers or strings ({key}.astype(str) makes strings)"
@@ -93,14 +93,14 @@ def _unusable(path: Path, key: str, error: Exception) -> UserError:
 
 
 def _line(error: BaseException) -> str:
-    """The message of an error of others on one line, and its kind."""
+    """Another library's error on one line, with its kind."""
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else text[:200] + " ..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def function(config: Config) -> Raw:
-    """What ``data.function`` returns: (x_train, y_train[, x_test, y_test]), or a mapping as in an ``.npz``."""
+    """Call ``data.function``, which returns (x_train, y_train[, x_test, y_test]), or a mapping as in an ``.npz``."""
     text = cast(str, config.data.function)
     module, _, name = text.partition(":")
     source = f'data.function = "{text}"'
@@ -150,7 +150,7 @@ def _named(source: str, result: object) -> dict[str, NDArray[Any]]:
 
 
 def _array(source: str, key: str, value: object) -> NDArray[Any]:
-    """What numpy makes of a value; a column of strings, as pandas has it, becomes strings."""
+    """Convert a value to an array; a pandas column of strings becomes strings."""
     try:
         array = np.asarray(value)
     except Exception as error:  # __array__ of any class
@@ -165,7 +165,7 @@ def _wanted(config: Config) -> tuple[str, ...]:
 
 
 def _check_keys(source: str, config: Config, found: Arrays, names: list[str]) -> None:
-    """All that is needed is there."""
+    """Check that all needed keys are there."""
     needed = list(_NEEDED)
     if "x_test" in found or "y_test" in found:
         needed += ["x_test", "y_test"]
@@ -178,7 +178,7 @@ def _check_keys(source: str, config: Config, found: Arrays, names: list[str]) ->
 
 
 def _raw(config: Config, name: str, source: str, arrays: Arrays) -> Raw:
-    """Checked arrays as samples."""
+    """Check the arrays and turn them into samples."""
     parts = ("train", "test") if "x_test" in arrays else ("train",)
     for part in parts:
         _check_part(source, part, arrays)
@@ -192,7 +192,7 @@ def _raw(config: Config, name: str, source: str, arrays: Arrays) -> Raw:
     check_classes(f"{source}: y_train", classes, config)
     unknown = natural(set(texts["y_test"].tolist()) - set(classes)) if len(parts) == 2 else ()
     if unknown:
-        raise UserError(f"{source}: y_test has class {unknown[0]}, which y_train has not")
+        raise UserError(f"{source}: y_test contains class {unknown[0]}, which never occurs in y_train")
     grouped = "group_train" in arrays
     groups = natural(name for part in parts for name in texts[f"group_{part}"].tolist()) if grouped else ()
     samples = []
@@ -202,7 +202,7 @@ def _raw(config: Config, name: str, source: str, arrays: Arrays) -> Raw:
         samples.append(Samples(x.reshape(len(x), *(x.shape[1:] or (1,))), y, group))
     raw = Raw(name, source, classes, samples[0], samples[-1], groups)
     if series.wanted(config.data):
-        # Counts in the experiment file are of windows, here are recordings.
+        # The experiment file counts windows; these are recordings.
         return _windows(config.data, raw if len(parts) == 2 else hold_out(chosen(config, raw), config.data.test_share))
     return raw if len(parts) == 2 else held_out(config, raw)
 
@@ -214,14 +214,14 @@ def _texts(values: NDArray[Any]) -> NDArray[np.str_]:
 
 
 def _numbers(names: Sequence[str], texts: NDArray[np.str_]) -> Labels:
-    """The number of each name."""
+    """Numbers of the names."""
     number = {name: k for k, name in enumerate(names)}
     unique, inverse = np.unique(texts, return_inverse=True)
     return np.array([number[name] for name in unique.tolist()], dtype=np.int64)[inverse]
 
 
 def _check_part(source: str, part: str, arrays: Arrays) -> None:
-    """The arrays of the training or the test set."""
+    """Check the arrays of the training or the test set."""
     x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
     if x.ndim < 1 or x.dtype.kind not in "buif":
         raise UserError(f"{source}: x_{part} has to be an array of numbers, not {x.dtype} of shape {x.shape}")

@@ -29,7 +29,7 @@ from sparcl_mcu.spec.errors import UserError
 Pictures: TypeAlias = NDArray[np.uint8]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-"""Other files are passed over."""
+"""Suffixes of pictures; other files are skipped."""
 
 
 def folder(config: Config) -> Raw:
@@ -55,7 +55,7 @@ def folder(config: Config) -> Raw:
 
 
 def files(root: Path) -> list[Path]:
-    """All pictures below a folder, but hidden ones: thumbnails and the like."""
+    """All pictures below a folder except hidden ones, such as thumbnails."""
     named: list[Path] = []
     entries = 0
     for place, folders, names in os.walk(root):
@@ -103,7 +103,7 @@ def _apart(root: Path) -> bool:
 
 
 def _entries(root: Path) -> list[Path]:
-    """What is in a folder and not hidden; nothing if there is no such folder."""
+    """Entries of a folder that are not hidden; none if the folder does not exist."""
     try:
         return sorted(path for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
     except OSError as error:
@@ -125,7 +125,7 @@ def _files(root: Path) -> dict[str, list[Path]]:
 def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path]]) -> tuple[Samples, Samples]:
     """Training and test samples with the same size and number of channels."""
     size, first = config.data.size, None
-    # Without data.size they have to be small enough as they are.
+    # Without data.size they have to be small enough already.
     most = MAX_VALUES if size is None else LARGEST_PIXELS
     count = sum(len(paths) for part in parts for paths in part.values())
     loaded: list[list[Pictures]] = []
@@ -161,7 +161,7 @@ def _samples(config: Config, names: tuple[str, ...], *parts: dict[str, list[Path
 
 
 def _check_total(count: int, size: tuple[int, int]) -> None:
-    """All pictures together, with three channels, have room in memory."""
+    """Check that all pictures together, with three channels, fit into memory."""
     total = count * size[0] * size[1] * 3
     if total > LARGEST_ARRAYS:
         raise UserError(
@@ -188,12 +188,12 @@ def _read(path: Path, most: int) -> Pictures:
     except user_files.Refused as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except Exception as error:  # Pillow's readers have many for a broken file
-        reason = "broken or no picture" if isinstance(error, UnidentifiedImageError) else error
+        reason = "corrupt, or not a picture" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{path}: not a readable PNG, JPEG or BMP ({reason})") from None
 
 
 def _opened(path: Path) -> Image.Image:
-    """The picture, of which only the head is read; its size is looked at by us."""
+    """Open a picture; only its header is read, and the caller checks the size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(path, formats=("PNG", "JPEG", "BMP"))

@@ -18,7 +18,7 @@ from sparcl_mcu.spec.errors import UserError
 Labels: TypeAlias = NDArray[np.int64]
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Numbers beyond are no measurements, and their squares no numbers."""
+"""Larger values overflow float32 when squared, so they are rejected."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def natural(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_classes(source: str, names: tuple[str, ...], config: Config) -> None:
-    """A label is one byte; a set may have more classes if the tasks name those they want."""
+    """Check the number of classes: a label is one byte; a set may have more if the tasks name theirs."""
     if len(names) > MAX_CLASSES and (config.tasks.split is None or config.tasks.by == "group"):
         raise UserError(
             f"{source} has {len(names)} classes; at most {MAX_CLASSES} are possible: name some in tasks.split"
@@ -77,7 +77,7 @@ def check_classes(source: str, names: tuple[str, ...], config: Config) -> None:
 
 
 def check_size(raw: Raw) -> None:
-    """Samples of a size that the line can carry."""
+    """Raise ``UserError`` if the line cannot carry samples of this size."""
     size = math.prod(raw.shape)
     if not 1 <= size <= MAX_VALUES:
         smaller = ": data.size makes pictures smaller" if size > MAX_VALUES and len(raw.shape) > 1 else ""
@@ -85,7 +85,7 @@ def check_size(raw: Raw) -> None:
 
 
 LACKING = "add samples, or leave it out of the tasks with tasks.split"
-"""What to do about a class that has too few."""
+"""Advice for a class that has too few samples."""
 
 
 VALIDATION_SHARE = 0.2
@@ -93,7 +93,7 @@ VALIDATION_SHARE = 0.2
 
 
 def validation(raw: Raw) -> Raw:
-    """Without the test samples: in their place the last fifth of the training samples of each class (and group)."""
+    """Replace the test samples by the last fifth of the training samples of each class (and group)."""
     return hold_out(raw, VALIDATION_SHARE)
 
 
@@ -135,7 +135,7 @@ def limit(raw: Raw, data: DataSection) -> Raw:
 
 def _strata(raw: Raw, samples: Samples) -> list[tuple[Labels, str]]:
     """Where the samples of each class (and group) are, and what to call these samples."""
-    # Sorted once: a pass over all samples for each class and group takes for ever where there are many groups.
+    # Sorted once: a pass over all samples for each class and group takes forever with many groups.
     order = np.lexsort((samples.group, samples.y))
     y, group = samples.y[order], samples.group[order]
     borders = np.flatnonzero((np.diff(y) != 0) | (np.diff(group) != 0)) + 1

@@ -20,7 +20,7 @@ from sparcl_mcu.spec.errors import UserError
 Floats = NDArray[np.float64]
 
 FEATURES = ("mean", "std", "min", "max", "mean_abs_diff", "bands")
-"""Everything but raw, in the order in which the watch has them."""
+"""All features but raw, in the order the watch computes them."""
 
 WATCH_WINDOW = 100
 """Time steps of a window of the watch set: 2 s."""

@@ -26,7 +26,7 @@ WATCH_TEST_PEOPLE = (8, 9, 10)
 """People whose recordings are the test set of tasks by class; the other seven are for training."""
 
 WATCH_VALIDATION_PEOPLE = (6, 7)
-"""Of these seven, those who take their place where settings are chosen."""
+"""Those of the seven who are tested on where settings are chosen (validation)."""
 
 
 def package_file(package: str, relative: str, extra: str) -> Path:

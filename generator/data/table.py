@@ -99,7 +99,7 @@ def read(path: Path, data: DataSection, columns: Sequence[str] | None) -> Table:
         numbers = [place[n] if n in place else _column(path, top, header, n, option) for n in columns]
     if not numbers:
         raise UserError(f"{path}:{top}: no column of numbers beside {', '.join(header)}")
-    # Packed, for a list of numbers takes four times as much; of a label there is one string.
+    # Packed, because a list of numbers takes four times as much; each label is stored as one string.
     lines, x, found = array("q"), array("d"), [list[str]() for _ in texts]
     for line, fields in rows:
         if len(fields) != len(header):

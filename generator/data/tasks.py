@@ -41,7 +41,7 @@ class Part:
         return np.flatnonzero(np.isin(samples.group if self.by_group else samples.y, self.members))
 
     def classes(self, raw: Raw) -> list[int]:
-        """Its classes: as the experiment file orders them; by group all that occur."""
+        """The part's classes, in the order of the experiment file; by group all that occur."""
         if not self.by_group:
             return list(self.members)
         return sorted({int(c) for s in (raw.train, raw.test) for c in np.unique(s.y[self.where(s)])})
@@ -49,14 +49,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the host may know from the start, and the tasks."""
+    """The base classes the host may know from the start, and the tasks."""
 
     base: Part | None
     tasks: tuple[Part, ...]
 
     @property
     def known(self) -> Part:
-        """What the host has when it makes the initial model."""
+        """The samples the host has when it makes the initial model."""
         return self.base or self.tasks[0]
 
 
@@ -87,7 +87,7 @@ def _by_class(config: Config, raw: Raw) -> Plan:
         per = config.tasks.classes_per_task
         tasks = [rest[k : k + per] for k in range(0, len(rest), per)]
         if len(tasks) > 1 and len(tasks[-1]) == 1 < per:
-            # A last task of one class is no task: 7 classes by 2 are 2 + 2 + 3.
+            # A last task of one class would not be a task: 7 classes by 2 are 2 + 2 + 3.
             tasks[-2:] = [tasks[-2] + tasks[-1]]
     _check_once([base, *tasks], "tasks.split, initial.base_classes: a class")
     return Plan(Part(tuple(base)) if base else None, tuple(Part(tuple(task)) for task in tasks))
@@ -124,7 +124,7 @@ def _member(raw: Raw, names: tuple[str, ...], number: Mapping[str, int], name: C
 
 
 def _few(names: Sequence[str]) -> Sequence[str]:
-    """The names, or the first and the last if there are many."""
+    """The names, or only the first and the last if there are many."""
     return names if len(names) <= 20 else (*names[:10], "...", names[-1])
 
 
@@ -142,7 +142,7 @@ def _order(raw: Raw, wanted: Plan) -> list[int]:
 
 
 def chosen(config: Config, raw: Raw) -> Raw:
-    """Without the training samples that are in no task: a class nobody asks for may have too few of them."""
+    """Drop the training samples that are in no task: a class nobody asks for may have too few of them."""
     wanted = plan(config, raw)
     parts = [part.where(raw.train) for part in (wanted.base, *wanted.tasks) if part is not None]
     return replace(raw, train=raw.train.take(np.sort(np.concatenate(parts))))
@@ -156,7 +156,7 @@ def held_out(config: Config, raw: Raw) -> Raw:
 
 
 def check_samples(config: Config, raw: Raw, wanted: Plan) -> None:
-    """Each task has training and test samples, and each class of it if tasks bring new classes."""
+    """Check that each task has training and test samples, and so has each class if tasks bring new classes."""
     for part in (wanted.base, *wanted.tasks):
         if part is not None:
             for kind, samples in (("training", raw.train), ("test", raw.test)):
@@ -184,7 +184,7 @@ def _check_part(config: Config, raw: Raw, part: Part, kind: str, samples: Sample
 
 
 def to_integers(config: Config, raw: Raw, known: NDArray[np.int64]) -> tuple[Raw, bool, int]:
-    """Integer inputs, whether they are signed, and their fractional bits.
+    """Quantise inputs: the integers, whether they are signed, and their fractional bits.
 
     uint8 means x / 256, int8 means x / 128.  Floats get the finest power of two at which no more than 1 % of
     the non-zero magnitudes the host knows are clipped.  ``known``: positions of the training samples it knows.
@@ -227,7 +227,7 @@ def _standardises(config: Config) -> bool:
 
 
 def _standardised(raw: Raw, known: NDArray[np.int64]) -> Raw:
-    """Mean 0 and deviation 1 over the training samples the host knows when it makes the initial model.
+    """Scale to mean 0 and deviation 1 over the training samples the host knows when it makes the initial model.
 
     Of each value of flat samples, else of each channel (the last axis).  A product would ship these constants;
     statistics over all seven exercises of the watch were no better (0.84 on unseen people with either, jointly
@@ -240,7 +240,7 @@ def _standardised(raw: Raw, known: NDArray[np.int64]) -> Raw:
 
 
 def _number_type(config: Config, raw: Raw) -> Raw:
-    """uint8 and int8 as they are, bool as black and white, everything else as float64."""
+    """Convert bool to black and white, keep uint8 and int8, and turn all else into float64."""
     train, test = raw.train.x, raw.test.x
     if train.dtype == test.dtype and train.dtype in (np.uint8, np.int8):
         return raw
@@ -259,7 +259,7 @@ def _number_type(config: Config, raw: Raw) -> Raw:
 
 
 def _bytes(x: NDArray[Any]) -> bool:
-    """Whole numbers of 0 to 255, more than black and white: a picture."""
+    """Whether these are pictures: whole numbers from 0 to 255, more than black and white."""
     return bool(((x >= 0) & (x <= 255) & (x == np.floor(x))).all() and x.max() > 1)
 
 
@@ -281,7 +281,7 @@ def cut(raw: Raw, wanted: Plan, signed: bool, fraction: int) -> Dataset:
     tasks: list[Task] = []
     for part in wanted.tasks:
         task = _task(raw, part, number)
-        # Names tell tasks apart, also a class "base", and "a/b" from "a" and "b".
+        # Names have to be unique, even with a class "base", or "a/b" beside "a" and "b".
         taken = {BASE, *(other.name for other in tasks)}
         names = (task.name, *(f"{task.name} ({k})" for k in range(2, MAX_TASKS + 2)))
         tasks.append(replace(task, name=next(name for name in names if name not in taken)))

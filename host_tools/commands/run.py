@@ -19,7 +19,7 @@ def run(
     """Everything: generate, build, flash, stream, validate, report.
 
     An emulated board starts from an erased flash and is stopped at the end. A real board is used only with
-    --port, and made to forget what it has learnt only with --fresh.
+    --port, and made to forget what it has learned only with --fresh.
 
     Example: sparcl run examples/split_digits.toml --board microbit
     """

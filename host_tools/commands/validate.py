@@ -26,7 +26,7 @@ def validate(
     """Replay the session on the NumPy reference, compare every byte.
 
     When a state differs and a board can be reached (a running emulator, or --port), the session is repeated
-    on it, so that the first wrong step, tensor and element are named. The board forgets what it has learnt.
+    on it, so that the first wrong step, tensor and element are named. The board forgets what it has learned.
 
     Example: sparcl validate examples/split_digits.toml --port /dev/ttyACM0
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user sees while a session goes on."""
+"""What the user sees while a session runs."""
 
 from .view import LiveView, PlainView
 

@@ -61,7 +61,7 @@ def base_accuracy(result: StreamResult) -> float | None:
 
 
 def present(result: StreamResult) -> int:
-    """Index of the first task that has not been learnt and tested; of the last one when all have."""
+    """Index of the first task that has not been learned and tested; of the last one when all have."""
     for task in range(result.first_task, len(result.scores)):
         if None in result.scores[task][: task + 1] or (result.base and result.base[task] is None):
             return task
@@ -86,11 +86,11 @@ class Meter:
         return self._ratio > 0
 
     def mean(self, statistics: Mapping[str, int]) -> float | None:
-        """Since the session began, as in the report; None where nothing has been counted."""
+        """Instructions per sample since the session began, as in the report; None if nothing has been counted."""
         return self._per_sample(statistics["training"], statistics["training_steps"])
 
     def since_last(self, statistics: Mapping[str, int]) -> float | None:
-        """Since this was asked before; None where nothing has been counted."""
+        """Instructions per sample since the previous call; None if nothing has been counted."""
         before, self._before = self._before, dict(statistics)
         ticks, steps = (statistics[name] - before[name] for name in ("training", "training_steps"))
         return self._per_sample(ticks, steps)
@@ -100,7 +100,7 @@ class Meter:
 
 
 class Work(Enum):
-    """What a session spends its time on; a unit of each is a sample."""
+    """The kinds of work of a session; the unit of each is a sample."""
 
     SENDING = auto()
     TRAINING = auto()
@@ -108,7 +108,7 @@ class Work(Enum):
 
 
 class Forecast:
-    """How fast each kind of work goes, and how long the rest will take if it goes on like that.
+    """How fast each kind of work goes, and how long the rest will take at that rate.
 
     Samples that DDR is going to remove are not known and count as if they stayed.
     """
@@ -146,12 +146,12 @@ class Forecast:
         return self._units[work] / self._seconds[work] if self._seconds[work] > 0 else None
 
     def activity_seconds(self) -> float | None:
-        """Until what is under way (an epoch, a test) is over; None while unknown."""
+        """Seconds until the present activity (an epoch, a test) is over; None while unknown."""
         work = self._under_way[0]
         return self._remaining({work: self._left}) if work is not None else None
 
     def session_seconds(self) -> float | None:
-        """Until the session is over; None before the first training samples."""
+        """Seconds until the session is over; None before the first training samples."""
         return self._remaining(self._work_left()) if self._units[Work.TRAINING] else None
 
     def _advance(self, work: Work, task: str, done: int, total: int) -> None:
@@ -161,7 +161,7 @@ class Forecast:
         self._done, self._left = done, total - done
 
     def _account(self, work: Work, units: int) -> None:
-        """All the time since the event before belongs to this one."""
+        """Attribute the time since the previous event to this one."""
         now = self._clock()
         self._units[work] += units
         self._seconds[work] += now - self._since

@@ -22,10 +22,10 @@ from . import figures
 from .figures import Forecast, Meter, TaskAccuracy, Work
 
 _LEAST_ROWS, _LEAST_COLUMNS = 11, 50
-"""Of a terminal, for more than the single bar."""
+"""Least size of a terminal that shows more than the single bar."""
 _WIDE = 80
 _FRAMES = 8
-"""A second."""
+"""Frames per second."""
 _WAITING = ("waiting for the board", 0, 0)
 
 
@@ -71,11 +71,11 @@ class PlainView(Observer):
         self.meter = Meter(outline, result.statistics)
 
     def message(self, text: str) -> None:
-        """Never broken: commands in it can be copied."""
+        """Print a line unbroken, so that commands in it can be copied."""
         print(text, flush=True)
 
     def measured(self, text: str) -> None:
-        """On a terminal broken between words; a log has one line per event."""
+        """Print a measurement: broken between words on a terminal, one line per event in a log."""
         self.message(fold(text, self.width()) if self.width() else text)
 
     def width(self) -> int:
@@ -91,7 +91,7 @@ class PlainView(Observer):
 
 
 class LiveView(PlainView):
-    """The lines of PlainView, and below them what is going on; nothing of it stays when the session is over."""
+    """The lines of PlainView, and below them the present activity, which is cleared when the session ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -135,7 +135,7 @@ class LiveView(PlainView):
         self._live.stop()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """Drawn anew several times a second, so that it follows the size of the terminal."""
+        """Redrawn several times a second, so that it follows the size of the terminal."""
         columns, rows = options.max_width, options.size.height
         small = rows < _LEAST_ROWS or columns < _LEAST_COLUMNS
         yield self._single_bar(columns) if small else self._everything(columns, rows)
@@ -232,7 +232,7 @@ class LiveView(PlainView):
 
 
 def _tasks(tasks: list[TaskAccuracy], width: int, rows: int, *, bar: int) -> Table:
-    """Each task's accuracy and its change since it was learnt; where there is no room for all, the most forgotten."""
+    """Each task's accuracy and its change since it was learned; where there is no room for all, the most forgotten."""
     name = min(12, max((len(task.name) for task in tasks), default=0))
     across = max(1, width // (name + bar + 13))
     room = across * rows

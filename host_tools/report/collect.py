@@ -12,14 +12,14 @@ from sparcl_mcu.spec.errors import UserError
 from sparcl_mcu.spec.types import Activation, Dataset, Layer, Model, Op, Task, needs_error
 from sparcl_mcu.spec.wire import Command
 
-from .. import lessons, metrics
+from .. import histories, metrics
 from ..image import ImageSizes, measure
 from ..protocol import PHASE_TICKS, pack_labelled
 from ..stream import RESULT as STREAM_RESULT
 from ..stream import Score, StreamResult, data_hash, make_plan
 from ..validate import RESULT as VALIDATION_RESULT
 from ..validate import ValidationResult
-from . import learnt, page, profile
+from . import learned, page, profile
 from .schema import (
     Accuracy,
     EpochReport,
@@ -52,7 +52,7 @@ def build(project: Project) -> Report:
     matrix, task_matrix = result.matrix(), result.matrix("task_il")
     statistics = result.statistics
     sizes = _sizes(project)
-    masks, samples = _learnt(project) if validation.bit_exact else (None, None)
+    masks, samples = _learned(project) if validation.bit_exact else (None, None)
     return Report(
         experiment=result.experiment,
         board=project.board.name,
@@ -137,18 +137,18 @@ def _session(project: Project) -> StreamResult:
     name, board = project.config.experiment.name, project.board.name
     other = None
     if result.model_hash != project.model.model_hash.hex():
-        other = "another model"
+        other = "a different model"
     elif result.data_hash != data_hash(project.dataset):
-        other = "other data"
+        other = "different data"
     if other is not None:
         raise UserError(
-            f"the last session was with {other}: give the options it had (--seed, --set), "
+            f"the last session used {other}: repeat its --seed and --set options, "
             "or run `sparcl flash` and `sparcl stream --fresh` again"
         )
     if not result.complete:
         raise UserError(
-            f"the session was not finished: `sparcl stream {name}.toml --board {board} --resume`, "
-            "with the options it had, goes on"
+            f"the session was not finished: continue with `sparcl stream {name}.toml --board {board} --resume` "
+            "and the options it had"
         )
     return result
 
@@ -160,7 +160,7 @@ def _validation(folder: Path) -> ValidationResult:
 
 
 def _scenario(dataset: Dataset) -> Literal["class", "domain"]:
-    """As in van de Ven et al., "Three types of incremental learning", 2022."""
+    """The scenario in the sense of van de Ven et al., "Three types of incremental learning", 2022."""
     parts = [set(task.classes) for task in dataset.tasks] + ([set(dataset.base.classes)] if dataset.base else [])
     return "domain" if len(parts) > 1 and all(part == parts[0] for part in parts) else "class"
 
@@ -202,7 +202,7 @@ def _layer(name: str, layer: Layer) -> LayerFormat:
 
 
 def _saturation_of(model: Model, passes: int) -> Saturation:
-    """What ``passes`` training passes, forward and back, computed (docs/spec/numerics.md, "Forward" and "Backward")."""
+    """Values that ``passes`` training passes compute (docs/spec/numerics.md, "Forward" and "Backward")."""
     counted = [layer for layer in model.layers if layer.op in (Op.DENSE, Op.CONV, Op.ADD)]
     with_error = needs_error(model.layers)
     errors = [model.tensor(t).values for layer in model.layers if layer.weighted and with_error[t := layer.inputs[0]]]
@@ -215,18 +215,18 @@ def _saturation_of(model: Model, passes: int) -> Saturation:
     )
 
 
-def _learnt(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | None]:
-    """What the reference, which agreed with the board, kept of masks and samples."""
-    path = project.folder / lessons.RESULT
+def _learned(project: Project) -> tuple[MaskOverlap | None, list[TaskSamples] | None]:
+    """Figures of masks and samples, from the reference that agreed with the board."""
+    path = project.folder / histories.RESULT
     if not path.exists():
         return None, None  # validated by an older version
-    kept, dataset = lessons.load(path), project.dataset
+    kept, dataset = histories.load(path), project.dataset
     plan = make_plan(dataset, project.model, first_on_host=project.config.tasks.first == "host")
     epochs = project.model.learning.epochs
-    by_task = {number - plan.offset: lesson for number, lesson in kept.items()}
+    by_task = {number - plan.offset: history for number, history in kept.items()}
     names = {index: dataset.tasks[index].name for index in by_task}
-    samples = [learnt.task_samples(dataset, index, lesson, epochs) for index, lesson in by_task.items()]
-    return learnt.mask_overlap(project.model, list(names.values()), list(by_task.values())), samples
+    samples = [learned.task_samples(dataset, index, history, epochs) for index, history in by_task.items()]
+    return learned.mask_overlap(project.model, list(names.values()), list(by_task.values())), samples
 
 
 def _initial(project: Project, result: StreamResult) -> dict[str, Accuracy]:

@@ -31,7 +31,7 @@ MOST = len(string.ascii_uppercase)
 
 @dataclass(frozen=True)
 class Run:
-    """One of the runs: ``letter``: what it is called on the page; ``source``: as the user named it."""
+    """One run. ``letter``: its name on the page; ``source``: as the user named it."""
 
     letter: str
     source: str
@@ -89,7 +89,7 @@ _FIGURES = (
 def find(name: str, build: Path) -> Path:
     """The report.json that ``name`` means: itself, in a folder, or in a folder of the build folder; else UserError."""
     for path in (Path(name), build / name):
-        # Of os.path, because these say no to names that no file can have.
+        # os.path's function, because it returns False for names that no file can have.
         if isfile(path / JSON):
             return path / JSON
         if isfile(path) and path.suffix == ".json":
@@ -97,7 +97,7 @@ def find(name: str, build: Path) -> Path:
     known = sorted(str(path.parent.relative_to(build)) for path in build.glob(f"*/*/{JSON}"))
     there = f"there are {', '.join(known)}" if known else f"there is none in {build}"
     raise UserError(
-        f"{name} is no run: name a report.json, its folder, or EXPERIMENT/BOARD ({there}); "
+        f"{name} is not a run: name a report.json, its folder, or EXPERIMENT/BOARD ({there}); "
         "`sparcl run EXP.toml --board B` makes one"
     )
 
@@ -233,7 +233,7 @@ def html(runs: Sequence[Run]) -> str:
 
 
 def table(runs: Sequence[Run], rows: Sequence[Row], title: str) -> Table:
-    """The same for a terminal."""
+    """The comparison as a table for a terminal."""
     result = Table(title=title, title_justify="left", box=None, pad_edge=False)
     result.add_column("")
     for run in runs:

@@ -59,7 +59,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Series:
-    """What is plotted: a value for each place on the horizontal axis, None where there is none."""
+    """A series to plot: a value for each place on the horizontal axis, None where there is none."""
 
     name: str
     values: Values
@@ -164,13 +164,13 @@ TRACE_WIDTH, TRACE_HEIGHT = 72.0, 48.0
 
 
 def kind(dataset: Dataset) -> str:
-    """What a sample is to the eye: ``picture``, ``series`` (time, channels), or ``numbers``."""
+    """How to draw a sample: ``picture``, ``series`` (time, channels), or ``numbers``."""
     shape = dataset.shape
     if len(shape) == 3 and shape[2] in (1, 3) and min(shape[:2]) >= LEAST_SIDE:
         return "picture"
     if len(shape) != 2 or shape[0] < LEAST_SIDE:
         return "numbers"
-    # Bytes that were taken as they are were the pixels of a picture.
+    # Bytes that were not rescaled were the pixels of a picture.
     bytes_as_they_are = not dataset.signed and dataset.fraction == 8
     return "picture" if bytes_as_they_are and shape[1] >= LEAST_SIDE else "series"
 

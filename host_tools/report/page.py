@@ -43,10 +43,10 @@ REGIONS = {
     "task samples": "training samples of the present task",
     "replay buffer": "samples remembered from earlier tasks, with the answers to them",
     "records of a request": "what one message can add",
-    "snapshots": "the learnt state, so that it survives a power cut",
+    "snapshots": "the learned state, so that it survives a power cut",
     "room to move records": "kept free",
 }
-"""What the regions of the memory plan hold, in plain words."""
+"""Contents of the regions of the memory plan, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Forgotten:
 
     @property
     def lost(self) -> float:
-        """Points; negative where it gained."""
+        """Points of accuracy lost; negative where the task gained."""
         return self.best - self.end
 
 
@@ -147,10 +147,10 @@ def validated(report: Report) -> bool:
 def sentence(report: Report) -> str:
     """The run in one sentence, for a person who does not know the tool."""
     count, own = len(report.tasks), report.wear.tasks
-    learnt = "one task" if own == 1 else f"{own} tasks one after another"
+    tasks = "one task" if own == 1 else f"{own} tasks one after another"
     shipped = ", shipped with the first task, then" if own < count else ""
     kind = "validation" if validated(report) else "test"
-    text = f"The board{shipped} learnt {learnt} and now answers {report.class_il:.1f} % of the {kind} samples correctly"
+    text = f"The board{shipped} learned {tasks} and now answers {report.class_il:.1f} % of the {kind} samples correctly"
     if count > 1:
         change = "gained" if report.forgetting < 0 else "forgot"
         text += f"; of earlier tasks it {change} {abs(report.forgetting):.1f} points on average"
@@ -168,7 +168,7 @@ def mean_accuracy(report: Report) -> list[float | None]:
 
 
 def accuracy_plot(report: Report) -> Plot:
-    """Test accuracy after each task: of every task from the time it is learnt, of the base, and the mean."""
+    """Test accuracy after each task: of every task from the time it is learned, of the base, and the mean."""
     many = len(report.tasks) > MANY_TASKS
     matrix = report.accuracy_matrix
     series = [
@@ -183,7 +183,7 @@ def accuracy_plot(report: Report) -> Plot:
 
 
 def forgotten(report: Report) -> list[Forgotten]:
-    """What became of each task but the last."""
+    """Forgetting of each task but the last."""
     last = len(report.tasks) - 1
     result = []
     for task in range(last):
@@ -195,7 +195,7 @@ def forgotten(report: Report) -> list[Forgotten]:
 
 def epoch_plot(report: Report, title: str, values: Sequence[float], unit: str, high: float | None = None) -> Plot:
     """One value for each epoch, a curve for each task."""
-    tasks = list(dict.fromkeys(epoch.task for epoch in report.epochs))  # the first may have been learnt on the host
+    tasks = list(dict.fromkeys(epoch.task for epoch in report.epochs))  # the first may have been learned on the host
     series = [
         Series(
             report.tasks[task],
@@ -242,7 +242,7 @@ PHASES = {
     "forward": "from inputs to answers",
     "backward": "errors back through the layers, weights changed",
     "replay_read": "samples read from flash, remembered ones too",
-    "mask_update": "which weights exist is decided anew",
+    "mask_update": "which weights exist is decided again",
     "journal_write": "the state saved to flash",
 }
 

@@ -38,7 +38,7 @@ class Profile(BaseModel):
 
 
 def load(folder: Path, model_hash: str) -> Profile | None:
-    """What was counted of this model in a project's folder, if anything; UserError when it cannot be read."""
+    """Read the counts of this model in a project's folder, if any; raises UserError if they cannot be read."""
     path = folder / RESULT
     if not path.exists():
         return None

@@ -76,7 +76,7 @@ class Store(Part):
 class Wear(Part):
     """What the run cost the journal's flash."""
 
-    tasks: int = Field(description="Tasks the board learnt")
+    tasks: int = Field(description="Tasks the board learned")
     cycles_per_task: float = Field(description="Erases of a sector by one task; wear is even, so any sector")
     spread: int = Field(description="Erases between the most and the least erased sector")
     endurance: int = Field(description="Erase cycles that a sector is counted on to last")
@@ -140,7 +140,7 @@ class LayerOverlap(Part):
 class MaskOverlap(Part):
     """How far the masks moved, from the NumPy reference that agreed with the board."""
 
-    moments: list[str] = Field(description="start: as shipped; then the end of each task the board learnt")
+    moments: list[str] = Field(description="start: as shipped; then the end of each task the board learned")
     total: LayerOverlap = Field(description="Over all sparse layers")
     layers: list[LayerOverlap]
 
@@ -150,8 +150,8 @@ class SampleNote(Part):
 
     id: int = Field(description="Number within the task")
     label: str = Field(description="Name of its class")
-    mistakes: int = Field(description="Epochs in which it was misclassified just before it was learnt from")
-    epochs: int = Field(description="Epochs in which it was learnt from")
+    mistakes: int = Field(description="Epochs in which it was misclassified just before it was learned from")
+    epochs: int = Field(description="Epochs in which it was learned from")
     loss: float = Field(description="Mean cross-entropy over them, in nats")
 
 

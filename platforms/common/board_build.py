@@ -119,7 +119,7 @@ def tool(board: Board, name: str) -> str:
 
 
 def forbidden_symbols(names: Iterable[str]) -> list[str]:
-    """Those of the image's symbols that mean float arithmetic or a heap."""
+    """Symbols of the image that mean float arithmetic or a heap."""
     return sorted({n for n in names if FLOAT_HELPERS.fullmatch(n) or HEAP.fullmatch(n)})
 
 

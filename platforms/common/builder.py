@@ -71,7 +71,7 @@ def build(env, suffix):
         script = board_build.ROOT / board_build.ldscript(board)
         env.Depends(program, [env.File(os.path.abspath(path)) for path in (script, memory)])
 
-    # SCons runs an action again when what it refers to is another object: so these refer to the name.
+    # SCons reruns an action when an object it refers to changes, so these refer to it by name.
     def check(target, source, env):
         board = load_board(name, board_build.ROOT)
         elf = str(target[0])
@@ -144,6 +144,6 @@ def _copy_to_drive(board, image, port):
 
 
 def _from_here(path):
-    """Relative where SCons runs, so that the name of a folder of links (plain_paths.py) is no part of a command."""
+    """Relative where SCons runs, so that the name of a folder of links (plain_paths.py) is not part of a command."""
     relative = os.path.relpath(path)
     return os.path.abspath(path) if relative.startswith(os.pardir) else relative

@@ -48,7 +48,7 @@ class PlainPlatform(PlatformBase):
             platforms = place / "sparcl-platforms"
             platforms.mkdir()
             with _environment({**changed, "PLATFORMIO_PLATFORMS_DIR": str(platforms)}), fs.cd(place):
-                # Under its plain name the platform is another one, for PlatformIO.
+                # To PlatformIO the platform under its plain name is a different one.
                 name = ProjectConfig(variables["project_config"]).get(f"env:{variables['pioenv']}", "platform")
                 PlatformPackageManager(str(platforms)).install_symlink(PackageSpec(name))
                 script = place / ROOT / os.path.relpath(self.get_build_script(), root)

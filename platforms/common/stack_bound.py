@@ -85,7 +85,7 @@ class Graph:
             return LIBRARY, (function,)
         ways = [self.depth(f, (*above, function)) for f in self.targets(function)]
         deepest, path = max(ways, default=(0, ()))
-        # Division is a call that the graph does not have.
+        # Division is a call that is missing from the graph.
         return self.frames[function] + max(deepest, LIBRARY), (function, *path)
 
     def reachable(self, function: str) -> Set[str]:
@@ -113,7 +113,7 @@ class Bound:
 
 
 def bound(texts: Iterable[str]) -> Bound:
-    """Of one firmware: its application, and the costliest interrupt on top.  ``texts``: all .ci files.
+    """Stack bound of one firmware: its application, and the costliest interrupt on top.  ``texts``: all .ci files.
 
     Raises:
         ValueError: recursion, a frame of unknown size, or a call through a pointer that POINTERS does not know.

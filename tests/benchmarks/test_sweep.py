@@ -193,7 +193,7 @@ def test_the_examples_are_sweeps(path: Path) -> None:
 # ---------------------------------------------------------------- what is kept, and the tables
 
 
-def learnt(method: str, kind: Kind, seed: int, accuracy: float) -> Result:
+def learned(method: str, kind: Kind, seed: int, accuracy: float) -> Result:
     return Result(
         method=method,
         seed=seed,
@@ -212,7 +212,7 @@ def test_results_are_kept_by_key_and_damaged_ones_are_not_there(file: Path, tmp_
     job = next(j for j in plan.load(file).jobs if j.kind is Kind.FIXED)
     kept = Kept(tmp_path / "kept")
     assert kept.get(job) is None
-    kept.put(learnt("another name of the same", Kind.FIXED, 0, 80.0).model_copy(update={"key": job.key}))
+    kept.put(learned("another name of the same", Kind.FIXED, 0, 80.0).model_copy(update={"key": job.key}))
     found = kept.get(job)
     assert found is not None
     assert (found.method, found.class_il) == (job.method, 80.0)
@@ -222,7 +222,7 @@ def test_results_are_kept_by_key_and_damaged_ones_are_not_there(file: Path, tmp_
 
 
 def test_the_tidy_table_has_a_row_for_each_run(tmp_path: Path) -> None:
-    runs = [learnt("a", kind, seed, 80.0 + seed) for kind in (Kind.FIXED, Kind.FLOAT) for seed in (0, 1)]
+    runs = [learned("a", kind, seed, 80.0 + seed) for kind in (Kind.FIXED, Kind.FLOAT) for seed in (0, 1)]
     counted = Result(method="a", seed=0, kind=Kind.COSTS, key="", costs=results.Costs(board="b", ram=1000, step=2000.5))
     results.write_csv(tmp_path / "runs.csv", [counted, *runs])
     with (tmp_path / "runs.csv").open(newline="") as table:
@@ -238,8 +238,8 @@ def test_the_tidy_table_has_a_row_for_each_run(tmp_path: Path) -> None:
 
 def test_means_are_over_seeds_and_the_difference_is_fixed_less_floating_point(file: Path) -> None:
     wanted = plan.load(file)
-    runs = [learnt("SparCL", Kind.FIXED, seed, value) for seed, value in enumerate((80.0, 82.0, 84.0))]
-    runs += [learnt("SparCL", Kind.FLOAT, seed, value) for seed, value in enumerate((81.0, 84.0))]
+    runs = [learned("SparCL", Kind.FIXED, seed, value) for seed, value in enumerate((80.0, 82.0, 84.0))]
+    runs += [learned("SparCL", Kind.FLOAT, seed, value) for seed, value in enumerate((81.0, 84.0))]
     row, other = results.rows(wanted, runs)
     assert row.fixed == Mean(82.0, 2.0, 3)
     assert row.difference == Mean(-1.5, pytest.approx(0.5**0.5), 2), "of the seeds that both have"
@@ -280,7 +280,7 @@ def test_the_page_gets_the_table_between_its_marks_and_the_runs_beside_it(file: 
 def keep(file: Path, jobs: Sequence[plan.Job]) -> None:
     kept = Kept(sweep.folder(plan.load(file)) / "runs")
     for job in jobs:
-        kept.put(learnt(job.method, job.kind, job.seed, 80.0).model_copy(update={"key": job.key}))
+        kept.put(learned(job.method, job.kind, job.seed, 80.0).model_copy(update={"key": job.key}))
 
 
 def test_a_sweep_that_is_under_way_is_not_done_by_another_process_too(file: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_sweep_that_is_under_way_is_not_done_by_another_process_too(file: Path
 def test_where_a_result_cannot_be_kept_the_user_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(UserError, match=r"cannot be written .*; the runs before it are kept"):
-        Kept(tmp_path / "runs").put(learnt("a", Kind.FIXED, 0, 80.0))
+        Kept(tmp_path / "runs").put(learned("a", Kind.FIXED, 0, 80.0))
 
 
 def test_the_tables_say_which_settings_the_runs_have_besides_the_file(file: Path) -> None:
@@ -433,7 +433,7 @@ def test_a_scheduler_that_goes_away_ends_the_sweep_with_what_is_done(file: Path)
                 break
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
-    assert "the scheduler went away; what is done is kept" in output
+    assert "the scheduler went away; finished runs are kept" in output
     assert "Traceback" not in output
     assert runs(file)
 
@@ -559,7 +559,7 @@ work.execute.__globals__["_done"] = lambda job: (
     with cluster(5, before) as (address, _):
         outcome = sweep.run(wanted, address, None, plain=True)
     assert [job.kind for job in wanted.jobs if job.key in outcome.failed] == [Kind.COSTS]
-    assert "the workers that did it died" in str(sweep.failure(outcome))
+    assert "every worker that ran this job died" in str(sweep.failure(outcome))
     assert {job.kind for job in wanted.jobs if job.key in outcome.done} == {Kind.FIXED, Kind.FLOAT}
 
 
@@ -607,7 +607,7 @@ def test_after_ctrl_c_no_run_is_done_twice(file: Path, temporary: Path) -> None:
             break
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; what is done is kept" in rest
+    assert "Interrupted. Finished runs are kept" in rest
     assert "Traceback" not in rest
     before = {path: path.stat().st_mtime_ns for path in (file.parent / "build").rglob("runs/*.json")}
     assert 2 <= len(before) < 10
@@ -689,7 +689,7 @@ def test_a_job_is_not_done_with_other_code_or_data_than_its_key_was_made_from(
     code.write_text("a = 1")
     monkeypatch.setattr(plan, "DEPENDS_ON", (str(code),))
     monkeypatch.setattr(plan.sources, "ROOT", tmp_path)
-    monkeypatch.setattr(work, "_fixed", lambda job: learnt(job.method, job.kind, job.seed, 80.0))
+    monkeypatch.setattr(work, "_fixed", lambda job: learned(job.method, job.kind, job.seed, 80.0))
     job = next(job for job in plan.load(file).jobs if job.kind is Kind.FIXED)
     assert work.execute(job).class_il == 80.0
     code.write_text("a = 2")
@@ -789,7 +789,7 @@ def test_the_number_of_runs_at_a_time_is_the_cluster_s_own(file: Path) -> None:
     process = sparcl_sweep(file, "--scheduler", "tcp://127.0.0.1:1", "--jobs", "1")
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "--jobs is for this computer" in output
+    assert "--jobs only applies to local runs" in output
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])

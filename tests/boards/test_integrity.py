@@ -72,7 +72,7 @@ def test_a_bit_of_ram_flips(
 
     resets, messages, digest, exact = sabotage(sparcl, board, monkeypatch, flip)
     assert resets == [STATE_DAMAGED]
-    assert any("went back to step" in text for text in messages)
+    assert any("rolled back to step" in text for text in messages)
     assert (digest, exact) == (expected, True)
 
 

@@ -133,7 +133,7 @@ def test_view_during_a_session_and_after_it(sparcl: Sparcl, size: tuple[int, int
         assert re.search(rf"{task.name} [█▉▊▋▌▍▎▏]+ +{task.now:.0f} % *{change}", last), task
     assert not terminal.screen.cursor.hidden
     check_lines(terminal.text, measured(sparcl))
-    assert "the board has learnt all tasks" in terminal.text
+    assert "the board has learned all tasks" in terminal.text
 
 
 @pytest.mark.slow

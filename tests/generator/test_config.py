@@ -74,8 +74,8 @@ def test_there_are_examples() -> None:
         ("sparsity = 3", "exp.toml:1: [sparsity] has to be a section"),
         ("[data]\n\nset == 'a'", "exp.toml:3: TOML syntax: Invalid value (column 6)"),
         ("[experiment]\nname = 'a-b'", "exp.toml:2: experiment.name 'a-b' is not an identifier"),
-        ("[experiment]\nname = 'current'", "exp.toml:2: experiment.name 'current' is taken"),
-        ("[experiment]\nname = 'emulator'", "exp.toml:2: experiment.name 'emulator' is taken"),
+        ("[experiment]\nname = 'current'", "exp.toml:2: experiment.name 'current' is reserved"),
+        ("[experiment]\nname = 'emulator'", "exp.toml:2: experiment.name 'emulator' is reserved"),
         ("[tdm]\ninterval = 0.0005", "exp.toml:2: tdm.interval: has to be greater than or equal to 0.001"),
         (
             "[sparsity]\nweights = 0.9\n[dgm]\nenabled = true\nsparsity = 0.8",

@@ -122,8 +122,8 @@ def truncated() -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"9/3\.png: not a readable PNG, JPEG or BMP \(broken or no picture\)"),
-        (b"GIF89a not allowed", r"9/3\.png: not a readable PNG, JPEG or BMP \(broken or no picture\)"),
+        (b"", r"9/3\.png: not a readable PNG, JPEG or BMP \(corrupt, or not a picture\)"),
+        (b"GIF89a not allowed", r"9/3\.png: not a readable PNG, JPEG or BMP \(corrupt, or not a picture\)"),
         (truncated(), r"9/3\.png: not a readable PNG, JPEG or BMP \(.*\)"),
     ],
 )

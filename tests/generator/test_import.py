@@ -368,11 +368,11 @@ def test_files_are_read_in_safe_mode(keras: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds Python code"):
             keras_model.load(keras, config_for(tmp_path / f"bad{ending}"))
         (tmp_path / f"broken{ending}").write_bytes(b"no model")
-        with pytest.raises(UserError, match="is damaged, or is no"):
+        with pytest.raises(UserError, match="is corrupt or not a"):
             keras_model.load(keras, config_for(tmp_path / f"broken{ending}"))
         whole = (tmp_path / f"good{ending}").read_bytes()
         (tmp_path / f"short{ending}").write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(UserError, match=r"is damaged, or is no|cannot be read \(.*truncated"):
+        with pytest.raises(UserError, match=r"is corrupt or not a|cannot be read \(.*truncated"):
             keras_model.load(keras, config_for(tmp_path / f"short{ending}"))
     with pytest.raises(UserError, match="no such file"):
         keras_model.load(keras, config_for(tmp_path / "gone.keras"))

@@ -212,7 +212,7 @@ def test_model_with_code(tmp_path: Path, ending: str, name: str) -> None:
 def test_model_with_an_endless_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras_model, "LARGEST_DESCRIPTION", 1000)
     path = model_file(tmp_path / "theirs.keras", "x" * 2000)
-    with pytest.raises(UserError, match=r"config\.json is no network's"):
+    with pytest.raises(UserError, match=r"config\.json does not describe a network"):
         keras_model.load(NeverCalled(), Config.model_validate({"model": {"path": path}}))
 
 

@@ -196,7 +196,7 @@ def test_chain_with_a_board_at_a_port(
         assert pio == [["run", "-e", "native", "-t", "upload", "--upload-port", board.url]]
         report = json.loads((generated.folder / "report.json").read_text())
         assert report["bit_exact"] is True
-        # a second time: the board has learnt something, and nobody asked to forget it
+        # a second time: the board has learned something, and nobody asked to forget it
         assert run("run", "tiny.toml", "--port", board.url) == 2
         assert "--fresh" in capsys.readouterr().err
         assert run("run", "tiny.toml", "--port", board.url, "--fresh", "--plain") == 0

@@ -82,7 +82,7 @@ def test_recording_names_its_file(tmp_path: Path) -> None:
     """Also where the file is closed, which tries to write what is left once more."""
     path = tmp_path / "session.rec"
     path.symlink_to(FULL)
-    with pytest.raises(UserError, match=r"session.rec cannot be written \(No space left on device\): make room"):
+    with pytest.raises(UserError, match=r"session.rec cannot be written \(No space left on device\): free some space"):
         Recorder(path, HEADER)
     path.unlink()
     recorder = Recorder(path, HEADER)

@@ -77,7 +77,7 @@ def _another_epoch(board: Liar) -> None:
 LIES: dict[str, tuple[Callable[[Liar], None], str]] = {
     "no payload": (_hello(max_payload=0), "max_payload is 0, it has to be 72 at least"),
     "no payload at all": (_hello(0, max_payload=0), "max_payload is 0"),
-    "another payload": (_hello(max_payload=500), "another one than a moment ago .max_payload is 500, it was 1024"),
+    "another payload": (_hello(max_payload=500), "identity has changed .max_payload is 500, it was 1024"),
     "another board": (_hello(board=b"\x1b[31mX"), r"board is '\\x1b\[31mX', it was 'native'"),
     "many classes": (_hello(0, n_classes=65535), "65535 classes"),
     "many inputs": (_hello(0, n_in=1000), "1000 inputs"),
@@ -86,10 +86,10 @@ LIES: dict[str, tuple[Callable[[Liar], None], str]] = {
     "no phase": (_hello(phase=9), "phase is 9, it can be 3 at most"),
     "place behind the end": (_hello(pos=70), "pos is 70, it can be 24 at most"),
     "full buffer": (_hello(filled=17), "filled is 17, it can be 16 at most"),
-    "many steps": (_hello(step=2**31), r"at step 2147483648, this session ends at 144"),
-    "many tasks": (_hello(task=200), "at task 200, this session ends at 3"),
-    "many epochs": (_hello(n=5, n_start=5, epoch=60000), "at epoch 60000, this session ends at 2"),
-    "epochs without end": (_another_epoch, "trained epoch 1 to its end and still stands in it"),
+    "many steps": (_hello(step=2**31), r"reports step 2147483648, but this session ends at 144"),
+    "many tasks": (_hello(task=200), "reports task 200, but this session ends at 3"),
+    "many epochs": (_hello(n=5, n_start=5, epoch=60000), "reports epoch 60000, but this session ends at 2"),
+    "epochs without end": (_another_epoch, "finished epoch 1 but still reports being in it"),
     "samples that were not sent": (_reply(Command.SAMPLES, b"\xff\xff"), "counts 65535 samples"),
     "steps that were not asked for": (
         _reply(Command.TRAIN, struct.pack("<HHHHBBHI", 2000, 0, 1, 8, 2, 0, 0, 0) + bytes(8000)),
@@ -188,7 +188,7 @@ class Talker(FakeBoard):
             host.write(self.say)
 
 
-NO_ANSWER = "no answer to command|never came through whole|do not get through|something comes all the time"
+NO_ANSWER = "no answer to command|never came through whole|do not get through|something keeps coming"
 REFUSAL = Frame(REPLY, 0, 0, 1, b"").encode()
 UNASKED = Frame(REPLY, 77, Command.DUMP, 0, bytes(8)).encode()
 
@@ -238,7 +238,7 @@ def test_signs_of_life_do_not_make_the_wait_for_an_answer_longer_and_longer(
     with Talker(project.model) as board, link.Link(board.url) as line:
         board.say, board.pause, board.behaves = b"\x55\0", 0.03, 1
         protocol.hello(line)
-        with pytest.raises(LinkError, match=r"comes all the time, but for [0-9]+ s no answer to command 0x0a"):
+        with pytest.raises(LinkError, match=r"keeps coming, but no answer to command 0x0a for [0-9]+ s"):
             line.request(Command.DIGEST, timeout=0.1)
 
 
@@ -279,7 +279,7 @@ def test_time_without_progress() -> None:
         advance.check()
     clock.now += bounds.STANDSTILL
     for ask in (advance.check, advance.lap, lambda: advance.reached("step", 49), lambda: advance.returned(1, "why")):
-        with pytest.raises(BoardError, match=r"nothing has been learnt, sent or tested for 90 minutes.*--resume"):
+        with pytest.raises(BoardError, match=r"nothing has been learned, sent or tested for 90 minutes.*--resume"):
             ask()
     advance.reached("step", 50)
     advance.check()

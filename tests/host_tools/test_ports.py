@@ -61,7 +61,7 @@ def other_program(port: str, how: str) -> Iterator[int]:
 def test_a_busy_port_names_who_has_it(terminal: str) -> None:
     with (
         other_program(terminal, "alone") as process,
-        pytest.raises(UserError, match=rf"another program has {terminal}: python[0-9.]* \(process {process}\); close"),
+        pytest.raises(UserError, match=rf"another program uses {terminal}: python[0-9.]* \(process {process}\); close"),
     ):
         Link(terminal)
     Link(terminal).close()
@@ -106,7 +106,7 @@ def test_a_port_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_port(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     for path in (tmp_path / "notes.txt", tmp_path, Path("/dev/null")):
-        with pytest.raises(UserError, match=f"{path} is no serial port"):
+        with pytest.raises(UserError, match=f"{path} is not a serial port"):
             Link(str(path))
 
 
@@ -193,7 +193,7 @@ def test_a_loop_is_no_board(quick: None) -> None:
 
 def test_other_bytes_than_text_are_shown(quick: None) -> None:
     """At another baud rate, for example."""
-    message = r"no reply \(80 81 82 .*baud rate 115200"
+    message = r"not a valid reply \(80 81 82 .*baud rate 115200"
     with (
         device(bytes(range(128, 256)) + b"\0", 0.001) as port,
         Link(port) as line,

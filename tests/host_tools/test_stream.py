@@ -124,7 +124,7 @@ def test_a_save_that_the_board_could_not_use_is_told(
     board.health = 0
     messages.clear()
     stream.stream(project, board.url, resume=True, observer=Reader())
-    assert not any("last saved" in text for text in messages)
+    assert not any("last save" in text for text in messages)
 
 
 def test_final_regions_are_saved_by_name(project: Project, board: FakeBoard) -> None:
@@ -434,7 +434,7 @@ def test_resume_after_the_host_died(
 def test_what_a_board_has_forgotten_is_not_kept(
     project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when the host dies again before anything has been learnt once more."""
+    """Also when the host dies again before anything has been learned once more."""
 
     class Early(stream.Observer):
         def uploading(self, *_: object) -> None:

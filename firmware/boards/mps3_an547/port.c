@@ -49,7 +49,7 @@ enum { ERROR_RANGE = -1, ERROR_VERIFY = -3 };
 static bool byte_since_ticks;
 static bool watchdog_runs;
 
-/* Half the period without food; the second half ends with the reset. */
+/* Half the period without a feed; the second half ends with the reset. */
 void scl_cortexm_nmi(void)
 {
   scl_cortexm_mark_watchdog(true);

@@ -167,7 +167,7 @@ static void install_signals(void)
   memset(&action, 0, sizeof action);
   (void)sigemptyset(&action.sa_mask);
   action.sa_handler = SIG_IGN;
-  (void)sigaction(SIGPIPE, &action, NULL); /* a client that left is no reason to end */
+  (void)sigaction(SIGPIPE, &action, NULL); /* a client that disconnects must not end the process */
   action.sa_handler = on_reset_button;
   (void)sigaction(SIGUSR1, &action, NULL);
   action.sa_handler = on_watchdog;
@@ -425,11 +425,11 @@ static bool wear(uint32_t address)
   return write_all(FD_WEAR, at, bytes, sizeof bytes);
 }
 
-static void open_wear(const char *flash_path, bool anew)
+static void open_wear(const char *flash_path, bool fresh)
 {
   char path[4096];
   const int length = snprintf(path, sizeof path, "%s.wear", flash_path);
-  const int fd = length < (int)sizeof path ? open(path, O_RDWR | O_CREAT | (anew ? O_TRUNC : 0), 0644) : -1;
+  const int fd = length < (int)sizeof path ? open(path, O_RDWR | O_CREAT | (fresh ? O_TRUNC : 0), 0644) : -1;
   if (fd < 0) {
     fail(path);
   }
@@ -450,7 +450,7 @@ static void open_flash(const char *path)
     return;
   }
   if (status.st_size != 0) {
-    (void)fprintf(stderr, "firmware: %s has %lld bytes, the flash has %lld: delete it to begin anew\n",
+    (void)fprintf(stderr, "firmware: %s has %lld bytes, the flash has %lld: delete it to start over\n",
                   path, (long long)status.st_size, (long long)end);
     exit(EXIT_FAILURE);
   }

@@ -22,7 +22,7 @@ scl_reset_reason_t scl_cortexm_reset_reason(void);
  */
 void scl_cortexm_systick(void);
 
-/* The same for the external interrupts 0 to 15, of which a port enables one. */
+/* Entry of the external interrupts 0 to 15, of which a port enables one. */
 void scl_cortexm_interrupt(void);
 
 /*

@@ -71,7 +71,7 @@ def test_base_accuracy_is_the_latest() -> None:
         (result([9]), 1),
         (result([9], [9]), 1),  # only the first of two tests
         (result([9], [9, 9]), 2),
-        (result([9], [9, 9], [9, 9, 9]), 2),  # all learnt
+        (result([9], [9, 9], [9, 9, 9]), 2),  # all learned
         (result([9], first_task=1), 1),
         (result(first_task=1), 1),  # the host's task has not been tested on the board yet
         (result([9], base=[None] * 3), 0),  # the base classes are tested last

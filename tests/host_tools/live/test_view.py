@@ -49,7 +49,7 @@ def test_many_tasks_show_the_most_forgotten_ones() -> None:
     lines = drawn(outline(40), result(names, rows), height=12)
     assert len(lines) == 9
     tasks = " ".join(lines[7:])
-    assert tasks.index("t5 ") < tasks.index("t20 "), "in the order they were learnt"
+    assert tasks.index("t5 ") < tasks.index("t20 "), "in the order they were learned"
     assert "20 %  -70" in tasks
     assert "40 %  -50" in tasks
     assert "t38" not in tasks

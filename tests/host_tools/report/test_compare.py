@@ -76,7 +76,7 @@ def test_a_run_is_a_file_a_folder_or_a_name(first: Path, build: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "tiny/microbit", "/no/such/place", "examples/split_digits.toml", "long" * 99])
 def test_what_is_no_run(name: str, first: Path, build: Path) -> None:
-    with pytest.raises(UserError, match=f"{name} is no run.*there are tiny/native"):
+    with pytest.raises(UserError, match=f"{name} is not a run.*there are tiny/native"):
         compare.find(name, build)
 
 
@@ -160,7 +160,7 @@ def test_command(first: Path, second: Path, build: Path, capsys: pytest.CaptureF
         (["a.toml", "b.toml"], "sparcl report --compare A B"),
         (["--compare"], "at least two runs"),
         (["--compare", "tiny/native"], "at least two runs"),
-        (["--compare", "tiny/native", "tiny/none"], "tiny/none is no run"),
+        (["--compare", "tiny/native", "tiny/none"], "tiny/none is not a run"),
         (["--compare", *["tiny/native"] * 27], "at most 26"),
         (["--compare", "tiny/native", "tiny/native", "--seed", "3"], "--set and --seed go with an experiment file"),
         (["--compare", "tiny/native", "tiny/native", "--set", "a.b=1"], "--set and --seed go with an experiment file"),

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sparcl_mcu.benchmarks import profile
-from sparcl_mcu.host_tools import cli
+from sparcl_mcu.host_tools.commands.report import report
+from sparcl_mcu.host_tools.commands.run import run
 from sparcl_mcu.host_tools.report import Report, compare
 from sparcl_mcu.spec.paths import ROOT
 from tests import browser
@@ -37,13 +38,13 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("build")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARCL_BUILD", str(folder))
-        cli.run(EXPERIMENT, plain=True)
-        cli.run(EXPERIMENT, plain=True, overrides=OTHER)
+        run(EXPERIMENT, plain=True)
+        run(EXPERIMENT, plain=True, overrides=OTHER)
         # As if this board could be counted on, so that the layers are on the page too.
         folder_of = folder / "sparser" / "native"
         model = Report.model_validate_json((folder_of / "report.json").read_bytes()).model_hash
         profile.reduced(model, COUNTS, 10).save(folder_of)
-        cli.report([str(EXPERIMENT)], overrides=OTHER)
+        report([str(EXPERIMENT)], overrides=OTHER)
         runs = compare.load(["split_digits/native", "sparser/native"], folder)
         (folder / compare.HTML).write_text(compare.html(runs), encoding="utf-8")
         yield folder

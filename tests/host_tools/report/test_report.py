@@ -209,7 +209,7 @@ def test_session_with_another_model_is_not_gone_on_with(project: Project, board:
     result.complete = False
     result.model_hash = "0" * 16
     result.save(project.folder / stream.RESULT)
-    with pytest.raises(UserError, match=r"another model: give the options it had \(--seed, --set\)"):
+    with pytest.raises(UserError, match=r"different model: repeat its --seed and --set options"):
         report.build(project)
 
 
@@ -219,7 +219,7 @@ def test_session_with_other_data(project: Project, made: report.Report) -> None:
     fewer = replace(first, x_train=first.x_train[:4], y_train=first.y_train[:4])
     turned = replace(first, x_train=first.x_train[::-1], y_train=first.y_train[::-1])
     for task in (fewer, turned):
-        with pytest.raises(UserError, match="other data: give the options it had"):
+        with pytest.raises(UserError, match="different data: repeat its --seed and --set options"):
             report.build(replace(project, dataset=replace(project.dataset, tasks=(task, *others))))
     assert report.build(project) == made
 
@@ -306,7 +306,7 @@ def test_sections_say_what_fills_them(project: Project, board: FakeBoard) -> Non
 def test_what_validation_cannot_fill_is_not_promised(made: report.Report, project: Project) -> None:
     differs = made.model_copy(update={"bit_exact": False, "mismatches": 1, "masks": None, "samples": None})
     text = report_page.html(differs, project.dataset)
-    assert text.count("what the reference learnt is not what the board learnt") == 2
+    assert text.count("what the reference learned is not what the board learned") == 2
     assert "fills this section" not in text
 
 
@@ -345,11 +345,11 @@ def test_without_ddr_there_are_hard_samples_only(make_project: MakeProject) -> N
 
 def test_one_sentence(made: report.Report) -> None:
     text = report_page.sentence(made)
-    assert text.startswith(f"The board learnt 3 tasks one after another and now answers {made.class_il:.1f} %")
+    assert text.startswith(f"The board learned 3 tasks one after another and now answers {made.class_il:.1f} %")
     assert f"every one of its {made.steps:,} training steps equals" in text
     wear = made.wear.model_copy(update={"tasks": 2})
     shipped = report_page.sentence(made.model_copy(update={"wear": wear}))
-    assert shipped.startswith("The board, shipped with the first task, then learnt 2 tasks one after another")
+    assert shipped.startswith("The board, shipped with the first task, then learned 2 tasks one after another")
     assert "DIFFERS" in report_page.sentence(made.model_copy(update={"bit_exact": False, "mismatches": 1}))
     assert "not been compared" in report_page.sentence(made.model_copy(update={"bit_exact": False}))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lessons of a validated session reduced to figures: overlap of masks, easy and hard samples."""
+"""Histories of a validated session reduced to figures: overlap of masks, easy and hard samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sparcl_mcu.reference.lesson import Bits, Lesson
+from sparcl_mcu.reference.history import Bits, History
 from sparcl_mcu.spec.types import Dataset, Layer, Model
 
 from .schema import LayerOverlap, MaskOverlap, SampleNote, TaskSamples
@@ -17,7 +17,7 @@ from .schema import LayerOverlap, MaskOverlap, SampleNote, TaskSamples
 
 
 def initial_mask(layer: Layer) -> Bits:
-    """The mask a sparse layer was shipped with, as `Lesson` keeps them."""
+    """The mask a sparse layer was shipped with, as `History` keeps them."""
     used = []
     for panel in layer.panels:
         flags = np.zeros((panel.split.size, panel.places), dtype=np.bool_)
@@ -27,7 +27,7 @@ def initial_mask(layer: Layer) -> Bits:
 
 
 Pair = tuple[float, float, float]
-"""Of two masks, in weights: in both, in either, in both if chance had placed them."""
+"""Weights of two masks: in both, in either, in both if chance had placed them."""
 
 
 def compare(layer: Layer, first: Bits, second: Bits) -> Pair:
@@ -53,11 +53,11 @@ def overlap(pairs: Sequence[Pair]) -> tuple[float, float]:
     return 100.0 * both / max(either, 1), 100.0 * chance / max(both + either - chance, 1)
 
 
-def mask_overlap(model: Model, names: Sequence[str], kept: Sequence[Lesson]) -> MaskOverlap | None:
+def mask_overlap(model: Model, names: Sequence[str], kept: Sequence[History]) -> MaskOverlap | None:
     """Overlap of the masks as shipped and at the end of the tasks ``names``; None without sparse layers."""
     layers = {number: layer for number, layer in model.weighted if layer.sparse}
     masks = {
-        number: [initial_mask(layer), *(lesson.masks[number] for lesson in kept)] for number, layer in layers.items()
+        number: [initial_mask(layer), *(history.masks[number] for history in kept)] for number, layer in layers.items()
     }
     pairs = {number: _pairs(layer, masks[number]) for number, layer in layers.items()}
     if not layers:
@@ -91,38 +91,39 @@ SHOWN = 8
 """Samples of each kind in a report."""
 
 
-def task_samples(dataset: Dataset, index: int, lesson: Lesson, epochs: int) -> TaskSamples:
+def task_samples(dataset: Dataset, index: int, history: History, epochs: int) -> TaskSamples:
     """The easiest and the hardest of a task; ``epochs``: of a task."""
     labels = dataset.tasks[index].y_train
 
     def note(sample: int) -> SampleNote:
-        seen = int(lesson.left[sample]) or epochs
+        seen = int(history.left[sample]) or epochs
         return SampleNote(
             id=sample,
             label=dataset.class_names[labels[sample]],
-            mistakes=int(lesson.mistakes[sample]),
+            mistakes=int(history.mistakes[sample]),
             epochs=seen,
-            loss=float(lesson.losses[sample]) / 256 / seen,
+            loss=float(history.losses[sample]) / 256 / seen,
         )
 
     return TaskSamples(
         task=index,
         samples=len(labels),
-        removed=int(np.count_nonzero(lesson.left)),
-        never_wrong=int(np.count_nonzero(lesson.mistakes == 0)),
-        easiest=[note(i) for i in easiest(lesson, SHOWN)],
-        hardest=[note(i) for i in hardest(lesson, SHOWN)],
+        removed=int(np.count_nonzero(history.left)),
+        never_wrong=int(np.count_nonzero(history.mistakes == 0)),
+        easiest=[note(i) for i in easiest(history, SHOWN)],
+        hardest=[note(i) for i in hardest(history, SHOWN)],
     )
 
 
-def easiest(lesson: Lesson, count: int) -> list[int]:
+def easiest(history: History, count: int) -> list[int]:
     """Ids of the samples that DDR removed first; of those removed together, the ones with least mistakes and loss."""
-    gone = np.flatnonzero(lesson.left)
-    return [int(i) for i in gone[np.lexsort((lesson.losses[gone], lesson.mistakes[gone], lesson.left[gone]))][:count]]
+    gone = np.flatnonzero(history.left)
+    order = np.lexsort((history.losses[gone], history.mistakes[gone], history.left[gone]))
+    return [int(i) for i in gone[order][:count]]
 
 
-def hardest(lesson: Lesson, count: int) -> list[int]:
+def hardest(history: History, count: int) -> list[int]:
     """Ids of the samples with most mistakes, then most loss, of those that stayed to the end."""
-    stayed = np.flatnonzero(lesson.left == 0)
-    order = np.lexsort((-lesson.losses[stayed], -lesson.mistakes[stayed].astype(np.int64)))
+    stayed = np.flatnonzero(history.left == 0)
+    order = np.lexsort((-history.losses[stayed], -history.mistakes[stayed].astype(np.int64)))
     return [int(i) for i in stayed[order][:count]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What learning one task showed: kept beside the state, for the report; no part of the digest."""
+"""The history of a task's learning: kept beside the state for the report, not part of the digest."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Bits = NDArray[np.uint8]
 
 
 @dataclass(slots=True)
-class Lesson:
-    """One task.  ``mistakes``, ``losses``, ``left``: by sample id, (n,) each.
+class History:
+    """History of one task.  ``mistakes``, ``losses``, ``left``: by sample id, (n,) each.
 
-    ``mistakes``: uint16, epochs in which the sample was misclassified just before it was learnt from; ``losses``:
+    ``mistakes``: uint16, epochs in which the sample was misclassified just before it was learned from; ``losses``:
     int64, sum of its cross-entropies, 8 fractional bits; ``left``: uint16, epochs after which DDR removed it, 0: it
     stayed.  ``masks``: by number of layer, the entries that existed when the task ended: one bit for each line and
     place of one panel after the other (``numpy.packbits``).
@@ -29,7 +29,7 @@ class Lesson:
 
     @classmethod
     def of(cls, samples: int) -> Self:
-        """One that begins."""
+        """The empty history of a task of ``samples`` training samples."""
         return cls(np.zeros(samples, np.uint16), np.zeros(samples, np.int64), np.zeros(samples, np.uint16))
 
     def copy(self) -> Self:
