@@ -29,7 +29,7 @@ from sparcl_mcu.spec.types import (
     Window,
 )
 
-from . import helpers
+from . import error_bound, helpers
 
 
 def make(n_in: int = 12, classes: int = 4, **sections: Any) -> Model:
