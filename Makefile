@@ -113,13 +113,15 @@ analyze: setup ## static analysis of the firmware (needs cppcheck)
 lint: setup ## check style and types
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
+	@git ls-files -z '*.c' '*.h' | xargs -0 $(VENV)/clang-format --dry-run --Werror
 	@mkdir -p build/lint && ln -sfn ../.. build/lint/sparcl_mcu
 	@$(VENV)/python -m mypy
 	@MYPYPATH=tools $(VENV)/python -m mypy tools
 
-format: setup ## rewrite the Python files in the project's style
+format: setup ## rewrite Python and C in the project's style
 	@$(VENV)/ruff check --fix .
 	@$(VENV)/ruff format .
+	@git ls-files -z '*.c' '*.h' | xargs -0 $(VENV)/clang-format -i
 
 wheel: setup ## pack dist/sparcl_mcu-*.whl, which works without this checkout
 	@rm -rf build/wheel

@@ -487,7 +487,8 @@ static const command_t commands[] = {
     [SCL_COMMAND_DUMP] = {do_dump, 0, 0},
     [SCL_COMMAND_STATISTICS] = {do_statistics, 0, 0},
     [SCL_COMMAND_SAVE] = {do_save, SCL_PARTS_STATE, LEARNS},
-    [SCL_COMMAND_RESET] = {do_reset, 0, FIRST | ANYHOW}};
+    [SCL_COMMAND_RESET] = {do_reset, 0, FIRST | ANYHOW},
+};
 
 /* Whether a command may be executed at all. */
 static scl_status_t permitted(const command_t *command) {

@@ -456,7 +456,8 @@ typedef struct {
 
 /* What errors become: steps, and errors to carry back. */
 typedef struct {
-  int32_t multiplier, half; /* step = ((e * multiplier + half) >> right) << left: docs/spec/numerics.md, without a branch */
+  /* step = ((e * multiplier + half) >> right) << left, without a branch: docs/spec/numerics.md */
+  int32_t multiplier, half;
   uint32_t right, left;
   int8_t ke, elog, glog;
 } scl_conv_scale_t;

@@ -12,7 +12,8 @@
 #define KIND_DATA 1u
 #define KIND_STATE 2u
 #define HEADER_BYTES 48u
-#define LARGEST_NUMBER 0x7FFFFFFFu /* of sectors and snapshots: no flash lives to see it, but a forged header can have it */
+/* of sectors and snapshots: no flash lives to see it, but a forged header can have it */
+#define LARGEST_NUMBER 0x7FFFFFFFu
 #define ATTEMPTS 16u /* times a record that did not read back is written again, each time in another sector */
 #define CHUNK_BYTES 64u /* read at a time, to compare or to copy */
 #define STAGE_BYTES (SCL_FLASH_PROGRAM_UNIT > CHUNK_BYTES ? SCL_FLASH_PROGRAM_UNIT : CHUNK_BYTES)
