@@ -293,7 +293,7 @@ def test_a_sweep_that_is_under_way_is_not_done_by_another_process_too(file: Path
 
 def test_where_a_result_cannot_be_kept_the_user_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    with pytest.raises(UserError, match=r"cannot be written .*; the runs before it are kept"):
+    with pytest.raises(UserError, match=r"cannot be written .*; earlier runs are kept"):
         Kept(tmp_path / "runs").put(learned("a", Kind.FIXED, 0, 80.0))
 
 
