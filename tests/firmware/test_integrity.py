@@ -291,7 +291,7 @@ def test_stream_goes_on_after_flipped_bits(make_project: MakeProject, tmp_path: 
         assert result.state_digest == calm
         checked, _ = validate.validate(project)
         assert checked.bit_exact, checked.first
-        assert sum("went back to step" in text for text in vandal.messages) == 2
+        assert sum("rolled back to step" in text for text in vandal.messages) == 2
         assert ("faults recovered from", f"2 x {stream.STATE_DAMAGED}") in report.build(project).key_figures()
     finally:
         process.kill()
