@@ -364,7 +364,7 @@ def sparcl_sweep(file: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def folders_held_by(process: subprocess.Popen[bytes]) -> list[str]:
-    """Work folders whose lock the process holds: it is in the midst of a job."""
+    """Work folders whose lock the process holds: it is in the middle of a job."""
     held = []
     with suppress(OSError):  # files are closed while one looks
         for link in Path(f"/proc/{process.pid}/fd").iterdir():
@@ -391,7 +391,7 @@ def test_a_cluster_finishes_the_sweep_when_a_worker_is_killed(file: Path) -> Non
         workers[0].kill()
         output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    assert held, "the worker was in the midst of a job"
+    assert held, "the worker was in the middle of a job"
     assert not Path(held[0]).exists()
     assert len(re.findall(r"^\[\d+/10\] ", output, re.MULTILINE)) == 10, output
     found = runs(file)

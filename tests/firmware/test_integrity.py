@@ -42,7 +42,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def twin(image: Path, tmp_path: Path) -> Iterator[Twin]:
-    """A board in the midst of its second task: a snapshot, and three steps since."""
+    """A board in the middle of its second task: a snapshot, and three steps since."""
     with running(MODEL, image, tmp_path) as board:
         teacher = Teacher(board, 3)
         teacher.begin((0, 1), COUNT, streamed=False, seed=0)
