@@ -49,7 +49,7 @@ def check(path: Path, most: int) -> int:
 
 @contextlib.contextmanager
 def opened(path: Path, most: int) -> Iterator[BinaryIO]:
-    """The file, opened for reading, after ``check``: nothing is opened that could wait for ever."""
+    """Open a file for reading after ``check``, so that nothing is opened that could block forever."""
     check(path, most)
     # Something that has replaced the file since must not block us either.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)

@@ -16,7 +16,7 @@ from serial.tools import list_ports
 from sparcl_mcu.spec.errors import SparclError, UserError, one_line
 
 _BUSY = frozenset((errno.EBUSY, errno.EAGAIN, errno.EWOULDBLOCK))
-"""How the system says that somebody else has opened a port for himself alone."""
+"""Errors of the system for a port that another program has opened exclusively."""
 _COLOURS = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 _TEXT = frozenset(b"\t\n\r\f\b" + bytes(range(0x20, 0x7F)))
 _LEAST_TEXT = 8

@@ -164,7 +164,7 @@ class Proxy:
     """
 
     LATE = 0.002
-    """Seconds for which the line stands still in the midst of bytes."""
+    """Seconds for which the line stands still between bytes of a frame."""
 
     def __init__(self, url: str, *, pty: bool = False, noise: Callable[[bytes], list[bytes]] | None = None) -> None:
         self.hear: Fault = whole

@@ -32,7 +32,7 @@ FEW = ("data.train_per_class=4", "data.test_per_class=2")
 SHORT = ("method.epochs=1", "method.buffer=8", "initial.epochs=1")
 
 FEW_WINDOWS = ("data.train_per_class=6", "data.test_per_class=3")
-"""Of seven exercises that are learnt two or three at a time."""
+"""Of seven exercises that are learned two or three at a time."""
 
 PLACES: dict[str, tuple[str, tuple[str, ...]]] = {
     "cnn_watch": ("native", FEW_WINDOWS),
@@ -131,7 +131,7 @@ def test_cnn_mnist_needs_little_ram(build: Path) -> None:
 
 def test_latent_replay_learns_what_replay_learns(build: Path) -> None:
     """Whether the frozen layers run once for each sample or each time it is looked at: the same weights, the
-    same accuracies.  The second is learnt by the reference, as the first was."""
+    same accuracies.  The second is learned by the reference, as the first was."""
     experiment = EXAMPLES / "latent_replay.toml"
     results = []
     for latent in ("true", "false"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/setup.py: what it says while pip and apt work, and where it cannot go on."""
+"""tools/setup.py: what it says while pip and apt work, and where it cannot continue."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ static scl_status_t write_snapshot(uint32_t size, const scl_tail_t *tail) {
   return status;
 }
 
-/* One checkpoint; moves the tail as far as `need` asks for and as the room at hand allows. */
+/* Makes one checkpoint; moves the tail as far as `need` asks for and the present room allows. */
 static scl_status_t checkpoint_once(scl_records_t need) {
   const uint32_t size = scl_state_size();
   const uint32_t snapshot = scl_journal_snapshot_sectors(size);

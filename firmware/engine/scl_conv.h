@@ -74,7 +74,7 @@ typedef struct {
   uint32_t rows, columns;
 } scl_conv_tile_t;
 
-/* As even a division of a row as possible; short rows go together, as many as divide all of them. */
+/* Divides a row as evenly as possible; short rows go together, as many as divide all of them. */
 SCL_INLINE scl_conv_tile_t scl_conv_tile(const scl_conv_t c) {
   const uint32_t most = SCL_CONV_SUMS / scl_conv_lanes(c);
   const uint32_t parts = (c.out_w + most - 1u) / most;

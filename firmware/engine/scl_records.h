@@ -70,7 +70,7 @@ scl_status_t scl_record_head(scl_address_t address, uint8_t head[SCL_RECORD_HEAD
 
 uint32_t scl_record_live(void);
 
-/* Samples of the task that lie in the journal: so many places of the table, from the first on. */
+/* Number of the task's samples that lie in the journal: the first places of the table. */
 uint32_t scl_record_resident(void);
 
 /* Whether each record that the learner's tables name lies in a sector of the ring, as a whole. */

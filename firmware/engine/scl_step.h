@@ -28,7 +28,7 @@ SCL_INLINE void scl_weight_step(int16_t *w, int32_t change, uint32_t shift, uint
   *w = scl_clamp_weight(*w - scl_round(change, shift, prng), wlog);
 }
 
-/* A weight that cannot change is not read and written: rounding 0 gives 0.  It draws its random number all the same. */
+/* A weight that cannot change is not read and written: rounding 0 gives 0.  It still draws its random number. */
 SCL_INLINE void scl_weight_skip(uint32_t *prng) {
 #if SCL_STOCHASTIC
   (void)scl_prng_next(prng);

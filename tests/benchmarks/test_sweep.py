@@ -293,7 +293,7 @@ def test_a_sweep_that_is_under_way_is_not_done_by_another_process_too(file: Path
 
 def test_where_a_result_cannot_be_kept_the_user_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    with pytest.raises(UserError, match=r"cannot be written .*; the runs before it are kept"):
+    with pytest.raises(UserError, match=r"cannot be written .*; earlier runs are kept"):
         Kept(tmp_path / "runs").put(learned("a", Kind.FIXED, 0, 80.0))
 
 
@@ -364,7 +364,7 @@ def sparcl_sweep(file: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def folders_held_by(process: subprocess.Popen[bytes]) -> list[str]:
-    """Work folders whose lock the process holds: it is in the midst of a job."""
+    """Work folders whose lock the process holds: it is in the middle of a job."""
     held = []
     with suppress(OSError):  # files are closed while one looks
         for link in Path(f"/proc/{process.pid}/fd").iterdir():
@@ -391,7 +391,7 @@ def test_a_cluster_finishes_the_sweep_when_a_worker_is_killed(file: Path) -> Non
         workers[0].kill()
         output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
-    assert held, "the worker was in the midst of a job"
+    assert held, "the worker was in the middle of a job"
     assert not Path(held[0]).exists()
     assert len(re.findall(r"^\[\d+/10\] ", output, re.MULTILINE)) == 10, output
     found = runs(file)

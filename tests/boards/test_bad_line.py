@@ -52,7 +52,7 @@ class Bench:
             assert self.checked.mismatches == 0, self.checked.first
 
     def check(self, result: StreamResult) -> None:
-        """All was learnt, and rightly."""
+        """Everything was learned correctly."""
         assert result.complete
         assert is_complete(self.project.folder / RECORDING)
         assert self.checked is not None
@@ -130,7 +130,7 @@ def tell(bench: Bench, noise: Noise, result: StreamResult) -> None:
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), 2])
 def test_one_byte_in_a_thousand(bench: Bench, seed: int) -> None:
-    """The run goes on to its end, and nobody would know but for the retries."""
+    """The run continues to its end; only the retries show that anything happened."""
     noise = Noise(seed, 1e-3)
     with Proxy(bench.board.url, noise=noise, pty=seed == 2) as line:
         result = bench.learn(line)
@@ -184,7 +184,7 @@ def test_on_emulated_boards(bench: Bench, rate: float) -> None:
 @pytest.mark.parametrize("requests", [4, 11, pytest.param(25, marks=pytest.mark.slow), 60])
 @pytest.mark.parametrize("power", [False, True])
 def test_unplugged(bench: Bench, requests: int, power: bool) -> None:
-    """The line breaks, on top of the noise, and the board may lose power: `--resume` goes on to the same end."""
+    """The line breaks, on top of the noise, and the board may lose power: `--resume` continues to the same end."""
     with Proxy(bench.board.url, noise=Noise(requests, 1e-3)) as line:
         line.cut_after = requests
         with pytest.raises(LinkError, match="--resume"):

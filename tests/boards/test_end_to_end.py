@@ -280,7 +280,7 @@ class Unplugged(Exception):
 
 
 class Stopper(Observer):
-    """Ends the session: after a task, or in the midst of one."""
+    """Ends the session: after a task, or in the middle of one."""
 
     def __init__(self, task: str, *, midst: bool) -> None:
         self._task = task
@@ -300,7 +300,7 @@ class Stopper(Observer):
 @pytest.mark.parametrize("board", ["native", "microbit"])
 @pytest.mark.parametrize("midst", [False, True], ids=["after", "midst"])
 def test_resume(board: str, midst: bool, sparcl: Sparcl, monkeypatch: pytest.MonkeyPatch, expected: str) -> None:
-    """After task 2 of 3 the power fails, or in the midst of it the board is reset; the end is the same."""
+    """After task 2 of 3 the power fails, or in the middle of it the board is reset; the end is the same."""
     require(board)
     project = sparcl.boot(board, monkeypatch)
     emulator = sparcl.emulator(board)
@@ -334,7 +334,7 @@ def test_resume(board: str, midst: bool, sparcl: Sparcl, monkeypatch: pytest.Mon
 def test_interrupted_while_streaming(
     board: str, sparcl: Sparcl, monkeypatch: pytest.MonkeyPatch, expected: str
 ) -> None:
-    """The host stops between two requests in streamed mode, and the power fails; --resume goes on."""
+    """The host stops between two requests in streamed mode, and the power fails; --resume continues."""
     require(board)
     project = sparcl.boot(board, monkeypatch, STREAMED[1])
     emulator = sparcl.emulator(board)

@@ -66,7 +66,7 @@ def sparcl(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sparcl]:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sparcl]:
-    """A session takes so long that it can be disturbed in its midst."""
+    """A session takes so long that it can be disturbed halfway."""
     yield from flashed(tmp_path_factory.mktemp("long"), EXPERIMENT.replace("[16]", "[160]"))
 
 
@@ -169,7 +169,7 @@ def test_view_follows_the_size_of_the_terminal(long: Sparcl) -> None:
 
 
 def test_interrupted(long: Sparcl) -> None:
-    """Ctrl-C in the midst of task 2: the terminal is as before, and the command to go on with is named; it works."""
+    """Ctrl-C during task 2: the terminal is as before, and the command to continue with is named; it works."""
     terminal = start(long, "stream", "--fresh")
     typed = False
     for frame in terminal.frames():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The power fails at a flash operation of an emulated board: what was saved is there, and learning goes on from it.
+"""The power fails at a flash operation of an emulated board: what was saved is there, and learning continues from it.
 
 QEMU's debugger stub stops the unchanged firmware where a port's flash function begins.
 There the emulator is killed, and the flash file gets what the operation would have done

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flash fails in the midst of a session: the host says what to do, and doing it ends as if nothing had been."""
+"""The flash fails in the middle of a session: the host says what to do, and doing it ends as if nothing had been."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TASK = "2/3"
 
 
 class Damager(Observer):
-    """Flips a bit in a sample of the task that is being learnt, after its first epoch; DDR has not removed it."""
+    """Flips a bit in a sample of the task that is being learned, after its first epoch; DDR has not removed it."""
 
     def __init__(self, flash: Path, samples: list[bytes]) -> None:
         self._flash = flash
@@ -36,7 +36,7 @@ class Damager(Observer):
 
 
 def test_a_damaged_sample_is_sent_again(sparcl: Sparcl, monkeypatch: pytest.MonkeyPatch, expected: str) -> None:
-    """The board is back at its last save; `--resume` sends the task anew; the end is the same, and validated."""
+    """The board is back at its last save; `--resume` sends the task again; the end is the same, and validated."""
     project = sparcl.boot("native", monkeypatch)
     emulator = sparcl.emulator("native")
     task = next(t for t in project.dataset.tasks if t.name == TASK)

@@ -355,7 +355,7 @@ class Teacher:
         self.twin.good(Command.PREDICT, x[0].tobytes())
 
     def upload(self, count: int, task: int = 0) -> None:
-        """Replay records of a task the host learnt."""
+        """Replay records of a task the host learned."""
         x, y = random_samples(self.twin.model, (0, 1), count, 7)
         for k in range(count):
             head = struct.pack("<IHBB", 40 + k, k, task, int(y[k]))

@@ -135,7 +135,7 @@ class History:
 
 
 def live(board: MemoryBoard) -> History:
-    """Tasks with saves in their midst, until the ring has wrapped."""
+    """Tasks with saves in the middle, until the ring has wrapped."""
     layout = board.layout
     history = History(layout, board.mount(b"\xff" * layout.board.store.size).content)
     for number, classes in enumerate(TASKS):
@@ -406,7 +406,7 @@ class Subject:
 
 @contextmanager
 def subject(folder: Path, key: bytes | None = None, **learning: Any) -> Iterator[Subject]:
-    """One that has learnt."""
+    """A board that has learned."""
     store = board_facts(size=SECTORS * SECTOR, sector=SECTOR, program_unit=4)
     layout = Layout(model(**learning), store, keyed=key is not None)
     with running(layout, build(layout, folder, key)) as board:

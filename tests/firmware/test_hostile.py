@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever comes over the line: the sanitizers stay silent, the state stays as it was, the board goes on answering."""
+"""Whatever comes over the line: the sanitizers stay silent, the state stays as it was, the board keeps answering."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
 
 @pytest.fixture
 def twin(image: tuple[Model, Path], tmp_path: Path) -> Iterator[Twin]:
-    """A board in the midst of its second task."""
+    """A board in the middle of its second task."""
     with running(*image, tmp_path) as twin:
         teacher = Teacher(twin, 1)
         teacher.begin((0, 1), 12, streamed=False, seed=1)
@@ -245,7 +245,7 @@ def test_half_a_frame(twin: Twin) -> None:
 
 
 def test_question(twin: Twin) -> None:
-    """A line for people, in the midst of requests."""
+    """A line for people, in the middle of requests."""
     twin.link.close()
     with socket.create_connection(("127.0.0.1", int(twin.process.url.rsplit(":", 1)[1])), SECONDS) as raw:
         raw.sendall(b"\0?\r")

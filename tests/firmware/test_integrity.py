@@ -42,7 +42,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def twin(image: Path, tmp_path: Path) -> Iterator[Twin]:
-    """A board in the midst of its second task: a snapshot, and three steps since."""
+    """A board in the middle of its second task: a snapshot, and three steps since."""
     with running(MODEL, image, tmp_path) as board:
         teacher = Teacher(board, 3)
         teacher.begin((0, 1), COUNT, streamed=False, seed=0)
@@ -291,7 +291,7 @@ def test_stream_goes_on_after_flipped_bits(make_project: MakeProject, tmp_path: 
         assert result.state_digest == calm
         checked, _ = validate.validate(project)
         assert checked.bit_exact, checked.first
-        assert sum("went back to step" in text for text in vandal.messages) == 2
+        assert sum("rolled back to step" in text for text in vandal.messages) == 2
         assert ("faults recovered from", f"2 x {stream.STATE_DAMAGED}") in report.build(project).key_figures()
     finally:
         process.kill()

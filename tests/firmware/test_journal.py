@@ -456,7 +456,7 @@ def forge(
 
 
 def test_restored_after_removals(tmp_path: Path) -> None:
-    """DDR has removed samples, so that fewer are left than were received; learning goes on to the same end."""
+    """DDR has removed samples, so that fewer are left than were received; learning continues to the same end."""
     model = small(method=Method.DERPP, capacity=4, batch=1, ddr=True, rho_permille=500, ddr_until=2, epochs=3)
     with running(model, build(model, tmp_path)) as twin:
         teacher = Teacher(twin, 1)
@@ -548,7 +548,7 @@ def forgeries(model: Model) -> dict[str, Callable[[bytearray], None]]:
 
 
 def test_forged_snapshots(tmp_path: Path) -> None:
-    """With checksums that fit: the board starts from the initial model, and goes on."""
+    """With checksums that fit: the board starts from the initial model and continues."""
     model, board = FINETUNED, LARGE_SECTORS
     panel = model.layers[0].panels[0]
     assert panel.nnz > panel.grad + panel.grow_inter, "there are entries that do not learn"
@@ -656,7 +656,7 @@ def test_damaged_sector_headers_lose_nothing(kind: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("field", "number"), [(8, 0x7FFFFFFF), (16, 0x7FFFFFFE), (8, 0xFFFFFFFF), (16, 0xFFFFFFFF)])
 @pytest.mark.parametrize("save", [True, False])
 def test_numbers_that_no_board_comes_to(field: int, number: int, save: bool, tmp_path: Path) -> None:
-    """The last sector or snapshot number: a save is refused rather than lost, and a reset to factory begins anew."""
+    """The last sector or snapshot number: a save is refused rather than lost, and a reset to factory starts over."""
     model = small()
     with running(model, build(model, tmp_path, board_facts(size=64 * SECTOR, sector=SECTOR, program_unit=4))) as twin:
         Teacher(twin, 1).begin((0, 1), 8, streamed=False, seed=1)

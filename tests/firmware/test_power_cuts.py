@@ -74,7 +74,7 @@ def veteran(tmp_path_factory: pytest.TempPathFactory) -> Veteran:
 
 
 def session(twin: Historian) -> None:
-    """Tasks, with saves in the midst of them."""
+    """Tasks with saves in the middle."""
     teacher = Teacher(twin, 3)
     for number, classes in enumerate(TASKS):
         teacher.begin(classes, COUNT, streamed=number % 2 == 1, seed=number)
@@ -144,7 +144,7 @@ def cut_at(veteran: Veteran, folder: Path, number: int) -> None:
 
 
 def finish_task(twin: Historian) -> None:
-    """Go on with the task that was interrupted."""
+    """Continue the task that was interrupted."""
     device = twin.device
     if device.phase == Phase.IDLE:
         return

@@ -102,7 +102,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
 
 @pytest.fixture
 def twin(image: tuple[Model, Path], tmp_path: Path) -> Iterator[Twin]:
-    """A board that has learnt something."""
+    """A board that has learned something."""
     with running(*image, tmp_path) as twin:
         teacher = Teacher(twin, 1)
         teacher.begin((0, 1), 12, streamed=False, seed=1)
@@ -344,7 +344,7 @@ def number(counter: bytes) -> int:
 
 
 def test_counters_go_on_across_sessions(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second host goes on behind where the first was; the counters of lost requests are not used again."""
+    """A second host continues after the first; the counters of lost requests are not used again."""
     monkeypatch.setattr("sparcl_mcu.host_tools.seal.secrets.randbelow", lambda _: 1000)
     for _ in range(3):
         with Link(process.url, key=KEY) as line:

@@ -102,7 +102,7 @@ def learn(twin: Twin, path: Path) -> tuple[Hello, int]:
 
 
 def test_requests_wait_at_the_board(twin: Twin, proxy: Proxy, tmp_path: Path) -> None:
-    """The host goes on sending while no reply has come: as many requests as the board takes, and no more."""
+    """The host keeps sending while no reply has come: as many requests as the board takes, and no more."""
     x, y = random_samples(twin.model, (0, 1), 60, 3)
     protocol.task_begin(twin.link, (0, 1), 60, streamed=False)
     state = protocol.hello(twin.link)

@@ -326,7 +326,7 @@ static void raw(fuzz_input_t *in) {
   for (uint32_t k = 0; k < size; k++) {
     bytes[k] = fuzz_u8(in);
   }
-  bytes[size] = 0; /* the next request begins anew */
+  bytes[size] = 0; /* the next request starts over */
   if (fuzz_send(bytes, size + 1u)) {
     fuzz_check_restored();
   } else {

@@ -51,7 +51,7 @@ class Result:
 
 
 def fuzz(program: Program, image: Path, seconds: float) -> Result:
-    """Run one program until the time is over; it goes on after a crash."""
+    """Run one program until the time is over; it continues after a crash."""
     corpus, found = FOLDER / "corpus" / program.name, FOUND / program.name
     corpus.mkdir(parents=True, exist_ok=True)
     found.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ static void keep(uint32_t which) {
   memcpy(flashes[which], fuzz_flash(), SCL_FLASH_SIZE);
 }
 
-/* The flash of a board that saved in the midst of its second task, after so many requests. */
+/* The flash of a board that saved in the middle of its second task, after so many requests. */
 static void interrupt(uint32_t which, uint8_t mode, uint32_t requests) {
   static const uint8_t save[] = {13};
   fuzz_input_t in = {save, sizeof save};
@@ -47,9 +47,9 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
   interrupt(FILLING, 0, 4);
   FUZZ_CHECK(scl_learner.phase == SCL_PHASE_FILLING, "not filling");
   interrupt(TRAINING, 0, 12);
-  FUZZ_CHECK(scl_learner.phase == SCL_PHASE_TRAINING && scl_learner.pos > 0, "not in the midst of an epoch");
+  FUZZ_CHECK(scl_learner.phase == SCL_PHASE_TRAINING && scl_learner.pos > 0, "not in the middle of an epoch");
   interrupt(STREAMED, 1, 4);
-  FUZZ_CHECK(scl_learner.mode == SCL_MODE_STREAMED && scl_learner.pos > 0, "not in the midst of an epoch");
+  FUZZ_CHECK(scl_learner.mode == SCL_MODE_STREAMED && scl_learner.pos > 0, "not in the middle of an epoch");
   for (uint32_t k = 0; k < 12u; k++) {
     fuzz_learn_all((uint8_t)(k * 5u), k & 1u);
   }

@@ -119,7 +119,7 @@ def test_it_chooses_as_the_board_does(method: dict[str, Any], ddr: bool, growth:
             assert twin.buffer.samples == board.buffer()
         board.ask(Command.TASK_END)
     same = np.mean([a == b for a, b in zip(twin.buffer.samples, board.buffer(), strict=True)])
-    assert same > 0.7, "also where DDR removes samples by what has been learnt"
+    assert same > 0.7, "also where DDR removes samples by what has been learned"
 
 
 class Board:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages are skipped when nothing has changed, and made anew when their artefact is lost."""
+"""Stages are skipped when nothing has changed, and rerun when their artefact is lost."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_all_that_is_needed_is_alive(seed: int) -> None:
 
 
 def test_a_tensor_that_several_layers_with_weights_read() -> None:
-    """It lives until the first of them has learnt."""
+    """It lives until the first of them has learned."""
     conv = Spec(Op.CONV, channels=3, kernel=(3, 3), same=True, activation=Activation.RELU)
     branches = (conv, conv, replace(conv, inputs=(1,)), replace(conv, inputs=(1,)))
     check_alive(conv_model(1, (1, 6, 6), (*branches, Spec(Op.ADD, inputs=(2, 3, 4)), Spec(Op.DENSE, channels=3))))

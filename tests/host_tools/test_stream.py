@@ -183,7 +183,7 @@ def test_session_on_a_bad_line(
 def test_session_on_a_line_that_carries_short_frames_only(
     make_project: MakeProject, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    """It goes on with smaller requests by itself, where the board says that it stands."""
+    """It continues with smaller requests by itself, from where the board stands."""
     monkeypatch.setattr(link, "SHORTEST_WAIT", 10.0)
     project = make_project(method={"training": mode})
     most = 240
@@ -314,7 +314,7 @@ def test_wrong_model_names_the_command_that_helps(project: Project, board: FakeB
 def test_measurements_of_an_older_session_are_gone_before_the_recording_begins(
     project: Project, board: FakeBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when the host is killed before it measures anything: --resume must not go on with the old ones."""
+    """Also when the host is killed before it measures anything: --resume must not continue with the old ones."""
     stream.stream(project, board.url)
 
     def killed(*_args: object, **_kwargs: object) -> None:

@@ -124,13 +124,13 @@ class Scenario:
         self.requests.append((wire, reply.payload, unknown, self.device.digest()))
 
     def upload(self, count: int) -> None:
-        """Replay records of a task that the host learnt."""
+        """Replay records of a task that the host learned."""
         x, y = random_samples(self.model, (0, 1), count, 7)
         for k in range(count):
             self.send(Command.REPLAY, struct.pack("<IHBB", 40 + k, k, 0, int(y[k])) + x[k].tobytes())
 
     def learn(self, number: int, *, streamed: bool, saves: int, count: int = COUNT) -> None:
-        """One task; some samples are removed by DDR; ``saves`` in its midst."""
+        """One task; some samples are removed by DDR; ``saves`` in the middle of it."""
         classes = TASKS[number % len(TASKS)]
         x, y = random_samples(self.model, classes, count, number)
         self.send(Command.TASK_BEGIN, task_begin(classes, count, int(streamed)))

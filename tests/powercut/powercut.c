@@ -76,7 +76,7 @@ static struct {
 
 /* ---- what outlives a child ------------------------------------------------ */
 
-/* A state in flash, and the request with which the host goes on from it. */
+/* A state in flash, and the request with which the host continues from it. */
 typedef struct {
   uint32_t digest, next;
 } saved_t;
@@ -440,7 +440,7 @@ static void take_digest(void) {
     end(LOST, "state %08x; saved were %08x%s %08x", digest, c->done.digest, c->under_way ? " and" : ", before",
         c->started.digest);
   }
-  say("  comes back with state %08x, goes on with request %u\n", digest, life.at);
+  say("  comes back with state %08x, continues with request %u\n", digest, life.at);
   /* From here on this is what is saved. */
   shared->commits = (commits_t){.done = {digest, life.at}};
   life.checked = 1;

@@ -183,7 +183,7 @@ class Breaker:
 
 @pytest.fixture
 def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Historian, Breaker]]:
-    """A board whose flash can be broken; it has learnt a task."""
+    """A board whose flash can be broken; it has learned a task."""
     model = cheap_model()
     board = harness.facts(model, Geometry(8, 1024, extra=30))
     monkeypatch.setenv("SCL_BROKEN", str(tmp_path / "broken"))

@@ -173,7 +173,7 @@ def test_reservoir_is_uniform() -> None:
 
 
 def test_learns() -> None:
-    """A task is learnt, DDR removes what it should, and a second task does not lose the buffer."""
+    """A task is learned, DDR removes what it should, and a second task does not lose the buffer."""
     from sparcl_mcu.reference import Device
     from tests.reference.models import samples, task_begin
 

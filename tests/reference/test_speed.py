@@ -19,7 +19,7 @@ from sparcl_mcu.spec.wire import Command
 from tests.reference.models import Spec, conv_model, random_model, random_samples, samples, task_begin
 
 N = 60
-"""Training samples; 40 of them are learnt before lines are counted, so that the replay buffer is filled."""
+"""Training samples; 40 of them are learned before lines are counted, so that the replay buffer is filled."""
 
 DENSE = 1000
 CONVOLUTIONAL = 1800

@@ -31,7 +31,7 @@ def result(names: list[str], correct: list[list[int]] | None = None) -> StreamRe
 
 
 def drawn(outline: Outline, result: StreamResult, width: int = 80, height: int = 30) -> list[str]:
-    """The lines of the view in the midst of a task's first epoch."""
+    """The lines of the view in the middle of a task's first epoch."""
     console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
     view = LiveView(console)
     view.begins(outline, result)
