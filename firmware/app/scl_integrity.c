@@ -45,7 +45,8 @@ static part_t region_part(const scl_region_t *r, uint32_t kind) {
 }
 
 static part_t part_at(uint32_t k) {
-  const uint32_t n_transient = SCL_N_TRANSIENT; /* 0, which comparisons with the constant itself would be warned about */
+  const uint32_t n_transient =
+      SCL_N_TRANSIENT; /* 0, which comparisons with the constant itself would be warned about */
   const part_t fixed[N_FIXED] = {{(const uint8_t *)&scl_learner, sizeof scl_learner, SCL_PARTS_BOOKS},
                                  {(const uint8_t *)&scl_journal, sizeof scl_journal, SCL_PARTS_BOOKS},
                                  {(const uint8_t *)&scl_table, sizeof scl_table, SCL_PARTS_TABLES},

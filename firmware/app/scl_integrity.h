@@ -14,7 +14,8 @@
 
 #define SCL_HEALTH_SELF_TEST 1u /* the golden sample came out differently: the board does not learn */
 #define SCL_HEALTH_RESTORED 2u  /* it started again because of a flipped bit */
-#define SCL_HEALTH_LOST_SAVE 4u /* of hello alone: a save could not be used, an older one or the initial model is there */
+#define SCL_HEALTH_LOST_SAVE \
+  4u /* of hello alone: a save could not be used, an older one or the initial model is there */
 
 /* `faults`: flipped bits found since power-on. */
 typedef struct {

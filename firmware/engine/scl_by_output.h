@@ -94,8 +94,7 @@ SCL_INLINE void scl_by_output_error(const scl_panel_t *panel, uint32_t lines, co
     const uint32_t begin = panel->start[l], n = panel->start[l + 1u] - begin;
     const uint8_t *index = panel->index + begin;
     const int16_t *w = panel->weight + begin * block;
-    SCL_BY_CHUNKS(SCL_ENTRIES_AT_ONCE, n, index, w, block,
-                  scl_by_output_error_some(sums, w, index, count, block, e));
+    SCL_BY_CHUNKS(SCL_ENTRIES_AT_ONCE, n, index, w, block, scl_by_output_error_some(sums, w, index, count, block, e));
   }
 }
 

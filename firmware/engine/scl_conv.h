@@ -237,8 +237,7 @@ SCL_INLINE void scl_conv_add_rows(const scl_conv_t c, scl_conv_sums_t *acc, cons
   const uint32_t by_three = SCL_PAIRS && SCL_UNALIGNED && c.stride_w == 1 && c.kernel_w >= 3 ? tile.columns & ~1u : 0;
   const uint32_t plane = (uint32_t)c.kernel_h * c.kernel_w;
   for (uint32_t k = 0, from = 0; k < c.n_in; k += plane, from += c.in_plane) {
-    _Pragma("GCC unroll 3")
-    for (uint32_t row = 0; row < c.kernel_h; row++) {
+    _Pragma("GCC unroll 3") for (uint32_t row = 0; row < c.kernel_h; row++) {
       const int16_t *w = weight + k + row * c.kernel_w;
       SCL_CONV_UNROLL
       for (uint32_t y = 0; y < tile.rows; y++) {

@@ -41,7 +41,7 @@ static const uint32_t table[256] = {
     /* clang-format on */
 };
 
-#define STEP(crc) (table[(crc)&0xFFu] ^ ((crc) >> 8))
+#define STEP(crc) (table[(crc) & 0xFFu] ^ ((crc) >> 8))
 
 /* Four bytes at a time: the first is the lowest of the word (little-endian, scl_types.h). */
 static inline uint32_t word_step(uint32_t crc, const uint8_t *aligned) {

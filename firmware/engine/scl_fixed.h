@@ -22,9 +22,7 @@ SCL_INLINE int32_t scl_shift(int32_t v, int32_t s) {
   return (int32_t)((uint32_t)v << (uint32_t)-s);
 }
 
-SCL_INLINE int32_t scl_clamp(int32_t v, int32_t low, int32_t high) {
-  return v < low ? low : (v > high ? high : v);
-}
+SCL_INLINE int32_t scl_clamp(int32_t v, int32_t low, int32_t high) { return v < low ? low : (v > high ? high : v); }
 
 /*
  * To [-2^log, 2^log - 1], log a constant of the layer.  ARMv7-M and later have an instruction for it that GCC does not

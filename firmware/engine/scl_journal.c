@@ -606,9 +606,7 @@ static int tail_is_there(const header_t *h) {
 }
 
 /* An empty ring begins where the last one ended, for even wear. */
-static void begin_anew(void) {
-  scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS);
-}
+static void begin_anew(void) { scl_journal.tail = (uint16_t)(scl_journal.sequence % SCL_SECTORS); }
 
 scl_status_t scl_journal_mount(uint32_t limit) {
   const scl_journal_counts_t counts = scl_journal.counts;

@@ -16,7 +16,7 @@
 #include "scl_types.h"
 
 #define SCL_SECTORS (SCL_FLASH_SIZE / SCL_FLASH_SECTOR)
-#define SCL_ROUND_UP(size, unit) (((size) + (unit)-1u) / (unit) * (unit))
+#define SCL_ROUND_UP(size, unit) (((size) + (unit) - 1u) / (unit) * (unit))
 #define SCL_SECTOR_HEADER SCL_ROUND_UP(SCL_ROUND_UP(48u, SCL_FLASH_PROGRAM_UNIT), SCL_GRANULE)
 #define SCL_SECTOR_ROOM (SCL_FLASH_SECTOR - SCL_SECTOR_HEADER)
 

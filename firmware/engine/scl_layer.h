@@ -57,10 +57,10 @@ SCL_INLINE int32_t scl_load(const void *x, scl_kind_t kind, uint32_t i) {
  * `body` for each i below n, in order, where xi, which is x[i], is not 0.  After ReLU and in most images zeros are the
  * majority: 8-bit inputs are looked at four at a time.
  */
-#define SCL_FOR_ACTIVE(i, xi, x, kind, n)                                                                           \
-  for (uint32_t i##_at = 0; i##_at < (n); i##_at += scl_values_at_once(kind))                                        \
-    for (uint32_t i##_word = scl_values(x, kind, i##_at, n), i = i##_at; i##_word != 0;                              \
-         i##_word = scl_without_first(i##_word, kind), i++)                                                          \
+#define SCL_FOR_ACTIVE(i, xi, x, kind, n)                                               \
+  for (uint32_t i##_at = 0; i##_at < (n); i##_at += scl_values_at_once(kind))           \
+    for (uint32_t i##_word = scl_values(x, kind, i##_at, n), i = i##_at; i##_word != 0; \
+         i##_word = scl_without_first(i##_word, kind), i++)                             \
       if (((xi) = scl_first_of(i##_word, kind)) != 0)
 
 SCL_INLINE uint32_t scl_values_at_once(scl_kind_t kind) { return kind != SCL_I16 && SCL_UNALIGNED ? 4u : 1u; }
@@ -118,8 +118,7 @@ SCL_INLINE int16_t scl_activate_value(int32_t sum, scl_activation_t a, uint32_t 
  * The sums of a dense layer to activations or logits; returns how many saturated.  Adds their magnitudes to *norm, for
  * the norm guard.
  */
-SCL_INLINE uint32_t scl_activate_all(const int32_t *acc, int16_t *out, uint32_t n, scl_activation_t a,
-                                     uint32_t *norm) {
+SCL_INLINE uint32_t scl_activate_all(const int32_t *acc, int16_t *out, uint32_t n, scl_activation_t a, uint32_t *norm) {
   uint32_t saturated = 0;
   for (uint32_t o = 0; o < n; o++) {
     out[o] = scl_activate_value(acc[o], a, &saturated);

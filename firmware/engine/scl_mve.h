@@ -289,7 +289,7 @@ SCL_INLINE int32_t scl_mve_sparse_dot(const int16_t *e, const int16_t *w, const 
 #define SCL_MVE_BACK_C (0u - SCL_PRNG_C * SCL_MVE_BACK_A)
 #define SCL_MVE_BACK_A2 (SCL_MVE_BACK_A * SCL_MVE_BACK_A)
 #define SCL_MVE_BACK_C2 (SCL_MVE_BACK_A * SCL_MVE_BACK_C + SCL_MVE_BACK_C)
-_Static_assert(SCL_PRNG_A * SCL_MVE_BACK_A == 1u, "the inverse of the generator's factor");
+_Static_assert(SCL_PRNG_A *SCL_MVE_BACK_A == 1u, "the inverse of the generator's factor");
 
 SCL_INLINE uint32x4_t scl_mve_random(uint32_t state) {
   const uint32x4_t factors = {SCL_MVE_BACK_A2 * SCL_MVE_BACK_A, SCL_MVE_BACK_A2, SCL_MVE_BACK_A, 1};
@@ -323,24 +323,24 @@ SCL_INLINE uint32_t scl_mve_state(uint32x4_t random, uint32_t n) {
   "vshr.s32 %q[sum], %q[sum], %[shift]\n\t"   \
   "vsub.i32 %q[g], %q[g], %q[sum]\n\t"
 #define SCL_MVE_SATURATE_16 "vqmovnb.s32 %q[g], %q[g]\n\t"
-#define SCL_MVE_SATURATE              \
+#define SCL_MVE_SATURATE                 \
   "vqshl.s32 %q[g], %q[g], %[spare]\n\t" \
   "vshr.s32 %q[g], %q[g], %[spare]\n\t"
 #define SCL_MVE_STORE "vstrh.32 %q[g], [%[w]], #8\n\t"
-#define SCL_MVE_CONSTANTS(factor, s)                                                                        \
-  [x] "r"(factor), [a4] "w"(vdupq_n_u32(SCL_MVE_A4)), [c4] "r"(SCL_MVE_C4), [down] "i"(32u - (s).shift),    \
+#define SCL_MVE_CONSTANTS(factor, s)                                                                     \
+  [x] "r"(factor), [a4] "w"(vdupq_n_u32(SCL_MVE_A4)), [c4] "r"(SCL_MVE_C4), [down] "i"(32u - (s).shift), \
       [shift] "i"((s).shift), [spare] "i"(31u - (s).wlog)
 
 /* w -= g * x, rounded, for n neighbours. */
-#define SCL_MVE_STEP_ROW(saturate)                                                                       \
-  __asm__ volatile(                                                                                      \
-      "wlstp.32 lr, %[n], 2f\n"                                                                          \
-      "1:\n\t"                                                                                           \
-      "vldrh.s32 %q[g], [%[from]], #8\n\t" SCL_MVE_STEP saturate SCL_MVE_STORE     \
-      "letp lr, 1b\n"                                                                                    \
-      "2:"                                                                                               \
-      : [from] "+l"(g), [w] "+l"(w), [random] "+w"(random), [g] "=&w"(values), [sum] "=&w"(sum)          \
-      : [n] "r"(n), SCL_MVE_CONSTANTS(x, s)                                                                \
+#define SCL_MVE_STEP_ROW(saturate)                                                              \
+  __asm__ volatile(                                                                             \
+      "wlstp.32 lr, %[n], 2f\n"                                                                 \
+      "1:\n\t"                                                                                  \
+      "vldrh.s32 %q[g], [%[from]], #8\n\t" SCL_MVE_STEP saturate SCL_MVE_STORE                  \
+      "letp lr, 1b\n"                                                                           \
+      "2:"                                                                                      \
+      : [from] "+l"(g), [w] "+l"(w), [random] "+w"(random), [g] "=&w"(values), [sum] "=&w"(sum) \
+      : [n] "r"(n), SCL_MVE_CONSTANTS(x, s)                                                     \
       : "lr", "memory")
 
 SCL_INLINE void scl_mve_step_row(int16_t *w, const int16_t *g, uint32_t n, int32_t x, const scl_stepping_t s) {
@@ -354,16 +354,16 @@ SCL_INLINE void scl_mve_step_row(int16_t *w, const int16_t *g, uint32_t n, int32
   *s.prng = scl_mve_state(random, n);
 }
 
-#define SCL_MVE_STEP_1(saturate)                                                                               \
-  __asm__ volatile(                                                                                            \
-      "wlstp.32 lr, %[n], 2f\n"                                                                                \
-      "1:\n\t"                                                                                                 \
-      "vldrb.u32 %q[sum], [%[index]], #4\n\t"                                                                  \
-      "vldrh.s32 %q[g], [%[from], %q[sum], uxtw #1]\n\t" SCL_MVE_STEP saturate SCL_MVE_STORE \
-      "letp lr, 1b\n"                                                                                          \
-      "2:"                                                                                                     \
-      : [index] "+l"(index), [w] "+l"(w), [random] "+w"(random), [g] "=&w"(values), [sum] "=&w"(sum)           \
-      : [from] "r"(g), [n] "r"(n), SCL_MVE_CONSTANTS(x, s)                                                       \
+#define SCL_MVE_STEP_1(saturate)                                                                     \
+  __asm__ volatile(                                                                                  \
+      "wlstp.32 lr, %[n], 2f\n"                                                                      \
+      "1:\n\t"                                                                                       \
+      "vldrb.u32 %q[sum], [%[index]], #4\n\t"                                                        \
+      "vldrh.s32 %q[g], [%[from], %q[sum], uxtw #1]\n\t" SCL_MVE_STEP saturate SCL_MVE_STORE         \
+      "letp lr, 1b\n"                                                                                \
+      "2:"                                                                                           \
+      : [index] "+l"(index), [w] "+l"(w), [random] "+w"(random), [g] "=&w"(values), [sum] "=&w"(sum) \
+      : [from] "r"(g), [n] "r"(n), SCL_MVE_CONSTANTS(x, s)                                           \
       : "lr", "memory")
 
 SCL_INLINE void scl_mve_sparse_step_1(int16_t *w, const int16_t *g, const uint8_t *index, uint32_t n, int32_t x,
@@ -379,19 +379,19 @@ SCL_INLINE void scl_mve_sparse_step_1(int16_t *w, const int16_t *g, const uint8_
 }
 
 /* Blocks of two: two entries are a vector, their places at[0], at[0] + 1, at[1], at[1] + 1. */
-#define SCL_MVE_STEP_2(saturate)                                                                           \
-  __asm__ volatile(                                                                                        \
-      "wlstp.32 lr, %[n], 2f\n"                                                                            \
-      "1:\n\t"                                                                                             \
-      "vldrb.u32 %q[sum], [%[index], %q[twice]]\n\t"                                                       \
-      "adds %[index], #2\n\t"                                                                              \
-      "vshl.i32 %q[sum], %q[sum], #1\n\t"                                                                  \
-      "vadd.i32 %q[sum], %q[sum], %q[second]\n\t"                                                          \
-      "vldrh.s32 %q[g], [%[from], %q[sum], uxtw #1]\n\t" SCL_MVE_STEP saturate SCL_MVE_STORE               \
-      "letp lr, 1b\n"                                                                                      \
-      "2:"                                                                                                 \
-      : [index] "+l"(index), [w] "+l"(w), [random] "+w"(random), [g] "=&w"(values), [sum] "=&w"(sum)       \
-      : [from] "r"(g), [n] "r"(2u * n), [twice] "w"(twice), [second] "w"(second), SCL_MVE_CONSTANTS(x, s)  \
+#define SCL_MVE_STEP_2(saturate)                                                                          \
+  __asm__ volatile(                                                                                       \
+      "wlstp.32 lr, %[n], 2f\n"                                                                           \
+      "1:\n\t"                                                                                            \
+      "vldrb.u32 %q[sum], [%[index], %q[twice]]\n\t"                                                      \
+      "adds %[index], #2\n\t"                                                                             \
+      "vshl.i32 %q[sum], %q[sum], #1\n\t"                                                                 \
+      "vadd.i32 %q[sum], %q[sum], %q[second]\n\t"                                                         \
+      "vldrh.s32 %q[g], [%[from], %q[sum], uxtw #1]\n\t" SCL_MVE_STEP saturate SCL_MVE_STORE              \
+      "letp lr, 1b\n"                                                                                     \
+      "2:"                                                                                                \
+      : [index] "+l"(index), [w] "+l"(w), [random] "+w"(random), [g] "=&w"(values), [sum] "=&w"(sum)      \
+      : [from] "r"(g), [n] "r"(2u * n), [twice] "w"(twice), [second] "w"(second), SCL_MVE_CONSTANTS(x, s) \
       : "lr", "cc", "memory")
 
 SCL_INLINE void scl_mve_sparse_step_2(int16_t *w, const int16_t *g, const uint8_t *index, uint32_t n, int32_t x,

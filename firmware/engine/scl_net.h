@@ -67,12 +67,12 @@ extern scl_scratch_t scl_scratch;
 /* A masked layer as mask updates see it. */
 typedef struct {
   const scl_panel_t *panels;
-  const void *factor_x;    /* dense: 2 * SCL_CAPTURE rows of n_in inputs; convolutions have their sums in the panels */
+  const void *factor_x; /* dense: 2 * SCL_CAPTURE rows of n_in inputs; convolutions have their sums in the panels */
   const int16_t *factor_e; /* dense: 2 * SCL_CAPTURE rows of n_pad errors */
   scl_kind_t kind;
   uint16_t n_panels, lines, n_in, n_pad;
   uint8_t conv, by_output, block, block_log2;
-  int8_t unit_shift;       /* fx + 6 - fw + log2(SCL_CAPTURE) */
+  int8_t unit_shift; /* fx + 6 - fw + log2(SCL_CAPTURE) */
 } scl_masked_t;
 
 extern const scl_masked_t scl_masked[SCL_N_MASKED + 1]; /* the last is empty: C has no empty arrays */

@@ -17,7 +17,7 @@ typedef struct {
 /* The part of a window that lies inside of the input. */
 typedef struct {
   uint32_t y, x, height, width; /* its first value, its size; 0, 0 and the kernel's where windows never reach outside */
-  uint32_t skip_y, skip_x;      /* rows and columns of the kernel before it */
+  uint32_t skip_y, skip_x; /* rows and columns of the kernel before it */
 } scl_window_t;
 
 /* Along one axis. */
@@ -133,8 +133,7 @@ SCL_INLINE int32_t scl_mean(int32_t sum, int32_t n) {
   return twice % (2 * n) < 0 ? quotient - 1 : quotient;
 }
 
-SCL_INLINE uint32_t scl_avg_pool(const scl_pool_t p, const void *x, scl_kind_t kind, int16_t *out,
-                                 scl_activation_t a) {
+SCL_INLINE uint32_t scl_avg_pool(const scl_pool_t p, const void *x, scl_kind_t kind, int16_t *out, scl_activation_t a) {
   uint32_t saturated = 0;
   for (uint32_t c = 0; c < p.channels; c++) {
     for (uint32_t y = 0; y < p.out_h; y++) {

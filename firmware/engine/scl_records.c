@@ -10,7 +10,8 @@
 /* The partition was planned by the same numbers (generator/journal.py). */
 _Static_assert(SCL_SAMPLE_ROOM == SCL_ROUND_UP(SCL_SAMPLE_BYTES, SCL_GRANULE), "record of a sample");
 _Static_assert(SCL_LOGITS_ROOM == SCL_ROUND_UP(SCL_LOGITS_BYTES, SCL_GRANULE), "record of logits");
-_Static_assert(SCL_SAMPLE_BYTES <= SCL_SECTOR_ROOM && SCL_LOGITS_BYTES <= SCL_SECTOR_ROOM, "records do not cross sectors");
+_Static_assert(SCL_SAMPLE_BYTES <= SCL_SECTOR_ROOM && SCL_LOGITS_BYTES <= SCL_SECTOR_ROOM,
+               "records do not cross sectors");
 
 scl_table_t scl_table;
 scl_slots_t scl_slots;
@@ -64,8 +65,8 @@ int scl_record_holds(void) {
   return 1;
 }
 
-static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sample, scl_tag_kind_t kind, const void *body,
-                        uint32_t size) {
+static void record_head(uint8_t head[SCL_RECORD_HEAD], const scl_sample_t *sample, scl_tag_kind_t kind,
+                        const void *body, uint32_t size) {
   scl_put_u16(head + 4, sample->id);
   head[6] = sample->task;
   head[7] = kind == SCL_TAG_SAMPLE ? sample->label : 0u;

@@ -17,10 +17,10 @@
  * Sectors that records appended one after another take, in any order.  They do not cross sectors: of one kind a sector
  * holds a whole number, of both kinds SCL_MIXED_ROOM bytes on average (generator/journal.py).
  */
-#define SCL_CEIL(value, by) (((value) + (by)-1u) / (by))
-#define SCL_SECTORS_FOR(samples, logits)                                              \
-  ((logits) == 0   ? SCL_CEIL((samples), SCL_SECTOR_ROOM / SCL_SAMPLE_ROOM)           \
-   : (samples) == 0 ? SCL_CEIL((logits), SCL_SECTOR_ROOM / SCL_LOGITS_ROOM)           \
+#define SCL_CEIL(value, by) (((value) + (by) - 1u) / (by))
+#define SCL_SECTORS_FOR(samples, logits)                                     \
+  ((logits) == 0    ? SCL_CEIL((samples), SCL_SECTOR_ROOM / SCL_SAMPLE_ROOM) \
+   : (samples) == 0 ? SCL_CEIL((logits), SCL_SECTOR_ROOM / SCL_LOGITS_ROOM)  \
                     : SCL_CEIL((samples) * SCL_SAMPLE_ROOM + (logits) * SCL_LOGITS_ROOM, SCL_MIXED_ROOM))
 
 /* Samples still in the task, in the order of the epoch. */

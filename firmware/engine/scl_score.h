@@ -27,7 +27,7 @@ typedef struct {
   uint32_t n_pad;
   uint32_t number;
   int32_t x[SCL_ROWS]; /* dense: inputs of the line, or of the entry that is looked at */
-  int live;            /* whether a gradient on this line can differ from 0 */
+  int live; /* whether a gradient on this line can differ from 0 */
 } scl_line_t;
 
 /* Where there is only one kind of masked layer the compiler drops what the others need. */
@@ -174,8 +174,8 @@ SCL_INLINE uint32_t scl_sum_of(const scl_panel_t *p, scl_origin_t origin, uint32
  * cwi of the entries begin .. end-1.  The magnitude alone is a score's lower
  * bound: beyond `limit`, or where there is no gradient, it stands for the score.
  */
-SCL_INLINE void scl_cwi(scl_line_t *line, scl_origin_t origin, uint32_t block, int32_t shift, uint32_t begin, uint32_t end,
-                        uint32_t limit, uint16_t *score) {
+SCL_INLINE void scl_cwi(scl_line_t *line, scl_origin_t origin, uint32_t block, int32_t shift, uint32_t begin,
+                        uint32_t end, uint32_t limit, uint16_t *score) {
   const scl_panel_t *p = line->panel;
   const uint32_t block_log2 = block >> 1; /* of 1, 2, 4 */
   const uint32_t bound = line->live ? limit + 1u : 0u;
@@ -210,8 +210,8 @@ SCL_INLINE void scl_cgi(scl_line_t *line, scl_origin_t origin, uint32_t block, u
 }
 
 /* cgi of all places; 0 where `reach` is below `need`: the score does not matter there. */
-SCL_INLINE void scl_cgi_places(scl_line_t *line, scl_origin_t origin, uint32_t block, const uint8_t *reach, uint32_t need,
-                               uint16_t *score) {
+SCL_INLINE void scl_cgi_places(scl_line_t *line, scl_origin_t origin, uint32_t block, const uint8_t *reach,
+                               uint32_t need, uint16_t *score) {
   const scl_panel_t *p = line->panel;
   for (uint32_t b = 0; b < p->places; b++) {
     uint32_t total = 0;
@@ -242,8 +242,7 @@ SCL_INLINE void scl_cwi_of_block(scl_line_t *line, uint32_t block, uint32_t begi
 }
 
 /* cwi of the entries begin .. end-1 of a line; only those up to `limit` are exact. */
-static inline void scl_score_cwi(scl_line_t *line, uint32_t begin, uint32_t end, uint32_t limit,
-                                 uint16_t *score) {
+static inline void scl_score_cwi(scl_line_t *line, uint32_t begin, uint32_t end, uint32_t limit, uint16_t *score) {
   if (line->layer->block == 1) {
     scl_cwi_of_block(line, 1, begin, end, limit, score);
   } else if (line->layer->block == 2) {

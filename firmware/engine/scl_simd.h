@@ -94,7 +94,7 @@ SCL_INLINE void scl_clear_sums(int32_t *sums, const uint32_t n) {
 SCL_INLINE scl_two_t scl_load_two_pairs(const int16_t *p) {
   scl_two_t two;
 #if SCL_DSP
-  __asm__("ldrd %0, %1, [%2]" : "=r"(two.a), "=r"(two.b) : "r"(p), "m"(*(const int16_t(*)[4])p));
+  __asm__("ldrd %0, %1, [%2]" : "=r"(two.a), "=r"(two.b) : "r"(p), "m"(*(const int16_t (*)[4])p));
 #else
   memcpy(&two, p, sizeof two);
 #endif

@@ -31,22 +31,22 @@ typedef struct {
  * `work` on n entries of a line: on `chunk` at a time, a power of 2, and on what is left over without a loop.  It uses
  * `count`, a constant, and finds its entries at `index` and `w`, which move along.
  */
-#define SCL_BY_CHUNKS(chunk, n, index, w, block, work)                                    \
-  do {                                                                                   \
-    for (const uint8_t *end_ = (index) + ((n) & ~((chunk) - 1u)); (index) != end_;) {      \
-      const uint32_t count = (chunk);                                                    \
-      work;                                                                              \
-      (index) += count, (w) += count * (block);                                            \
-      SCL_KEEP(index);                                                                   \
-      SCL_KEEP(w);                                                                       \
-    }                                                                                    \
-    SCL_UNROLL_ALL                                                                       \
-    for (uint32_t count = (chunk) / 2u; count > 0; count /= 2u) {                          \
-      if (((n) & count) != 0) {                                                          \
-        work;                                                                            \
-        (index) += count, (w) += count * (block);                                          \
-      }                                                                                  \
-    }                                                                                    \
+#define SCL_BY_CHUNKS(chunk, n, index, w, block, work)                                \
+  do {                                                                                \
+    for (const uint8_t *end_ = (index) + ((n) & ~((chunk) - 1u)); (index) != end_;) { \
+      const uint32_t count = (chunk);                                                 \
+      work;                                                                           \
+      (index) += count, (w) += count * (block);                                       \
+      SCL_KEEP(index);                                                                \
+      SCL_KEEP(w);                                                                    \
+    }                                                                                 \
+    SCL_UNROLL_ALL                                                                    \
+    for (uint32_t count = (chunk) / 2u; count > 0; count /= 2u) {                     \
+      if (((n) & count) != 0) {                                                       \
+        work;                                                                         \
+        (index) += count, (w) += count * (block);                                     \
+      }                                                                               \
+    }                                                                                 \
   } while (0)
 
 /* Adds x times the weights of `count` entries, a constant, to the accumulators of their places. */

@@ -222,8 +222,8 @@ static int learner_holds(void) {
   const scl_learner_t *l = &scl_learner;
   const int at_work = l->phase == SCL_PHASE_FILLING || l->phase == SCL_PHASE_TRAINING;
   return l->n <= SCL_TABLE && l->n <= l->n_start && l->filled <= SCL_CAPACITY && l->phase <= SCL_PHASE_TRAINED &&
-         l->mode <= SCL_MODE_STREAMED && l->received <= l->n_start && l->pos <= l->n && l->shuffled <= 1u && l->grown <= 1u &&
-         (l->pos == 0 || l->shuffled) && (l->phase != SCL_PHASE_FILLING || l->received < l->n) &&
+         l->mode <= SCL_MODE_STREAMED && l->received <= l->n_start && l->pos <= l->n && l->shuffled <= 1u &&
+         l->grown <= 1u && (l->pos == 0 || l->shuffled) && (l->phase != SCL_PHASE_FILLING || l->received < l->n) &&
          (!at_work || (l->pos < l->n && l->epoch < SCL_EPOCHS));
 }
 
@@ -294,8 +294,8 @@ scl_status_t scl_state_load(scl_state_end_t *end) {
   if (status == SCL_OK) {
     status = scl_journal_restore_end();
   }
-  const int holds = status == SCL_OK && panels_hold() && scl_record_holds() &&
-                    (scl_learner.phase == SCL_PHASE_IDLE || has_class());
+  const int holds =
+      status == SCL_OK && panels_hold() && scl_record_holds() && (scl_learner.phase == SCL_PHASE_IDLE || has_class());
   return status != SCL_OK || holds ? status : SCL_ERR_STORE;
 }
 

@@ -78,8 +78,8 @@ void scl_task_remove_easy(void) {
   if (!SCL_DDR || scl_learner.epoch >= SCL_DDR_UNTIL) {
     return;
   }
-  const uint32_t target = (uint32_t)((uint64_t)SCL_RHO_PERMILLE * scl_learner.n_start * (scl_learner.epoch + 1u) /
-                                     (1000u * SCL_DDR_UNTIL));
+  const uint32_t target =
+      (uint32_t)((uint64_t)SCL_RHO_PERMILLE * scl_learner.n_start * (scl_learner.epoch + 1u) / (1000u * SCL_DDR_UNTIL));
   const uint32_t removed = (uint32_t)scl_learner.n_start - scl_learner.n;
   if (target > removed) {
     remove_lowest(scl_min_u32(target - removed, scl_learner.n - 1u));

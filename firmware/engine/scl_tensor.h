@@ -27,8 +27,7 @@ SCL_INLINE void scl_pad(const scl_tensor_t from, const scl_tensor_t to, const vo
   for (uint32_t c = 0; c < to.channels; c++) {
     for (uint32_t y = 0; y < to.height; y++) {
       for (uint32_t column = 0; column < to.width; column++) {
-        const uint32_t at =
-            by_pixel ? (y * to.width + column) * to.channels + c : scl_tensor_at(from, c, y, column);
+        const uint32_t at = by_pixel ? (y * to.width + column) * to.channels + c : scl_tensor_at(from, c, y, column);
         const uint32_t place = scl_tensor_at(to, c, y, column);
         if (kind == SCL_I16) {
           ((int16_t *)out)[place] = ((const int16_t *)x)[at];

@@ -213,7 +213,8 @@ static void flip_bit(void) {}
 
 static scl_status_t update_masks(void) {
   const uint32_t start = clock_start();
-  const scl_status_t status = scl_host_check(SPARCL_BEFORE_MASKS); /* else a flipped bit would be in the sums that follow */
+  const scl_status_t status =
+      scl_host_check(SPARCL_BEFORE_MASKS); /* else a flipped bit would be in the sums that follow */
   if (status == SCL_OK) {
     scl_mask_update();
     scl_mask_clear_captured();
@@ -329,7 +330,8 @@ scl_status_t scl_train_fill(uint32_t id, uint32_t label, const scl_input_t *x) {
 scl_status_t scl_train_reserve(uint32_t steps) {
   scl_records_t need = SCL_NO_RECORDS;
   if (offers()) {
-    const uint32_t kept = scl_min_u32(steps, (uint32_t)scl_learner.n - scl_learner.pos); /* a request ends with its epoch */
+    const uint32_t kept =
+        scl_min_u32(steps, (uint32_t)scl_learner.n - scl_learner.pos); /* a request ends with its epoch */
     need.samples = scl_learner.mode == SCL_MODE_STREAMED ? kept : 0u;
     need.logits = KEEPS_LOGITS ? kept : 0u;
   }
@@ -356,8 +358,7 @@ scl_status_t scl_train_step(scl_progress_t *progress) {
 
 scl_status_t scl_train_step_streamed(uint32_t id, uint32_t label, const scl_input_t *x, scl_progress_t *progress) {
   const uint32_t start = clock_start();
-  const scl_sample_t sample = {
-      .x = stored(x), .id = (uint16_t)id, .task = scl_learner.task, .label = (uint8_t)label};
+  const scl_sample_t sample = {.x = stored(x), .id = (uint16_t)id, .task = scl_learner.task, .label = (uint8_t)label};
   const scl_status_t status = learn(&sample, SCL_ADDRESS_NONE, progress);
   clock_stop(SCL_TICKS_STEP, start);
   return status;

@@ -6,13 +6,7 @@
 
 #include "scl_board.h"
 
-enum {
-  OP_WRITE_STATUS = 0x01,
-  OP_PAGE_PROGRAM = 0x02,
-  OP_READ = 0x03,
-  OP_READ_STATUS = 0x05,
-  OP_WRITE_ENABLE = 0x06
-};
+enum { OP_WRITE_STATUS = 0x01, OP_PAGE_PROGRAM = 0x02, OP_READ = 0x03, OP_READ_STATUS = 0x05, OP_WRITE_ENABLE = 0x06 };
 
 #define STATUS_WIP 0x01U
 #define HEADER_BYTES 4U
@@ -26,30 +20,25 @@ enum {
 
 enum { ERROR_RANGE = -1, ERROR_BUSY = -2, ERROR_PART = -3 };
 
-static bool outside(uint32_t address, uint32_t size)
-{
+static bool outside(uint32_t address, uint32_t size) {
   return address > SCL_FLASH_SIZE || size > SCL_FLASH_SIZE - address;
 }
 
-static void begin_at(uint8_t opcode, uint32_t address, uint32_t data_bytes)
-{
+static void begin_at(uint8_t opcode, uint32_t address, uint32_t data_bytes) {
   const uint32_t device = SCL_FLASH_OFFSET + address;
-  const uint8_t header[HEADER_BYTES] = {opcode, (uint8_t)(device >> 16), (uint8_t)(device >> 8),
-                                        (uint8_t)device};
+  const uint8_t header[HEADER_BYTES] = {opcode, (uint8_t)(device >> 16), (uint8_t)(device >> 8), (uint8_t)device};
   scl_spi_begin(HEADER_BYTES + data_bytes);
   scl_spi_write(header, HEADER_BYTES);
 }
 
-static void write_enable(void)
-{
+static void write_enable(void) {
   const uint8_t opcode = OP_WRITE_ENABLE;
   scl_spi_begin(1);
   scl_spi_write(&opcode, 1);
   scl_spi_end();
 }
 
-static int32_t wait_until_idle(const scl_spi_nor_t *part)
-{
+static int32_t wait_until_idle(const scl_spi_nor_t *part) {
   const uint8_t opcode = OP_READ_STATUS;
   for (uint32_t i = 0; i < BUSY_POLLS; ++i) {
     uint8_t status;
@@ -64,8 +53,7 @@ static int32_t wait_until_idle(const scl_spi_nor_t *part)
   return ERROR_BUSY;
 }
 
-int32_t scl_spi_nor_unlock(const scl_spi_nor_t *part)
-{
+int32_t scl_spi_nor_unlock(const scl_spi_nor_t *part) {
   const uint8_t command[2] = {OP_WRITE_STATUS, 0};
   write_enable();
   scl_spi_begin(sizeof command);
@@ -74,8 +62,7 @@ int32_t scl_spi_nor_unlock(const scl_spi_nor_t *part)
   return wait_until_idle(part);
 }
 
-int32_t scl_spi_nor_read(uint32_t address, uint8_t *data, uint32_t size)
-{
+int32_t scl_spi_nor_read(uint32_t address, uint8_t *data, uint32_t size) {
   if (outside(address, size)) {
     return ERROR_RANGE;
   }
@@ -92,9 +79,7 @@ int32_t scl_spi_nor_read(uint32_t address, uint8_t *data, uint32_t size)
   return 0;
 }
 
-int32_t scl_spi_nor_program(const scl_spi_nor_t *part, uint32_t address, const uint8_t *data,
-                            uint32_t size)
-{
+int32_t scl_spi_nor_program(const scl_spi_nor_t *part, uint32_t address, const uint8_t *data, uint32_t size) {
   if (outside(address, size)) {
     return ERROR_RANGE;
   }
@@ -116,8 +101,7 @@ int32_t scl_spi_nor_program(const scl_spi_nor_t *part, uint32_t address, const u
   return 0;
 }
 
-int32_t scl_spi_nor_erase(const scl_spi_nor_t *part, uint32_t address)
-{
+int32_t scl_spi_nor_erase(const scl_spi_nor_t *part, uint32_t address) {
   if (outside(address, SCL_FLASH_SECTOR) || address % SCL_FLASH_SECTOR != 0) {
     return ERROR_RANGE;
   }

@@ -31,8 +31,7 @@ int32_t scl_spi_nor_unlock(const scl_spi_nor_t *part);
 
 /* As scl_port_flash_*: addresses count from the partition's beginning. */
 int32_t scl_spi_nor_read(uint32_t address, uint8_t *data, uint32_t size);
-int32_t scl_spi_nor_program(const scl_spi_nor_t *part, uint32_t address, const uint8_t *data,
-                            uint32_t size);
+int32_t scl_spi_nor_program(const scl_spi_nor_t *part, uint32_t address, const uint8_t *data, uint32_t size);
 int32_t scl_spi_nor_erase(const scl_spi_nor_t *part, uint32_t address);
 
 #endif

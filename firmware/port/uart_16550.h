@@ -41,14 +41,10 @@ static struct {
   volatile bool full;     /* the interrupt is off until a byte is read */
 } uart_16550;
 
-static inline uint32_t uart_16550_next(uint32_t at)
-{
-  return at + 1U == UART_16550_RING ? 0U : at + 1U;
-}
+static inline uint32_t uart_16550_next(uint32_t at) { return at + 1U == UART_16550_RING ? 0U : at + 1U; }
 
 /* The body of the port's interrupt handler. */
-static inline void uart_16550_interrupt(uint32_t base)
-{
+static inline void uart_16550_interrupt(uint32_t base) {
   while (SCL_REG32(base + UART_16550_LSR) & UART_16550_LSR_DATA_READY) {
     const uint32_t next = uart_16550_next(uart_16550.head);
     if (next == uart_16550.tail) { /* the chip's buffer and, if it has one, the line's flow control hold the rest */
@@ -61,8 +57,7 @@ static inline void uart_16550_interrupt(uint32_t base)
   }
 }
 
-static inline void uart_16550_init(uint32_t base, uint32_t interrupt)
-{
+static inline void uart_16550_init(uint32_t base, uint32_t interrupt) {
   SCL_REG32(base + UART_16550_LCR) = UART_16550_LCR_8N1;
   SCL_REG32(base + UART_16550_FCR) = UART_16550_FCR_ENABLE_CLEAR_LEVEL_1;
   SCL_REG32(base + UART_16550_IER) = UART_16550_IER_RECEIVED;
@@ -70,8 +65,7 @@ static inline void uart_16550_init(uint32_t base, uint32_t interrupt)
 }
 
 /* The byte, or -1 after `polls` looks at an empty ring. */
-static inline int32_t uart_16550_read(uint32_t base, uint32_t polls)
-{
+static inline int32_t uart_16550_read(uint32_t base, uint32_t polls) {
   for (uint32_t i = 0; i < polls; ++i) {
     const uint32_t tail = uart_16550.tail;
     if (tail != uart_16550.head) {
@@ -87,8 +81,7 @@ static inline int32_t uart_16550_read(uint32_t base, uint32_t polls)
   return -1;
 }
 
-static inline void uart_16550_write(uint32_t base, const uint8_t *data, uint32_t size)
-{
+static inline void uart_16550_write(uint32_t base, const uint8_t *data, uint32_t size) {
   for (uint32_t i = 0; i < size; ++i) {
     while (!(SCL_REG32(base + UART_16550_LSR) & UART_16550_LSR_THR_EMPTY)) {
     }

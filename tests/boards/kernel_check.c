@@ -80,17 +80,17 @@ static void end(const char *kernel, uint32_t count, uint32_t result) {
 }
 
 /* Where the kernels have constants, so have these. */
-#define SPARSE(block)                                                                                  \
-  static __attribute__((noinline)) void sparse_##block(uint32_t n) {                                   \
-    begin(16);                                                                                         \
-    scl_sparse_axpy(sums, weight, index, n, block, input[0]);                                          \
-    end("sparse_axpy_" #block, n, 0);                                                                  \
-    begin(12);                                                                                         \
-    end("sparse_dot_" #block, n, (uint32_t)scl_sparse_dot(error, weight, index, n, block));            \
+#define SPARSE(block)                                                                                         \
+  static __attribute__((noinline)) void sparse_##block(uint32_t n) {                                          \
+    begin(16);                                                                                                \
+    scl_sparse_axpy(sums, weight, index, n, block, input[0]);                                                 \
+    end("sparse_axpy_" #block, n, 0);                                                                         \
+    begin(12);                                                                                                \
+    end("sparse_dot_" #block, n, (uint32_t)scl_sparse_dot(error, weight, index, n, block));                   \
     SPARSE_STEP(block, 1, 15) SPARSE_STEP(block, 14, 15) SPARSE_STEP(block, 17, 9) SPARSE_STEP(block, 30, 14) \
   }
-#define SPARSE_STEP(block, shift, wlog)                                                                \
-  begin(wlog);                                                                                         \
+#define SPARSE_STEP(block, shift, wlog)                                                                   \
+  begin(wlog);                                                                                            \
   scl_sparse_step(weight, error, index, n, block, input[0], (scl_stepping_t){shift, wlog, 16, &prng, 1}); \
   end("sparse_step_" #block "_" #shift "_" #wlog, n, 0);
 
@@ -98,19 +98,19 @@ SPARSE(1)
 SPARSE(2)
 SPARSE(4)
 
-#define DENSE(n)                                                                                                \
-  static __attribute__((noinline)) void dense_##n(void) {                                                       \
-    begin(12);                                                                                                  \
-    scl_dense_forward(weight, input, SCL_I16, ROWS, n, sums);                                                   \
-    end("dense_forward", n, 0);                                                                                 \
-    begin(12);                                                                                                  \
-    end("dense_error", n, scl_dense_error(weight, input, SCL_I16, 1, ROWS, n, error, 5, output, 1));            \
-    begin(15);                                                                                                  \
-    scl_dense_update(weight, input, SCL_I16, 1, ROWS, n, error, 13, 15, &prng);                                 \
-    end("dense_update_16", n, 0);                                                                               \
-    begin(13);                                                                                                  \
-    scl_dense_update(weight, input, SCL_U8, 0, ROWS, n, error, 9, 13, &prng);                                   \
-    end("dense_update_8", n, 0);                                                                                \
+#define DENSE(n)                                                                                     \
+  static __attribute__((noinline)) void dense_##n(void) {                                            \
+    begin(12);                                                                                       \
+    scl_dense_forward(weight, input, SCL_I16, ROWS, n, sums);                                        \
+    end("dense_forward", n, 0);                                                                      \
+    begin(12);                                                                                       \
+    end("dense_error", n, scl_dense_error(weight, input, SCL_I16, 1, ROWS, n, error, 5, output, 1)); \
+    begin(15);                                                                                       \
+    scl_dense_update(weight, input, SCL_I16, 1, ROWS, n, error, 13, 15, &prng);                      \
+    end("dense_update_16", n, 0);                                                                    \
+    begin(13);                                                                                       \
+    scl_dense_update(weight, input, SCL_U8, 0, ROWS, n, error, 9, 13, &prng);                        \
+    end("dense_update_8", n, 0);                                                                     \
   }
 
 #define ALL_DENSE(m) \

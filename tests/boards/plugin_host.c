@@ -24,15 +24,13 @@ static struct tb block = {{{0x100, NULL, 0}, {0x104, NULL, 0}}};
 static void (*translated)(void);
 static void *translated_data;
 
-void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t id, void (*callback)(void), void *data)
-{
+void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t id, void (*callback)(void), void *data) {
   (void)id;
   translated = callback;
   translated_data = data;
 }
 
-size_t qemu_plugin_tb_n_insns(const struct tb *tb)
-{
+size_t qemu_plugin_tb_n_insns(const struct tb *tb) {
   if (tb != &block) {
     abort(); /* the callback was given other arguments than it expects */
   }
@@ -44,8 +42,7 @@ uint64_t qemu_plugin_insn_vaddr(const struct insn *insn) { return insn->address;
 
 #if API == 1
 #define LEAST 0
-void qemu_plugin_register_vcpu_insn_exec_inline(struct insn *insn, int op, void *value, uint64_t operand)
-{
+void qemu_plugin_register_vcpu_insn_exec_inline(struct insn *insn, int op, void *value, uint64_t operand) {
   (void)op;
   insn->value = value;
   insn->operand = operand;
@@ -61,31 +58,27 @@ typedef struct {
 } number;
 static int cores; /* as in QEMU, a scoreboard has a part only for a core that runs */
 
-struct score *qemu_plugin_scoreboard_new(size_t bytes)
-{
+struct score *qemu_plugin_scoreboard_new(size_t bytes) {
   struct score *score = malloc(sizeof *score);
   score->data = (char *)calloc(16, bytes) + 16; /* on no page */
   return score;
 }
 
-void *qemu_plugin_scoreboard_find(struct score *score, unsigned core)
-{
+void *qemu_plugin_scoreboard_find(struct score *score, unsigned core) {
   if ((int)core >= cores) {
     abort();
   }
   return score->data;
 }
 
-void qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(struct insn *insn, int op, number value, uint64_t operand)
-{
+void qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(struct insn *insn, int op, number value, uint64_t operand) {
   (void)op;
   insn->value = value.score->data + value.offset;
   insn->operand = operand;
 }
 #endif
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
   struct {
     const char *target;
     int min, cur;
@@ -101,7 +94,8 @@ int main(int argc, char **argv)
     fprintf(stderr, "plugin requires API version %d, but this QEMU supports %d to %d\n", version, LEAST, API);
     return 3;
   }
-  int (*install)(uint64_t, void *, int, char **) = (int (*)(uint64_t, void *, int, char **))dlsym(plugin, "qemu_plugin_install");
+  int (*install)(uint64_t, void *, int, char **) =
+      (int (*)(uint64_t, void *, int, char **))dlsym(plugin, "qemu_plugin_install");
   char range[] = "range=0x100:0x8";
   char *arguments[] = {argv[2], range};
   if (install(1, &info, 2, arguments) != 0) {

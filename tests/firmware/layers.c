@@ -177,8 +177,8 @@ static void conv(void) {
       give(w.panels[p].captured_m, w.sizes[p].captured * sizeof(int32_t));
     }
     memset(sums, 0, (size_t)s.in_size * sizeof *sums);
-    scl_conv_backward(c, panels, weight, bias, NULL, x, kind, kind == SCL_U8, errors, rate, r,
-                      s.slot % 2 ? sums : NULL, space, &random);
+    scl_conv_backward(c, panels, weight, bias, NULL, x, kind, kind == SCL_U8, errors, rate, r, s.slot % 2 ? sums : NULL,
+                      space, &random);
     give(sums, (size_t)s.in_size * sizeof *sums);
     give_weights(&w);
     give(bias, n_pad * sizeof *bias);
@@ -199,7 +199,8 @@ static void conv(void) {
     for (uint32_t p = 0; p < w.count; p++) {
       free_panel(&w.panels[p]);
     }
-    free(at), free(x), free(bias), free(e), free(arg), free(entries), free(out), free(sums), free(bias_gradient), free(space);
+    free(at), free(x), free(bias), free(e), free(arg), free(entries), free(out), free(sums), free(bias_gradient),
+        free(space);
   }
 }
 
@@ -207,8 +208,8 @@ static void conv(void) {
 
 static void pool(void) {
   struct {
-    int32_t kind, channels, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, top, left, in_row, in_plane,
-        in_origin, out_row, out_plane, out_origin, in_size, out_size, activation[5];
+    int32_t kind, channels, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, top, left, in_row,
+        in_plane, in_origin, out_row, out_plane, out_origin, in_size, out_size, activation[5];
   } s;
   while (fread(&s, sizeof s, 1, stdin) == 1) {
     const scl_kind_t kind = (scl_kind_t)s.kind;

@@ -16,7 +16,6 @@
 #include "scl_protocol.h"
 #include "scl_state.h"
 
-
 /* More operations than any request takes: mount, the most costly, looks at all sectors for each snapshot. */
 #define MOST_WRITES (64u * (SCL_FLASH_SIZE / 64u))
 #define MOST_READS (64u * SCL_SECTORS * SCL_SECTORS + 64u * (SCL_FLASH_SIZE / 64u))
@@ -37,7 +36,7 @@ static memory_t memories[2];
 
 /* Word by word: between the variables lies what the sanitizer lets no memcpy touch. */
 __attribute__((no_sanitize("address", "undefined"))) static void copy(volatile uint64_t *to,
-                                                                     const volatile uint64_t *from, uint32_t size) {
+                                                                      const volatile uint64_t *from, uint32_t size) {
   for (uint32_t k = 0; k < size / sizeof *to; k++) {
     to[k] = from[k];
   }

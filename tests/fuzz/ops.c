@@ -247,7 +247,7 @@ static void put_nonce(void) {
 
 static void build(fuzz_input_t *in, uint8_t command) {
   static void (*const builders[])(fuzz_input_t *in) = {
-      [TASK_BEGIN] = build_task_begin, [SAMPLES] = build_samples, [TRAIN] = build_train,   [STEP] = build_step,
+      [TASK_BEGIN] = build_task_begin, [SAMPLES] = build_samples, [TRAIN] = build_train, [STEP] = build_step,
       [EVALUATE] = build_evaluate,     [REPLAY] = build_replay,   [DUMP] = build_dump};
   begin(command);
   if (command == PREDICT) {

@@ -93,7 +93,8 @@ static void round_trip(const uint8_t *data, uint32_t size) {
   memcpy(bytes, data, size);
   sent_size = 0;
   scl_frame_send(bytes, size);
-  FUZZ_CHECK(fuzz_decode(sent, sent_size - 1u, body, SCL_FRAME_BYTES - 4u, &body_size) == FUZZ_GOOD, "sent what cannot be read");
+  FUZZ_CHECK(fuzz_decode(sent, sent_size - 1u, body, SCL_FRAME_BYTES - 4u, &body_size) == FUZZ_GOOD,
+             "sent what cannot be read");
   FUZZ_CHECK(body_size == size && memcmp(body, data, size) == 0, "sent something else");
   parse(sent, sent_size);
   parse(wire, fuzz_encode(data, size, wire));

@@ -41,7 +41,14 @@ scl_status_t __wrap_scl_journal_snapshot_end(void);
 scl_status_t __real_scl_journal_format(void);
 scl_status_t __wrap_scl_journal_format(void);
 
-enum { MOST_OPERATIONS = 1 << 17, MOST_DATA = 1 << 25, MOST_REQUESTS = 1 << 17, HANG_SECONDS = 20, HELLO = 0x01, RESET = 0x0E };
+enum {
+  MOST_OPERATIONS = 1 << 17,
+  MOST_DATA = 1 << 25,
+  MOST_REQUESTS = 1 << 17,
+  HANG_SECONDS = 20,
+  HELLO = 0x01,
+  RESET = 0x0E
+};
 #define SECTORS (SCL_FLASH_SIZE / SCL_FLASH_SECTOR)
 #define ERASED ((uint8_t)SCL_FLASH_ERASED)
 #define NEVER 0xFFFFFFFFu
@@ -313,8 +320,8 @@ static int32_t operation(uint32_t address, const uint8_t *data, uint32_t size) {
   }
   if (life.operations == life.cut.operation) {
     apply_cut(&life.cut, address, data, size);
-    end(CUT, "power fails at operation %u: %s of %u bytes at 0x%x, %s", life.operations,
-        size ? "program" : "erase", size, address, ways[life.cut.way]);
+    end(CUT, "power fails at operation %u: %s of %u bytes at 0x%x, %s", life.operations, size ? "program" : "erase",
+        size, address, ways[life.cut.way]);
   }
   return perform(address, data, size);
 }
@@ -757,8 +764,8 @@ static void load(const char *path) {
 
 static void *share(uintptr_t address, size_t size) {
   const int fixed = address != 0 ? MAP_FIXED_NOREPLACE : 0;
-  void *memory = mmap((void *)address, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | fixed,
-                      -1, 0);
+  void *memory =
+      mmap((void *)address, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
   if (memory == MAP_FAILED) {
     perror("powercut: mmap");
     exit(2);
@@ -772,9 +779,10 @@ static void print_record(void) {
     low = shared->erases[s] < low ? shared->erases[s] : low;
     high = shared->erases[s] > high ? shared->erases[s] : high;
   }
-  (void)printf("recorded requests %u operations %u sectors %u erased_min %u erased_max %u relocated %u checkpoints %u "
-               "retired %u\n",
-               given.count, shared->count, SECTORS, low, high, shared->relocated, shared->checkpoints, shared->retired);
+  (void)printf(
+      "recorded requests %u operations %u sectors %u erased_min %u erased_max %u relocated %u checkpoints %u "
+      "retired %u\n",
+      given.count, shared->count, SECTORS, low, high, shared->relocated, shared->checkpoints, shared->retired);
 }
 
 int main(int argc, char **argv) {

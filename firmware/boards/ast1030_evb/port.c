@@ -56,8 +56,7 @@ static volatile uint32_t systick_wraps;
 static volatile uint32_t unfed_wraps;
 static bool watchdog_runs;
 
-void scl_cortexm_systick(void)
-{
+void scl_cortexm_systick(void) {
   systick_wraps = systick_wraps + 1U;
   unfed_wraps = unfed_wraps + 1U;
   if (watchdog_runs && unfed_wraps == WRAPS_UNFED) {
@@ -65,8 +64,7 @@ void scl_cortexm_systick(void)
   }
 }
 
-void scl_port_watchdog_feed(void)
-{
+void scl_port_watchdog_feed(void) {
   unfed_wraps = 0;
   scl_cortexm_mark_watchdog(false);
   if (!watchdog_runs) {
@@ -78,13 +76,9 @@ void scl_port_watchdog_feed(void)
   SCL_REG32(WDT_RESTART) = WDT_RESTART_KEY;
 }
 
-void scl_cortexm_interrupt(void)
-{
-  uart_16550_interrupt(UART5);
-}
+void scl_cortexm_interrupt(void) { uart_16550_interrupt(UART5); }
 
-void scl_port_init(void)
-{
+void scl_port_init(void) {
   uart_16550_init(UART5, UART5_INTERRUPT);
 
   SCL_REG32(SYST_RVR) = SYST_MAX;
@@ -98,8 +92,7 @@ void scl_port_init(void)
 }
 
 /* Again when the counter wrapped between the reads. */
-static uint32_t read_timer(void)
-{
+static uint32_t read_timer(void) {
   uint32_t wraps, elapsed;
   do {
     wraps = systick_wraps;
@@ -108,8 +101,7 @@ static uint32_t read_timer(void)
   return ticks_before_restart + (wraps << SYST_BITS) + elapsed;
 }
 
-uint32_t scl_port_ticks(void)
-{
+uint32_t scl_port_ticks(void) {
   if (byte_since_ticks) { /* see scl_port.h */
     byte_since_ticks = false;
     ticks_before_restart = read_timer();
@@ -121,52 +113,41 @@ uint32_t scl_port_ticks(void)
   return read_timer();
 }
 
-int32_t scl_port_read_byte(void)
-{
+int32_t scl_port_read_byte(void) {
   const int32_t byte = uart_16550_read(UART5, READ_POLLS);
   byte_since_ticks = byte_since_ticks || byte >= 0;
   return byte;
 }
 
-void scl_port_write(const uint8_t *data, uint32_t size)
-{
-  uart_16550_write(UART5, data, size);
-}
+void scl_port_write(const uint8_t *data, uint32_t size) { uart_16550_write(UART5, data, size); }
 
-void scl_spi_begin(uint32_t total)
-{
+void scl_spi_begin(uint32_t total) {
   (void)total;
   SCL_REG32(FMC_CE0_CONTROL) = CONTROL_USER_MODE | CONTROL_CE_INACTIVE;
   SCL_REG32(FMC_CE0_CONTROL) = CONTROL_USER_MODE;
 }
 
-void scl_spi_end(void)
-{
-  SCL_REG32(FMC_CE0_CONTROL) = CONTROL_USER_MODE | CONTROL_CE_INACTIVE;
-}
+void scl_spi_end(void) { SCL_REG32(FMC_CE0_CONTROL) = CONTROL_USER_MODE | CONTROL_CE_INACTIVE; }
 
 /*
  * In user mode an access of 4 bytes to the window moves 4 bytes, lowest first: a quarter of the bus
  * accesses.  Word by word, not by a load of many registers: one that an interrupt cuts short may be
  * done again from its beginning, and what it had read is gone.
  */
-static inline void send_word(const uint8_t *data)
-{
+static inline void send_word(const uint8_t *data) {
   uint32_t word;
   memcpy(&word, data, sizeof word);
   SCL_REG32(FMC_CE0_WINDOW) = word;
 }
 
-static inline void receive_word(uint8_t *data)
-{
+static inline void receive_word(uint8_t *data) {
   const uint32_t word = SCL_REG32(FMC_CE0_WINDOW);
   memcpy(data, &word, sizeof word);
 }
 
 #define BURST 32U /* bytes moved without a look at how many are left */
 
-void scl_spi_write(const uint8_t *data, uint32_t size)
-{
+void scl_spi_write(const uint8_t *data, uint32_t size) {
   for (; size >= BURST; size -= BURST, data += BURST) {
 #pragma GCC unroll 8
     for (uint32_t i = 0; i < BURST; i += 4U) {
@@ -181,8 +162,7 @@ void scl_spi_write(const uint8_t *data, uint32_t size)
   }
 }
 
-void scl_spi_read(uint8_t *data, uint32_t size)
-{
+void scl_spi_read(uint8_t *data, uint32_t size) {
   for (; size >= BURST; size -= BURST, data += BURST) {
 #pragma GCC unroll 8
     for (uint32_t i = 0; i < BURST; i += 4U) {
@@ -197,22 +177,14 @@ void scl_spi_read(uint8_t *data, uint32_t size)
   }
 }
 
-int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size) {
   return scl_spi_nor_read(address, data, size);
 }
 
-int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size) {
   return scl_spi_nor_program(&flash, address, data, size);
 }
 
-int32_t scl_port_flash_erase(uint32_t address)
-{
-  return scl_spi_nor_erase(&flash, address);
-}
+int32_t scl_port_flash_erase(uint32_t address) { return scl_spi_nor_erase(&flash, address); }
 
-scl_reset_reason_t scl_port_reset_reason(void)
-{
-  return scl_cortexm_reset_reason();
-}
+scl_reset_reason_t scl_port_reset_reason(void) { return scl_cortexm_reset_reason(); }

@@ -63,23 +63,20 @@ static bool byte_since_ticks;
 static bool watchdog_runs;
 static volatile uint32_t unfed_wraps;
 
-static void timer_start(void)
-{
+static void timer_start(void) {
   SCL_REG32(TIM1_CTRL) = 0;
   SCL_REG32(TIM1_LOADVAL) = UINT32_MAX;
   SCL_REG32(TIM1_CTRL) = TIM_ENABLE;
 }
 
-void scl_cortexm_systick(void)
-{
+void scl_cortexm_systick(void) {
   unfed_wraps = unfed_wraps + 1U;
   if (unfed_wraps == WRAPS_UNFED) {
     scl_cortexm_restart_hung();
   }
 }
 
-void scl_port_watchdog_feed(void)
-{
+void scl_port_watchdog_feed(void) {
   unfed_wraps = 0;
   SCL_REG32(WDOG_REFRESH) = WDOG_REFRESH_KEY;
   if (!watchdog_runs) {
@@ -90,26 +87,18 @@ void scl_port_watchdog_feed(void)
   }
 }
 
-void scl_cortexm_interrupt(void)
-{
-  uart_16550_interrupt(MMUART0);
-}
+void scl_cortexm_interrupt(void) { uart_16550_interrupt(MMUART0); }
 
-void scl_port_init(void)
-{
+void scl_port_init(void) {
   uart_16550_init(MMUART0, MMUART0_INTERRUPT);
   timer_start();
   SCL_REG32(SPI_CONTROL) = CONTROL_IDLE;
   SCL_REG32(SPI_DFSIZE) = 8;
 }
 
-static uint32_t read_timer(void)
-{
-  return ticks_before_restart + (UINT32_MAX - SCL_REG32(TIM1_VAL));
-}
+static uint32_t read_timer(void) { return ticks_before_restart + (UINT32_MAX - SCL_REG32(TIM1_VAL)); }
 
-uint32_t scl_port_ticks(void)
-{
+uint32_t scl_port_ticks(void) {
   if (byte_since_ticks) { /* see scl_port.h */
     byte_since_ticks = false;
     ticks_before_restart = read_timer();
@@ -118,49 +107,38 @@ uint32_t scl_port_ticks(void)
   return read_timer();
 }
 
-int32_t scl_port_read_byte(void)
-{
+int32_t scl_port_read_byte(void) {
   const int32_t byte = uart_16550_read(MMUART0, READ_POLLS);
   byte_since_ticks = byte_since_ticks || byte >= 0;
   return byte;
 }
 
-void scl_port_write(const uint8_t *data, uint32_t size)
-{
-  uart_16550_write(MMUART0, data, size);
+void scl_port_write(const uint8_t *data, uint32_t size) { uart_16550_write(MMUART0, data, size); }
+
+void scl_spi_begin(uint32_t total) {
+  SCL_REG32(SPI_CONTROL) =
+      CONTROL_BIG_FIFO | CONTROL_KEEP_CS | CONTROL_MASTER | CONTROL_ENABLE | total << CONTROL_FRAMES_SHIFT;
 }
 
-void scl_spi_begin(uint32_t total)
-{
-  SCL_REG32(SPI_CONTROL) = CONTROL_BIG_FIFO | CONTROL_KEEP_CS | CONTROL_MASTER | CONTROL_ENABLE |
-                           total << CONTROL_FRAMES_SHIFT;
-}
-
-void scl_spi_end(void)
-{
-  SCL_REG32(SPI_CONTROL) = CONTROL_IDLE;
-}
+void scl_spi_end(void) { SCL_REG32(SPI_CONTROL) = CONTROL_IDLE; }
 
 /*
  * The controller clocks a frame in for each one it clocks out.  The FIFOs are empty between calls,
  * so a burst of as many frames as they hold is sent without a look at the status, and is in when
  * the receiving one is full.
  */
-static inline void wait_for_full_burst(void)
-{
+static inline void wait_for_full_burst(void) {
   while (!(SCL_REG32(SPI_STATUS) & STATUS_RX_FULL)) {
   }
 }
 
-static inline uint8_t next_received(void)
-{
+static inline uint8_t next_received(void) {
   while (SCL_REG32(SPI_STATUS) & STATUS_RX_EMPTY) {
   }
   return (uint8_t)SCL_REG32(SPI_RX);
 }
 
-void scl_spi_write(const uint8_t *data, uint32_t size)
-{
+void scl_spi_write(const uint8_t *data, uint32_t size) {
   for (; size >= FIFO_FRAMES; size -= FIFO_FRAMES, data += FIFO_FRAMES) {
 #pragma GCC unroll 32
     for (uint32_t i = 0; i < FIFO_FRAMES; ++i) {
@@ -180,8 +158,7 @@ void scl_spi_write(const uint8_t *data, uint32_t size)
   }
 }
 
-void scl_spi_read(uint8_t *data, uint32_t size)
-{
+void scl_spi_read(uint8_t *data, uint32_t size) {
   for (; size >= FIFO_FRAMES; size -= FIFO_FRAMES, data += FIFO_FRAMES) {
 #pragma GCC unroll 32
     for (uint32_t i = 0; i < FIFO_FRAMES; ++i) {
@@ -201,22 +178,14 @@ void scl_spi_read(uint8_t *data, uint32_t size)
   }
 }
 
-int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size) {
   return scl_spi_nor_read(address, data, size);
 }
 
-int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size) {
   return scl_spi_nor_program(&flash, address, data, size);
 }
 
-int32_t scl_port_flash_erase(uint32_t address)
-{
-  return scl_spi_nor_erase(&flash, address);
-}
+int32_t scl_port_flash_erase(uint32_t address) { return scl_spi_nor_erase(&flash, address); }
 
-scl_reset_reason_t scl_port_reset_reason(void)
-{
-  return scl_cortexm_reset_reason();
-}
+scl_reset_reason_t scl_port_reset_reason(void) { return scl_cortexm_reset_reason(); }

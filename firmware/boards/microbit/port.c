@@ -86,8 +86,7 @@ static bool watchdog_runs;
  * machine answers 1 to every read of this block, so only a register that can
  * be cleared is believed.
  */
-static scl_reset_reason_t find_reset_reason(void)
-{
+static scl_reset_reason_t find_reset_reason(void) {
   const uint32_t bits = SCL_REG32(POWER_RESETREAS);
   SCL_REG32(POWER_RESETREAS) = bits;
   if (bits == 0U || SCL_REG32(POWER_RESETREAS) != 0U) {
@@ -102,8 +101,7 @@ static scl_reset_reason_t find_reset_reason(void)
   return (bits & RESETREAS_PIN) ? SCL_RESET_PIN : SCL_RESET_UNKNOWN;
 }
 
-void scl_port_watchdog_feed(void)
-{
+void scl_port_watchdog_feed(void) {
   if (!watchdog_runs) {
     watchdog_runs = true;
     SCL_REG32(WDT_CONFIG) = WDT_RUN_IN_SLEEP;
@@ -114,8 +112,7 @@ void scl_port_watchdog_feed(void)
   SCL_REG32(WDT_RR0) = WDT_RELOAD_KEY;
 }
 
-void scl_port_init(void)
-{
+void scl_port_init(void) {
   reset_reason = find_reset_reason();
 
   /* The RC oscillator's 1 % is not enough for a serial line. */
@@ -141,14 +138,12 @@ void scl_port_init(void)
   SCL_REG32(TIMER_START) = 1;
 }
 
-static uint32_t read_timer(void)
-{
+static uint32_t read_timer(void) {
   SCL_REG32(TIMER_CAPTURE0) = 1;
   return ticks_before_restart + SCL_REG32(TIMER_CC0);
 }
 
-uint32_t scl_port_ticks(void)
-{
+uint32_t scl_port_ticks(void) {
   if (byte_since_ticks) { /* see scl_port.h */
     byte_since_ticks = false;
     ticks_before_restart = read_timer();
@@ -159,8 +154,7 @@ uint32_t scl_port_ticks(void)
   return read_timer();
 }
 
-int32_t scl_port_read_byte(void)
-{
+int32_t scl_port_read_byte(void) {
   for (uint32_t i = 0; i < READ_POLLS; ++i) {
     if (SCL_REG32(UART_RXDRDY) != 0U) {
       /* Cleared before RXD is read (section 29.5): reading moves the next
@@ -174,8 +168,7 @@ int32_t scl_port_read_byte(void)
   return -1;
 }
 
-void scl_port_write(const uint8_t *data, uint32_t size)
-{
+void scl_port_write(const uint8_t *data, uint32_t size) {
   for (uint32_t i = 0; i < size; ++i) {
     SCL_REG32(UART_TXDRDY) = 0;
     SCL_REG32(UART_TXD) = data[i];
@@ -184,20 +177,17 @@ void scl_port_write(const uint8_t *data, uint32_t size)
   }
 }
 
-static void nvmc_set(uint32_t mode)
-{
+static void nvmc_set(uint32_t mode) {
   SCL_REG32(NVMC_CONFIG) = mode;
   while (!(SCL_REG32(NVMC_READY) & 1U)) {
   }
 }
 
-static int32_t outside(uint32_t address, uint32_t size)
-{
+static int32_t outside(uint32_t address, uint32_t size) {
   return address > SCL_FLASH_SIZE || size > SCL_FLASH_SIZE - address;
 }
 
-int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size) {
   if (outside(address, size)) {
     return ERROR_RANGE;
   }
@@ -208,16 +198,15 @@ int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
   return 0;
 }
 
-int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size) {
   if (outside(address, size) || (address | size) % SCL_FLASH_PROGRAM_UNIT != 0U) {
     return ERROR_RANGE;
   }
   int32_t error = 0;
   nvmc_set(NVMC_CONFIG_WRITE);
   for (uint32_t i = 0; i < size; i += 4U) {
-    const uint32_t word = (uint32_t)data[i] | (uint32_t)data[i + 1U] << 8 |
-                          (uint32_t)data[i + 2U] << 16 | (uint32_t)data[i + 3U] << 24;
+    const uint32_t word =
+        (uint32_t)data[i] | (uint32_t)data[i + 1U] << 8 | (uint32_t)data[i + 2U] << 16 | (uint32_t)data[i + 3U] << 24;
     volatile uint32_t *cell = &SCL_REG32(SCL_FLASH_MAPPED_BASE + address + i);
     *cell = word;
     while (!(SCL_REG32(NVMC_READY) & 1U)) {
@@ -230,8 +219,7 @@ int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t s
   return error;
 }
 
-int32_t scl_port_flash_erase(uint32_t address)
-{
+int32_t scl_port_flash_erase(uint32_t address) {
   if (outside(address, SCL_FLASH_SECTOR) || address % SCL_FLASH_SECTOR != 0U) {
     return ERROR_RANGE;
   }
@@ -243,7 +231,4 @@ int32_t scl_port_flash_erase(uint32_t address)
   return 0;
 }
 
-scl_reset_reason_t scl_port_reset_reason(void)
-{
-  return reset_reason;
-}
+scl_reset_reason_t scl_port_reset_reason(void) { return reset_reason; }

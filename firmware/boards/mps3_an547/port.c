@@ -50,13 +50,9 @@ static bool byte_since_ticks;
 static bool watchdog_runs;
 
 /* Half the period without a feed; the second half ends with the reset. */
-void scl_cortexm_nmi(void)
-{
-  scl_cortexm_mark_watchdog(true);
-}
+void scl_cortexm_nmi(void) { scl_cortexm_mark_watchdog(true); }
 
-void scl_port_watchdog_feed(void)
-{
+void scl_port_watchdog_feed(void) {
   scl_cortexm_mark_watchdog(false);
   if (!watchdog_runs) {
     watchdog_runs = true;
@@ -66,15 +62,13 @@ void scl_port_watchdog_feed(void)
   SCL_REG32(WDOG_INTCLR) = 1; /* loads the counter again */
 }
 
-void scl_port_init(void)
-{
+void scl_port_init(void) {
   SCL_REG32(UART_BAUDDIV) = BAUDDIV_115200;
   SCL_REG32(UART_CTRL) = CTRL_TX_RX_ENABLE;
   SCL_REG32(COUNTER_CNTCR) = CNTCR_ENABLE;
 }
 
-uint32_t scl_port_ticks(void)
-{
+uint32_t scl_port_ticks(void) {
   if (byte_since_ticks) { /* see scl_port.h; a stopped counter keeps its value */
     byte_since_ticks = false;
     SCL_REG32(COUNTER_CNTCR) = 0;
@@ -83,8 +77,7 @@ uint32_t scl_port_ticks(void)
   return SCL_REG32(COUNTER_CNTCV_LOW);
 }
 
-int32_t scl_port_read_byte(void)
-{
+int32_t scl_port_read_byte(void) {
   for (uint32_t i = 0; i < READ_POLLS; ++i) {
     if (SCL_REG32(UART_STATE) & STATE_RX_FULL) {
       byte_since_ticks = true;
@@ -94,8 +87,7 @@ int32_t scl_port_read_byte(void)
   return -1;
 }
 
-void scl_port_write(const uint8_t *data, uint32_t size)
-{
+void scl_port_write(const uint8_t *data, uint32_t size) {
   for (uint32_t i = 0; i < size; ++i) {
     while (SCL_REG32(UART_STATE) & STATE_TX_FULL) {
     }
@@ -103,13 +95,11 @@ void scl_port_write(const uint8_t *data, uint32_t size)
   }
 }
 
-static bool outside(uint32_t address, uint32_t size)
-{
+static bool outside(uint32_t address, uint32_t size) {
   return address > SCL_FLASH_SIZE || size > SCL_FLASH_SIZE - address;
 }
 
-int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size) {
   if (outside(address, size)) {
     return ERROR_RANGE;
   }
@@ -118,8 +108,7 @@ int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
 }
 
 /* As NOR flash does it: bits are only cleared, and what was not erased shows. */
-int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size) {
   if (outside(address, size) || (address | size) % SCL_FLASH_PROGRAM_UNIT != 0U) {
     return ERROR_RANGE;
   }
@@ -136,8 +125,7 @@ int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t s
   return error;
 }
 
-int32_t scl_port_flash_erase(uint32_t address)
-{
+int32_t scl_port_flash_erase(uint32_t address) {
   if (outside(address, SCL_FLASH_SECTOR) || address % SCL_FLASH_SECTOR != 0U) {
     return ERROR_RANGE;
   }
@@ -147,7 +135,4 @@ int32_t scl_port_flash_erase(uint32_t address)
   return 0;
 }
 
-scl_reset_reason_t scl_port_reset_reason(void)
-{
-  return scl_cortexm_reset_reason();
-}
+scl_reset_reason_t scl_port_reset_reason(void) { return scl_cortexm_reset_reason(); }

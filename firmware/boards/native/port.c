@@ -70,8 +70,7 @@ static struct {
   size_t used, size;
 } input;
 
-static void fail(const char *what)
-{
+static void fail(const char *what) {
   perror(what);
   exit(EXIT_FAILURE);
 }
@@ -79,38 +78,30 @@ static void fail(const char *what)
 /* ---- restart ------------------------------------------------------------ */
 
 /* Only async-signal-safe calls: also the body of the signal handler. */
-static void execute_again(const char *reason)
-{
+static void execute_again(const char *reason) {
   process.environment[0] = reason;
   (void)execve(process.path, process.argv, (char *const *)(uintptr_t)process.environment);
   _exit(EXIT_FAILURE);
 }
 
-static void on_reset_button(int signal_number)
-{
+static void on_reset_button(int signal_number) {
   (void)signal_number;
   execute_again(RESTART_VARIABLE "pin");
 }
 
-static void on_watchdog(int signal_number)
-{
+static void on_watchdog(int signal_number) {
   (void)signal_number;
   execute_again(RESTART_VARIABLE "watchdog");
 }
 
-void scl_port_keep(uint32_t word)
-{
+void scl_port_keep(uint32_t word) {
   process.kept_word = word;
   (void)snprintf(process.kept, sizeof process.kept, KEPT_VARIABLE "%lu", (unsigned long)word);
 }
 
-uint32_t scl_port_kept(void)
-{
-  return process.kept_word;
-}
+uint32_t scl_port_kept(void) { return process.kept_word; }
 
-static scl_reset_reason_t reason_named(const char *name)
-{
+static scl_reset_reason_t reason_named(const char *name) {
   static const struct {
     const char *name;
     scl_reset_reason_t reason;
@@ -123,13 +114,9 @@ static scl_reset_reason_t reason_named(const char *name)
   return SCL_RESET_SOFTWARE;
 }
 
-void scl_port_restart(void)
-{
-  execute_again(RESTART_VARIABLE "software");
-}
+void scl_port_restart(void) { execute_again(RESTART_VARIABLE "software"); }
 
-static void prepare_restart(char **argv)
-{
+static void prepare_restart(char **argv) {
   const ssize_t length = readlink("/proc/self/exe", process.path, sizeof process.path - 1);
   if (length > 0) {
     process.path[length] = '\0';
@@ -161,8 +148,7 @@ static void prepare_restart(char **argv)
   scl_port_keep(process.kept_word);
 }
 
-static void install_signals(void)
-{
+static void install_signals(void) {
   struct sigaction action;
   memset(&action, 0, sizeof action);
   (void)sigemptyset(&action.sa_mask);
@@ -184,8 +170,7 @@ static void install_signals(void)
 /* ---- watchdog ------------------------------------------------------------ */
 
 /* Processor time: a host that is busy, asleep or debugging does not look like an engine that hangs. */
-void scl_port_watchdog_feed(void)
-{
+void scl_port_watchdog_feed(void) {
   const struct itimerval once = {
       .it_value = {.tv_sec = SCL_WATCHDOG_MS / 1000U, .tv_usec = SCL_WATCHDOG_MS % 1000U * 1000U}};
   (void)setitimer(ITIMER_PROF, &once, NULL);
@@ -193,13 +178,9 @@ void scl_port_watchdog_feed(void)
 
 /* ---- serial line --------------------------------------------------------- */
 
-static bool is_open(int fd)
-{
-  return fcntl(fd, F_GETFD) != -1;
-}
+static bool is_open(int fd) { return fcntl(fd, F_GETFD) != -1; }
 
-static void move_fd(int from, int to)
-{
+static void move_fd(int from, int to) {
   if (from != to) {
     if (dup2(from, to) < 0) {
       fail("dup2");
@@ -208,13 +189,9 @@ static void move_fd(int from, int to)
   }
 }
 
-static void set_nonblocking(int fd)
-{
-  (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-}
+static void set_nonblocking(int fd) { (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); }
 
-static void listen_on(unsigned long port)
-{
+static void listen_on(unsigned long port) {
   const int on = 1;
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   struct sockaddr_in address;
@@ -234,8 +211,7 @@ static void listen_on(unsigned long port)
   (void)fflush(stdout);
 }
 
-static void open_pty(const char *link_path)
-{
+static void open_pty(const char *link_path) {
   const int fd = posix_openpt(O_RDWR | O_NOCTTY);
   const char *name = NULL;
   if (fd < 0 || grantpt(fd) != 0 || unlockpt(fd) != 0 || (name = ptsname(fd)) == NULL) {
@@ -266,14 +242,12 @@ static void open_pty(const char *link_path)
   (void)fflush(stdout);
 }
 
-static bool wait_for(int fd, short events, int milliseconds)
-{
+static bool wait_for(int fd, short events, int milliseconds) {
   struct pollfd entry = {.fd = fd, .events = events, .revents = 0};
   return poll(&entry, 1, milliseconds) > 0;
 }
 
-static void drop_client(void)
-{
+static void drop_client(void) {
   input.used = input.size = 0;
   if (process.tcp) {
     (void)close(FD_LINE);
@@ -281,8 +255,7 @@ static void drop_client(void)
 }
 
 /* True when there is a client; otherwise waits a little for one. */
-static bool have_client(void)
-{
+static bool have_client(void) {
   if (!process.tcp || is_open(FD_LINE)) {
     return true;
   }
@@ -300,14 +273,12 @@ static bool have_client(void)
   return true;
 }
 
-static bool would_block(void)
-{
+static bool would_block(void) {
   /* One value on Linux, two names in POSIX. */
   return errno == EAGAIN || errno == EINTR;
 }
 
-static void fill_input(void)
-{
+static void fill_input(void) {
   if (!have_client() || !wait_for(FD_LINE, POLLIN, READ_WAIT_MS)) {
     return;
   }
@@ -319,8 +290,7 @@ static void fill_input(void)
   }
 }
 
-int32_t scl_port_read_byte(void)
-{
+int32_t scl_port_read_byte(void) {
   if (input.used == input.size) {
     fill_input();
   }
@@ -328,8 +298,7 @@ int32_t scl_port_read_byte(void)
 }
 
 /* Bytes for nobody are lost, as on a UART. */
-void scl_port_write(const uint8_t *data, uint32_t size)
-{
+void scl_port_write(const uint8_t *data, uint32_t size) {
   if (process.tcp && !is_open(FD_LINE)) {
     return;
   }
@@ -349,8 +318,7 @@ void scl_port_write(const uint8_t *data, uint32_t size)
 
 /* ---- timer --------------------------------------------------------------- */
 
-uint32_t scl_port_ticks(void)
-{
+uint32_t scl_port_ticks(void) {
   struct timespec now;
   (void)clock_gettime(CLOCK_MONOTONIC, &now);
   return (uint32_t)((uint64_t)now.tv_sec * 10000000U + (uint64_t)now.tv_nsec / 100U);
@@ -358,15 +326,13 @@ uint32_t scl_port_ticks(void)
 
 /* ---- flash: NOR semantics on a file -------------------------------------- */
 
-static bool outside(uint32_t address, uint32_t size)
-{
+static bool outside(uint32_t address, uint32_t size) {
   return address > SCL_FLASH_SIZE || size > SCL_FLASH_SIZE - address;
 }
 
 /* Every operation reaches the kernel before it returns: a killed process
  * loses nothing. */
-static bool write_all(int fd, off_t offset, const uint8_t *data, size_t size)
-{
+static bool write_all(int fd, off_t offset, const uint8_t *data, size_t size) {
   while (size > 0) {
     const ssize_t done = pwrite(fd, data, size, offset);
     if (done < 0 && errno != EINTR) {
@@ -381,8 +347,7 @@ static bool write_all(int fd, off_t offset, const uint8_t *data, size_t size)
   return true;
 }
 
-static bool read_all(int fd, off_t offset, uint8_t *data, size_t size)
-{
+static bool read_all(int fd, off_t offset, uint8_t *data, size_t size) {
   while (size > 0) {
     const ssize_t done = pread(fd, data, size, offset);
     if (done == 0 || (done < 0 && errno != EINTR)) {
@@ -397,21 +362,16 @@ static bool read_all(int fd, off_t offset, uint8_t *data, size_t size)
   return true;
 }
 
-static off_t in_device(uint32_t address)
-{
-  return (off_t)SCL_FLASH_OFFSET + (off_t)address;
-}
+static off_t in_device(uint32_t address) { return (off_t)SCL_FLASH_OFFSET + (off_t)address; }
 
-static bool erase_sector(uint32_t address)
-{
+static bool erase_sector(uint32_t address) {
   uint8_t erased[SCL_FLASH_SECTOR];
   memset(erased, (int)SCL_FLASH_ERASED, sizeof erased);
   return write_all(FD_FLASH, in_device(address), erased, sizeof erased);
 }
 
 /* Counts an erase.  False when the sector has had all that it endures. */
-static bool wear(uint32_t address)
-{
+static bool wear(uint32_t address) {
   uint8_t bytes[4] = {0};
   const off_t at = (off_t)(address / SCL_FLASH_SECTOR) * 4;
   (void)read_all(FD_WEAR, at, bytes, sizeof bytes); /* not counted yet: 0 */
@@ -425,8 +385,7 @@ static bool wear(uint32_t address)
   return write_all(FD_WEAR, at, bytes, sizeof bytes);
 }
 
-static void open_wear(const char *flash_path, bool fresh)
-{
+static void open_wear(const char *flash_path, bool fresh) {
   char path[4096];
   const int length = snprintf(path, sizeof path, "%s.wear", flash_path);
   const int fd = length < (int)sizeof path ? open(path, O_RDWR | O_CREAT | (fresh ? O_TRUNC : 0), 0644) : -1;
@@ -436,8 +395,7 @@ static void open_wear(const char *flash_path, bool fresh)
   move_fd(fd, FD_WEAR);
 }
 
-static void open_flash(const char *path)
-{
+static void open_flash(const char *path) {
   const int fd = open(path, O_RDWR | O_CREAT, 0644);
   struct stat status;
   if (fd < 0 || fstat(fd, &status) != 0) {
@@ -450,8 +408,8 @@ static void open_flash(const char *path)
     return;
   }
   if (status.st_size != 0) {
-    (void)fprintf(stderr, "firmware: %s has %lld bytes, the flash has %lld: delete it to start over\n",
-                  path, (long long)status.st_size, (long long)end);
+    (void)fprintf(stderr, "firmware: %s has %lld bytes, the flash has %lld: delete it to start over\n", path,
+                  (long long)status.st_size, (long long)end);
     exit(EXIT_FAILURE);
   }
   for (uint32_t address = 0; address < SCL_FLASH_SIZE; address += SCL_FLASH_SECTOR) {
@@ -461,16 +419,14 @@ static void open_flash(const char *path)
   }
 }
 
-int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_read(uint32_t address, uint8_t *data, uint32_t size) {
   if (outside(address, size)) {
     return ERROR_RANGE;
   }
   return read_all(FD_FLASH, in_device(address), data, size) ? 0 : ERROR_IO;
 }
 
-int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size)
-{
+int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t size) {
   if (outside(address, size) || (address | size) % SCL_FLASH_PROGRAM_UNIT != 0U) {
     return ERROR_RANGE;
   }
@@ -495,8 +451,7 @@ int32_t scl_port_flash_program(uint32_t address, const uint8_t *data, uint32_t s
   return lost_bits ? ERROR_NOT_ERASED : 0;
 }
 
-int32_t scl_port_flash_erase(uint32_t address)
-{
+int32_t scl_port_flash_erase(uint32_t address) {
   if (outside(address, SCL_FLASH_SECTOR) || address % SCL_FLASH_SECTOR != 0U) {
     return ERROR_RANGE;
   }
@@ -508,19 +463,11 @@ int32_t scl_port_flash_erase(uint32_t address)
 
 /* ---- the rest of the contract --------------------------------------------- */
 
-void scl_port_init(void)
-{
-}
+void scl_port_init(void) {}
 
-scl_reset_reason_t scl_port_reset_reason(void)
-{
-  return process.reason;
-}
+scl_reset_reason_t scl_port_reset_reason(void) { return process.reason; }
 
-uint32_t scl_port_stack_used(void)
-{
-  return 0;
-}
+uint32_t scl_port_stack_used(void) { return 0; }
 
 /* Constants only: a debugger's breakpoints change the code. */
 #ifdef __linux__
@@ -529,8 +476,7 @@ typedef struct {
   const void *begin;
 } image_t;
 
-static int look_for_range(struct dl_phdr_info *info, size_t size, void *context)
-{
+static int look_for_range(struct dl_phdr_info *info, size_t size, void *context) {
   image_t *image = context;
   uint32_t range = 0;
   (void)size;
@@ -545,8 +491,7 @@ static int look_for_range(struct dl_phdr_info *info, size_t size, void *context)
 }
 #endif
 
-uint32_t scl_port_image(uint32_t range, const void **begin)
-{
+uint32_t scl_port_image(uint32_t range, const void **begin) {
 #ifdef __linux__
   image_t image = {range, 0, NULL};
   (void)dl_iterate_phdr(look_for_range, &image);
@@ -558,14 +503,12 @@ uint32_t scl_port_image(uint32_t range, const void **begin)
 #endif
 }
 
-static void usage(const char *program)
-{
+static void usage(const char *program) {
   (void)fprintf(stderr, "usage: %s [--tcp PORT | --pty [LINK]] [--flash FILE]\n", program);
   exit(2);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
   const char *flash_path = "flash.img", *pty_link = NULL;
   unsigned long port = 0;
   for (int i = 1; i < argc; ++i) {

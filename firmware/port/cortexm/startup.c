@@ -47,14 +47,12 @@ static volatile uint32_t mark[2] __attribute__((section(".noinit")));
 static volatile uint32_t kept[2] __attribute__((section(".noinit")));
 static scl_reset_reason_t reason;
 
-static void set_mark(uint32_t value)
-{
+static void set_mark(uint32_t value) {
   mark[0] = value;
   mark[1] = value ^ MARK_CHECK;
 }
 
-static scl_reset_reason_t read_mark(void)
-{
+static scl_reset_reason_t read_mark(void) {
   if (mark[1] != (mark[0] ^ MARK_CHECK)) {
     return SCL_RESET_POWER_ON;
   }
@@ -69,8 +67,7 @@ static scl_reset_reason_t read_mark(void)
 
 /* Only below the current stack pointer: the caller's frame is in use.  Volatile
  * keeps the compiler from calling memset, which would paint its own frame. */
-__attribute__((always_inline)) static inline void paint_stack(void)
-{
+__attribute__((always_inline)) static inline void paint_stack(void) {
   volatile uint32_t *end;
   __asm volatile("mov %0, sp" : "=r"(end));
   for (volatile uint32_t *word = scl_stack_bottom; word < end; ++word) {
@@ -78,8 +75,7 @@ __attribute__((always_inline)) static inline void paint_stack(void)
   }
 }
 
-static void enable_helium(void)
-{
+static void enable_helium(void) {
 #ifdef __ARM_FEATURE_MVE
   SCL_REG32(SCB_CPACR) |= CPACR_CP10_CP11_FULL;
   SCL_REG32(SCB_CCR) |= CCR_LOB;
@@ -89,16 +85,14 @@ static void enable_helium(void)
 
 /* What the loader has put in place already is left alone: data where code and
  * data share one RAM, hot functions that stay in flash (board.toml). */
-static void load(uint32_t *to, const uint32_t *end, const uint32_t *from)
-{
+static void load(uint32_t *to, const uint32_t *end, const uint32_t *from) {
   while (to != from && to < end) {
     *to++ = *from++;
   }
   __asm volatile("dsb\n\tisb" ::: "memory"); /* before any of it is executed */
 }
 
-void scl_reset_handler(void)
-{
+void scl_reset_handler(void) {
   enable_helium();
   paint_stack();
   load(scl_data_begin, scl_data_end, scl_data_load);
@@ -118,8 +112,7 @@ void scl_reset_handler(void)
   }
 }
 
-static void restart(uint32_t value)
-{
+static void restart(uint32_t value) {
   set_mark(value);
   __asm volatile("dsb" ::: "memory");
   SCL_REG32(SCB_AIRCR) = AIRCR_SYSRESETREQ;
@@ -128,24 +121,16 @@ static void restart(uint32_t value)
   }
 }
 
-void scl_port_keep(uint32_t word)
-{
+void scl_port_keep(uint32_t word) {
   kept[0] = word;
   kept[1] = word ^ MARK_CHECK;
 }
 
-uint32_t scl_port_kept(void)
-{
-  return kept[0];
-}
+uint32_t scl_port_kept(void) { return kept[0]; }
 
-void scl_cortexm_mark_watchdog(bool due)
-{
-  set_mark(due ? MARK_WATCHDOG : MARK_RUNNING);
-}
+void scl_cortexm_mark_watchdog(bool due) { set_mark(due ? MARK_WATCHDOG : MARK_RUNNING); }
 
-uint32_t scl_port_image(uint32_t range, const void **begin)
-{
+uint32_t scl_port_image(uint32_t range, const void **begin) {
   if (range == 0U) {
     *begin = scl_text_begin;
     return (uint32_t)((uintptr_t)scl_text_end - (uintptr_t)scl_text_begin);
@@ -154,23 +139,13 @@ uint32_t scl_port_image(uint32_t range, const void **begin)
   return range == 1U ? (uint32_t)((uintptr_t)scl_hot_end - (uintptr_t)scl_hot_begin) : 0U;
 }
 
-void scl_port_restart(void)
-{
-  restart(MARK_RESTART);
-}
+void scl_port_restart(void) { restart(MARK_RESTART); }
 
-void scl_cortexm_restart_hung(void)
-{
-  restart(MARK_WATCHDOG);
-}
+void scl_cortexm_restart_hung(void) { restart(MARK_WATCHDOG); }
 
-scl_reset_reason_t scl_cortexm_reset_reason(void)
-{
-  return reason;
-}
+scl_reset_reason_t scl_cortexm_reset_reason(void) { return reason; }
 
-uint32_t scl_port_stack_used(void)
-{
+uint32_t scl_port_stack_used(void) {
   /* volatile: words that nothing in this program's C semantics ever wrote. */
   const volatile uint32_t *word = scl_stack_bottom;
   while (word < scl_stack_top && *word == STACK_PAINT) {
@@ -179,25 +154,15 @@ uint32_t scl_port_stack_used(void)
   return (uint32_t)((uintptr_t)scl_stack_top - (uintptr_t)word);
 }
 
-__attribute__((weak)) void scl_cortexm_systick(void)
-{
-}
+__attribute__((weak)) void scl_cortexm_systick(void) {}
 
 /* A learning device is left alone for weeks: start again from the journal
  * rather than hang. */
-static void fault(void)
-{
-  scl_port_restart();
-}
+static void fault(void) { scl_port_restart(); }
 
-__attribute__((weak)) void scl_cortexm_nmi(void)
-{
-  fault();
-}
+__attribute__((weak)) void scl_cortexm_nmi(void) { fault(); }
 
-__attribute__((weak)) void scl_cortexm_interrupt(void)
-{
-}
+__attribute__((weak)) void scl_cortexm_interrupt(void) {}
 
 /* The system exceptions and, for one handler, the first external interrupts: a port enables at most one. */
 #define SYSTEM_EXCEPTIONS 16

@@ -35,8 +35,7 @@ static uint8_t *counts; /* the image's, NULL until it is mapped */
 static qemu_plugin_u64 board; /* version 2: the counts are the scoreboard's, from this offset */
 
 /* Bytes from the first count to this address's; SIZE_MAX outside the ranges. */
-static size_t place_of(uint64_t address)
-{
+static size_t place_of(uint64_t address) {
   uint64_t before = 0;
   for (size_t r = 0; r < n_ranges; ++r) {
     if (address >= ranges[r].base && address - ranges[r].base < ranges[r].size) {
@@ -47,14 +46,12 @@ static size_t place_of(uint64_t address)
   return SIZE_MAX;
 }
 
-static int refuse(const char *what)
-{
+static int refuse(const char *what) {
   (void)fprintf(stderr, "count plugin: %s\n", what);
   return -1;
 }
 
-static int add_range(const char *text)
-{
+static int add_range(const char *text) {
   char *end;
   if (n_ranges == MOST_RANGES) {
     return refuse("too many ranges");
@@ -64,23 +61,20 @@ static int add_range(const char *text)
   return ranges[n_ranges++].size == 0 ? refuse("range=BASE:SIZE") : 0;
 }
 
-static int open_image(const char *path)
-{
+static int open_image(const char *path) {
   for (size_t r = 0; r < n_ranges; ++r) {
     image.size += ranges[r].size / BYTES_PER_COUNT * sizeof(uint64_t);
   }
   struct stat status;
   image.file = path == NULL ? -1 : open(path, O_RDWR);
-  if (image.size == 0 || image.file < 0 || fstat(image.file, &status) != 0 ||
-      (uint64_t)status.st_size != image.size) {
+  if (image.size == 0 || image.file < 0 || fstat(image.file, &status) != 0 || (uint64_t)status.st_size != image.size) {
     return refuse("image: cannot be opened, or not of the ranges' size");
   }
   return 0;
 }
 
 /* Where QEMU of version 2 counts: whole pages in the first core's part of a scoreboard. */
-static void *reserve(size_t bytes)
-{
+static void *reserve(size_t bytes) {
   const size_t page = (size_t)sysconf(_SC_PAGESIZE);
   board.score = qemu_plugin_scoreboard_new((bytes + page - 1) / page * page + page);
   uint8_t *part = qemu_plugin_scoreboard_find(board.score, 0);
@@ -88,8 +82,7 @@ static void *reserve(size_t bytes)
   return part + board.offset;
 }
 
-static void map(void)
-{
+static void map(void) {
   void *place = qemu_plugin_version == 1 ? NULL : reserve(image.size);
   const int flags = MAP_SHARED | (place == NULL ? 0 : MAP_FIXED);
   counts = mmap(place, image.size, PROT_READ | PROT_WRITE, flags, image.file, 0);
@@ -102,8 +95,7 @@ static void map(void)
 
 /* Counting is added by the translated code itself, before each instruction: exact, and no call.
  * A scoreboard has a part only for a core that exists: one does when the first code is translated. */
-static void on_translation(struct qemu_plugin_tb *tb)
-{
+static void on_translation(struct qemu_plugin_tb *tb) {
   if (counts == NULL) {
     map();
   }
@@ -122,8 +114,7 @@ static void on_translation(struct qemu_plugin_tb *tb)
   }
 }
 
-EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
-{
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv) {
   const char *path = NULL;
   for (int i = 0; i < argc; ++i) {
     if (strncmp(argv[i], "image=", 6) == 0) {

@@ -33,14 +33,12 @@ static struct {
   bool attached;
 } window;
 
-static void fail(const char *what)
-{
+static void fail(const char *what) {
   (void)fprintf(stderr, "flash_window: %s\n", what);
   _exit(1);
 }
 
-static int attach_to(RAMBlock *block, void *data)
-{
+static int attach_to(RAMBlock *block, void *data) {
   (void)data;
   if (strcmp(qemu_ram_get_idstr(block), window.block) != 0) {
     return 0;
@@ -65,8 +63,7 @@ static int attach_to(RAMBlock *block, void *data)
 
 /* RAM blocks do not exist yet when plugins are installed; they do when the
  * first guest instruction is translated, before it runs. */
-static void on_translation(struct qemu_plugin_tb *tb)
-{
+static void on_translation(struct qemu_plugin_tb *tb) {
   (void)tb;
   if (!window.attached) {
     (void)qemu_ram_foreach_block(attach_to, NULL);
@@ -76,15 +73,12 @@ static void on_translation(struct qemu_plugin_tb *tb)
   }
 }
 
-static const char *value_of(const char *argument, const char *key)
-{
+static const char *value_of(const char *argument, const char *key) {
   const size_t length = strlen(key);
-  return strncmp(argument, key, length) == 0 && argument[length] == '=' ? argument + length + 1
-                                                                        : NULL;
+  return strncmp(argument, key, length) == 0 && argument[length] == '=' ? argument + length + 1 : NULL;
 }
 
-EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv)
-{
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv) {
   for (int i = 0; i < argc; ++i) {
     const char *value;
     if ((value = value_of(argv[i], "block")) != NULL) {

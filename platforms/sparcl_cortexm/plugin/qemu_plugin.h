@@ -43,9 +43,8 @@ struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb
 uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 
 /* Version 1 only. */
-OPTIONAL void qemu_plugin_register_vcpu_insn_exec_inline(struct qemu_plugin_insn *insn,
-                                                         enum qemu_plugin_op op, void *value,
-                                                         uint64_t operand);
+OPTIONAL void qemu_plugin_register_vcpu_insn_exec_inline(struct qemu_plugin_insn *insn, enum qemu_plugin_op op,
+                                                         void *value, uint64_t operand);
 
 /* Version 2 and later: memory of QEMU's, of the same size for each virtual core, and a number in it. */
 struct qemu_plugin_scoreboard;
@@ -55,18 +54,15 @@ typedef struct {
 } qemu_plugin_u64;
 OPTIONAL struct qemu_plugin_scoreboard *qemu_plugin_scoreboard_new(size_t bytes);
 OPTIONAL void *qemu_plugin_scoreboard_find(struct qemu_plugin_scoreboard *score, unsigned core);
-OPTIONAL void qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(struct qemu_plugin_insn *insn,
-                                                                  enum qemu_plugin_op op,
-                                                                  qemu_plugin_u64 value,
-                                                                  uint64_t operand);
+OPTIONAL void qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu(struct qemu_plugin_insn *insn, enum qemu_plugin_op op,
+                                                                  qemu_plugin_u64 value, uint64_t operand);
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv);
 
 /* QEMU reads the variable after it has loaded the library, so after constructors ran. */
 EXPORT int qemu_plugin_version = 1;
 
-__attribute__((constructor)) static void scl_choose_version(void)
-{
+__attribute__((constructor)) static void scl_choose_version(void) {
   const char *told = getenv("SCL_PLUGIN_API");
   if (qemu_plugin_register_vcpu_insn_exec_inline_per_vcpu != NULL) {
     qemu_plugin_version = told == NULL ? 2 : atoi(told);
@@ -75,28 +71,23 @@ __attribute__((constructor)) static void scl_choose_version(void)
 
 static void (*scl_translated)(struct qemu_plugin_tb *tb);
 
-static void scl_translated_before_7(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
-{
+static void scl_translated_before_7(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
   (void)id;
   scl_translated(tb);
 }
 
-static void scl_translated_since_7(struct qemu_plugin_tb *tb, void *data)
-{
+static void scl_translated_since_7(struct qemu_plugin_tb *tb, void *data) {
   (void)data;
   scl_translated(tb);
 }
 
 /* Have `translated` called for each block of code before it runs for the first time. */
 static void scl_on_translation(qemu_plugin_id_t id, const qemu_info_t *info,
-                               void (*translated)(struct qemu_plugin_tb *tb))
-{
+                               void (*translated)(struct qemu_plugin_tb *tb)) {
   scl_translated = translated;
-  qemu_plugin_register_vcpu_tb_trans_cb(id,
-                                        info->version.cur < 7
-                                            ? (void (*)(void))scl_translated_before_7
-                                            : (void (*)(void))scl_translated_since_7,
-                                        NULL);
+  qemu_plugin_register_vcpu_tb_trans_cb(
+      id, info->version.cur < 7 ? (void (*)(void))scl_translated_before_7 : (void (*)(void))scl_translated_since_7,
+      NULL);
 }
 
 #endif
