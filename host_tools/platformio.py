@@ -215,6 +215,7 @@ def write_environments(build: Path) -> None:
 
     `sparcl new` makes such projects. Only this file says where sparcl-mcu is on this computer.
     """
+    build.mkdir(parents=True, exist_ok=True)
     text = (ROOT / "platformio.ini").read_text(encoding="utf-8")
     root, core = _option(build, "sparcl-mcu", ROOT), _option(build, "sparcl-core", core_dir())
     text = text.replace("${PROJECT_DIR}", root)
