@@ -13,6 +13,7 @@ import pickle
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -321,6 +322,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 @contextmanager
 def cluster(count: int, before: str = "") -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """A Dask scheduler and then workers without nannies, each a program of its own as on other computers.
@@ -339,6 +346,9 @@ def cluster(count: int, before: str = "") -> Iterator[tuple[str, list[subprocess
 
     started = [start("scheduler", "--host", "127.0.0.1", "--port", port)]
     try:
+        while not _answers(int(port)):  # its imports take long on a busy machine
+            assert started[0].poll() is None, "the scheduler ended"
+            time.sleep(0.1)
         started += [start("worker", address, "--nthreads", "1", "--no-nanny") for _ in range(count)]
         yield address, started
     finally:
