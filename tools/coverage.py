@@ -23,6 +23,7 @@ TESTS = (
     "tests/firmware/test_modules.py",
     "tests/firmware/test_layers.py",
     "tests/firmware/test_hostile.py",
+    "tests/firmware/test_interface.py",
     "tests/firmware/test_window.py",
     "tests/firmware/test_seal.py",
     "tests/fuzz",
