@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sparcl.h: what it does in order, what it refuses, what comes back after a power cut, and what a host's check stops."""
+"""sparcl.h: what it does in order, what it refuses, what a power cut and a check of the host end in."""
 
 from __future__ import annotations
 
