@@ -184,10 +184,13 @@ def test_interrupted(long: Sparcl) -> None:
     assert command in terminal.text
     assert not measured(long).complete
     assert "Traceback" not in terminal.text
+    # On a busy machine the key may be seen a task later.
+    before = sum(any(row) for row in measured(long).scores)
+    assert before >= 1
     resumed = start(long, "stream", "--resume")
     frames = list(resumed.frames())
     assert resumed.process.returncode == 0
-    assert any("on 1 task so far" in frame for frame in frames), "what was measured before"
+    assert any(f"on {before} task" in frame for frame in frames), "what was measured before"
     assert "bit-exact" in long("validate", "native").stdout
 
 
