@@ -13,9 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
+from operator import itemgetter
 from typing import Annotated, Any
 
 import typer
+
+from sparcl_mcu.spec.errors import UserError
 
 from . import commands, failures, output
 
@@ -50,11 +53,21 @@ Exit status: 0 success
 
 
 def found() -> Iterator[tuple[str, Callable[..., None]]]:
-    """Names and functions of all commands."""
-    for module in pkgutil.iter_modules(commands.__path__):
-        yield module.name, getattr(import_module(f"{commands.__name__}.{module.name}"), module.name)
+    """Names and functions of all commands.  Raises UserError for one of another package that cannot be one."""
+    own = [module.name for module in pkgutil.iter_modules(commands.__path__)]
+    for name in own:
+        yield name, getattr(import_module(f"{commands.__name__}.{name}"), name)
     for point in entry_points(group=GROUP):
-        yield point.name, point.load()
+        if point.name in own:
+            raise UserError(
+                f"{point.value} adds the command {point.name}, which is there already: uninstall its package"
+            )
+        try:
+            yield point.name, point.load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"{point.value} adds a command, but does not work ({error}): uninstall its package"
+            ) from error
 
 
 def application() -> typer.Typer:
@@ -67,7 +80,7 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
         callback=_options_of_all,
     )
-    for name, command in sorted(found()):
+    for name, command in sorted(found(), key=itemgetter(0)):
         app.command(name)(command)
     return app
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -273,3 +274,22 @@ def test_only_a_named_port_is_flashed(
     assert run("flash", "tiny.toml") == 2
     assert "--port" in capsys.readouterr().err
     assert pio == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("run", "sparcl_mcu.benchmarks.commands.bench:bench", "adds the command run, which is there already"),
+        ("other", "no_such_module:other", r"does not work \(No module named 'no_such_module'\)"),
+        ("other", "sparcl_mcu.benchmarks.commands.bench:other", "does not work .*has no attribute 'other'"),
+    ],
+)
+def test_a_command_of_another_package_that_cannot_be_one(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The package is named, no traceback."""
+    monkeypatch.setattr(cli, "entry_points", lambda group: [EntryPoint(name, value, group)])
+    assert run("boards") == 2
+    told = capsys.readouterr().err
+    assert re.search(says, told)
+    assert value in told
