@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparcl_mcu.reference.decode import SCALARS
+from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.boards import Board
 from sparcl_mcu.spec.types import Method, Model, position_bytes
 from sparcl_mcu.spec.wire import Phase
@@ -182,9 +182,8 @@ def split(model: Model, content: bytes) -> Split:
         at += size
         return content[at - size : at]
 
-    scalars = take(SCALARS.itemsize + model.n_classes)
-    names = SCALARS.names or ()
-    fixed = dict(zip(names, struct.unpack("<IIIIIBBBBHHHHHHBBBBIII", scalars[: SCALARS.itemsize]), strict=True))
+    scalars = take(wire.SCALARS.size + model.n_classes)
+    fixed = wire.SCALARS.unpack_from(scalars)
     n, filled = fixed["n"], fixed["filled"]
     tables = take(5 * n + 4 * filled)
     stored = fixed["received"] if fixed["phase"] == Phase.FILLING else n
@@ -201,7 +200,7 @@ def split(model: Model, content: bytes) -> Split:
         take(4 * layer.n_pad)
     return Split(
         scalars=scalars,
-        class_task=scalars[SCALARS.itemsize :],
+        class_task=scalars[wire.SCALARS.size :],
         tables=tables,
         network=content[begin:at],
         transient=content[at:],

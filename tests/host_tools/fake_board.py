@@ -10,7 +10,7 @@ from typing import Self
 
 from sparcl_mcu.host_tools import frame
 from sparcl_mcu.host_tools.frame import Frame, Splitter
-from sparcl_mcu.host_tools.protocol import KEPT, VERSION
+from sparcl_mcu.host_tools.protocol import KEPT, PHASE_TICKS, VERSION
 from sparcl_mcu.reference import Device
 from sparcl_mcu.spec import wire
 from sparcl_mcu.spec.types import Model
@@ -166,11 +166,28 @@ class FakeBoard:
     def statistics(self) -> bytes:
         """docs/spec/protocol.md, "Statistics reply", with made-up ticks."""
         d = self.device
-        ticks = tuple(1000 * d.training_steps * k for k in range(1, 8))
-        counts = struct.pack("<IIIIQ", d.training_steps, d.passes, 10, 2, 4096)
-        journal = struct.pack("<HHHIIIIHH", 256, 200, d.filled, 0, 1, 0, self._snapshots, 0, 0)
-        state = struct.pack("<IIIII", d.saturated_activations, d.saturated_errors, d.guard_shifts, 0, 512)
-        return struct.pack("<7Q", *ticks) + counts + journal + state
+        ticks = {name: 1000 * d.training_steps * k for k, name in enumerate(PHASE_TICKS, 1)}
+        saturated = ("saturated_activations", "saturated_errors", "guard_shifts")
+        return wire.STATISTICS.pack(
+            **ticks,
+            training_steps=d.training_steps,
+            passes=d.passes,
+            programs=10,
+            erases=2,
+            bytes_written=4096,
+            sectors=256,
+            sectors_free=200,
+            live_records=d.filled,
+            erase_min=0,
+            erase_max=1,
+            relocated=0,
+            checkpoints=self._snapshots,
+            retired_sectors=0,
+            lost_records=0,
+            **{name: getattr(d, name) for name in saturated},
+            weights_at_clamp=0,
+            stack_used=512,
+        )
 
 
 def commands(board: FakeBoard) -> list[int]:

@@ -13,6 +13,7 @@ import pytest
 from sparcl_mcu.generator import pipeline
 from sparcl_mcu.host_tools.stream import stream
 from sparcl_mcu.spec.paths import ROOT
+from tests.boards.test_end_to_end import EXPERIMENT
 from tests.compiled import compile_c
 from tests.firmware.native import NOT_OPTIMISED, board_facts, generate
 from tests.host_tools.fake_board import FakeBoard
@@ -22,28 +23,6 @@ ENGINE = ROOT / "firmware" / "engine"
 EMBED = ROOT / "examples" / "embed"
 LIBC = {"memcmp", "memcpy", "memmove", "memset", "strlen"}
 FLAGS = ("-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
-EXPERIMENT = """
-[data]
-set = "digits"
-train_per_class = 12
-test_per_class = 5
-[tasks]
-split = [[0, 1], [2, 3]]
-[model]
-hidden = [16]
-[initial]
-train = "none"
-[sparsity]
-weights = 0.6
-[method]
-epochs = 2
-buffer = 12
-[dgm]
-enabled = true
-[ddr]
-enabled = true
-until = 2
-"""
 
 
 def includes(generated: Path) -> list[str]:
